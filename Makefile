@@ -1,0 +1,40 @@
+# Targets a user calls. `make demo` and `make test` set up what is missing first.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# Two OpenMP threads that compete for a core spin for minutes; passive waiting costs nothing.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help setup demo test test-slow lint benchmark-shapes clean
+
+help:
+	@echo "make demo               set up, train on the embedded data, print the table, draw output/demo/contact_sheet.png"
+	@echo "make test               set up, run the tests         (make test-slow: the long ones too)"
+	@echo "make lint               ruff, ruff format --check, mypy"
+	@echo "make benchmark-shapes   every row of the table on the embedded data, 3 seeds (about 40 minutes on 2 cores)"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements/no_deps.txt requirements/install.sh
+	@bash requirements/install.sh $(VENV)
+	@touch $@
+
+demo: $(STAMP)
+	@$(PY) -m benchmarks.shapes_zsp --preset demo --output output/demo
+
+test: $(STAMP)
+	@$(PY) -m pytest
+
+test-slow: $(STAMP)
+	@$(PY) -m pytest -m "slow or not slow"
+
+lint: $(STAMP)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+benchmark-shapes: $(STAMP)
+	@$(PY) -m benchmarks.shapes_zsp --preset benchmark --output output/benchmark_shapes
+
+clean:
+	rm -rf output .pytest_cache .mypy_cache .ruff_cache .coverage
