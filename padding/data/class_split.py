@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The label space of a data set: names, thing or stuff, seen or unseen (PADing, Sec. 4: the zero-shot protocols).
+
+Indices are derived from names, never written down: a list of unseen names in ``datasets/splits`` and a table of
+categories are enough. Three kinds of id are kept apart: the *data-set id* of the annotation files, the *contiguous id*
+(index in ``names``, one numbering for things and stuff), and the *narrow* contiguous id of ``seen_only()``, in which a
+zero-shot training set is labelled.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ClassSplit", "read_name_list", "splits_dir"]
+
+_GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class ClassSplit:
+    """Classes of one label space; the contiguous id of a class is its index in ``names``.
+
+    Attributes:
+        names: class names, unique.
+        is_thing: per class, True for a countable class.
+        dataset_ids: per class, its id in the annotation files, unique.
+        unseen_names: classes that have no training example; a subset of ``names``.
+        colors: per class, RGB in [0, 255] for drawings.
+    """
+
+    names: tuple[str, ...]
+    is_thing: tuple[bool, ...]
+    dataset_ids: tuple[int, ...]
+    unseen_names: frozenset[str] = frozenset()
+    colors: tuple[tuple[int, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.colors:
+            object.__setattr__(self, "colors", (_GREY,) * len(self.names))
+        lengths = {"is_thing": self.is_thing, "dataset_ids": self.dataset_ids, "colors": self.colors}
+        for field_name, values in lengths.items():
+            if len(values) != len(self.names):
+                raise ValueError(
+                    f"{field_name} has {len(values)} entries for {len(self.names)} class names; give one per class"
+                )
+        for field_name, entries in (("class names", self.names), ("data-set ids", self.dataset_ids)):
+            repeated = [entry for entry, count in Counter(entries).items() if count > 1]
+            if repeated:
+                raise ValueError(f"{field_name} appear more than once: {repeated[:5]}; every class needs its own")
+        self.ids_of(sorted(self.unseen_names))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the no-object class of a model not counted."""
+        return len(self.names)
+
+    @cached_property
+    def unseen_ids(self) -> tuple[int, ...]:
+        """Contiguous ids of the unseen classes, ascending."""
+        return tuple(i for i, name in enumerate(self.names) if name in self.unseen_names)
+
+    @cached_property
+    def seen_ids(self) -> tuple[int, ...]:
+        """Contiguous ids of the seen classes, ascending."""
+        return tuple(i for i, name in enumerate(self.names) if name not in self.unseen_names)
+
+    @cached_property
+    def thing_ids(self) -> frozenset[int]:
+        """Contiguous ids of the countable classes."""
+        return frozenset(i for i, thing in enumerate(self.is_thing) if thing)
+
+    @cached_property
+    def contiguous_id(self) -> dict[int, int]:
+        """Data-set id to contiguous id."""
+        return {dataset_id: i for i, dataset_id in enumerate(self.dataset_ids)}
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+    def ids_of(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Contiguous ids of some classes, in the order of their names.
+
+        Raises:
+            ValueError: a name is not a class of this split; the message gives the nearest spelling.
+        """
+        names = tuple(names)
+        unknown = [name for name in names if name not in self._index]
+        if unknown:
+            raise ValueError(f"not among the {self.num_classes} classes: " + "; ".join(map(self._suggest, unknown[:5])))
+        return tuple(self._index[name] for name in names)
+
+    def _suggest(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.names, n=1, cutoff=0.0)
+        return f"'{name}' (nearest: '{near[0]}')" if near else f"'{name}'"
+
+    def seen_only(self) -> ClassSplit:
+        """The narrow split: seen classes alone, renumbered from 0 in the same order, nothing unseen."""
+        return self.restricted_to([self.names[i] for i in self.seen_ids])
+
+    def restricted_to(self, names: Iterable[str]) -> ClassSplit:
+        """Split with only some classes, in the order of their names; they stay seen or unseen as they were."""
+        ids = self.ids_of(names)
+        kept = tuple(self.names[i] for i in ids)
+        return ClassSplit(
+            names=kept,
+            is_thing=tuple(self.is_thing[i] for i in ids),
+            dataset_ids=tuple(self.dataset_ids[i] for i in ids),
+            unseen_names=self.unseen_names & frozenset(kept),
+            colors=tuple(self.colors[i] for i in ids),
+        )
+
+    @classmethod
+    def from_categories(cls, categories: Sequence[Mapping[str, Any]], unseen_names: Iterable[str] = ()) -> ClassSplit:
+        """Split from COCO-style category entries, in their order.
+
+        Args:
+            categories: dicts with ``id`` and ``name``; ``isthing`` (default 1) and ``color`` (default grey) may lack.
+            unseen_names: names of the unseen classes.
+
+        Raises:
+            ValueError: an entry lacks ``id`` or ``name``, an id or a name repeats, or an unseen name is unknown.
+        """
+        for category in categories:
+            if "id" not in category or "name" not in category:
+                raise ValueError(f"category {dict(category)} needs the fields 'id' and 'name'")
+        return cls(
+            names=tuple(str(category["name"]) for category in categories),
+            is_thing=tuple(bool(category.get("isthing", 1)) for category in categories),
+            dataset_ids=tuple(int(category["id"]) for category in categories),
+            unseen_names=frozenset(unseen_names),
+            colors=tuple(_as_color(category.get("color", _GREY)) for category in categories),
+        )
+
+
+def _as_color(value: Sequence[int]) -> tuple[int, int, int]:
+    red, green, blue = value
+    return int(red), int(green), int(blue)
+
+
+def read_name_list(path: str | Path) -> tuple[str, ...]:
+    """Names from a text file, one per line; lines starting with ``#`` and empty lines are skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file names nothing, or a name twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such list of class names; the lists shipped with the project lie in {splits_dir()}"
+        )
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    names = tuple(line for line in lines if line and not line.startswith("#"))
+    if not names:
+        raise ValueError(f"{path}: holds no name; write one class name per line")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{path}: names {repeated} more than once; remove the repeated lines")
+    return names
+
+
+def splits_dir() -> Path:
+    """Folder of the shipped lists, ``datasets/splits`` of the repository."""
+    return Path(__file__).resolve().parents[2] / "datasets" / "splits"
