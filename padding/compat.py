@@ -30,7 +30,7 @@ class _MissingOps:
 class _SetSamplingRandom(random.Random):
     """Python 3.11 removed ``sample`` from sets, which v0.6's MapDataset uses when a mapper returns None."""
 
-    def sample(self, population: Any, k: int, **kwargs: Any) -> list[Any]:  # noqa: D102
+    def sample(self, population: Any, k: int, **kwargs: Any) -> list[Any]:
         if isinstance(population, set):
             population = sorted(population)
         return super().sample(population, k, **kwargs)
@@ -49,7 +49,7 @@ def _alias_removed_names() -> None:
         if name not in vars(np):
             setattr(np, name, builtin)
     # torch 2 split LRScheduler from _LRScheduler: hooks.LRScheduler would not checkpoint torch's own schedulers.
-    torch.optim.lr_scheduler._LRScheduler = torch.optim.lr_scheduler.LRScheduler  # type: ignore[misc]
+    torch.optim.lr_scheduler._LRScheduler = torch.optim.lr_scheduler.LRScheduler  # type: ignore[assignment,misc]
 
 
 def _stub_compiled_ops() -> None:
@@ -61,12 +61,13 @@ def _stub_compiled_ops() -> None:
 
 
 def _patch_detectron2_v06() -> None:
+    import detectron2
     import detectron2.data.common as data_common
     import detectron2.evaluation.coco_evaluation as coco_evaluation
     from detectron2.engine import DefaultTrainer
 
     data_common.random = types.SimpleNamespace(Random=_SetSamplingRandom)
-    if isinstance(getattr(__import__("detectron2"), "_C", None), _MissingOps):
+    if isinstance(getattr(detectron2, "_C", None), _MissingOps):
         coco_evaluation.COCOeval_opt = coco_evaluation.COCOeval  # its default use_fast_impl=True needs _C
 
     def state_dict(self: Any) -> dict[str, Any]:
