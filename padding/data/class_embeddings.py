@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of class embeddings, found by class name (PADing, section 3: the semantic embeddings a_c).
+
+A table is an npz file with ``names`` (K,) unicode, ``embeddings`` (K, E) float32 and, optionally, ``source``, a line that
+says where the numbers come from. Rows are always selected by name, so that the order in the file never matters.
+Letters: K classes, E width of the embeddings.
+"""
+
+import difflib
+import io
+import os
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+# The earliest time a zip entry can hold: equal tables give equal bytes whenever they are written.
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """A validated table.
+
+    Attributes:
+        names: K different class names.
+        embeddings: (K, E) float32, finite, no row all zero.
+        source: where the numbers come from; may be empty.
+    """
+
+    names: tuple[str, ...]
+    embeddings: FloatArray
+    source: str = ""
+
+
+def nearest_names(name: str, candidates: Sequence[str], count: int = 3) -> list[str]:
+    """Candidates whose spelling comes closest to ``name``, best first; case is ignored."""
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), list(by_lower), n=count, cutoff=0.5)]
+
+
+def normalise_rows(embeddings: npt.ArrayLike) -> FloatArray:
+    """Divide every row of a (K, E) array by its L2 norm, computed in float64.
+
+    Raises:
+        ValueError: if a row is all zero.
+    """
+    wide = np.asarray(embeddings, dtype=np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    if not (norms > 0).all():
+        raise ValueError(
+            f"rows {np.flatnonzero(norms[:, 0] <= 0)[:_SHOWN].tolist()} are all zero and have no direction"
+        )
+    return (wide / norms).astype(np.float32)
+
+
+def validate_table(names: Sequence[str], embeddings: npt.ArrayLike, where: str) -> FloatArray:
+    """Check a table and return its numbers as float32.
+
+    Args:
+        names: K class names.
+        embeddings: (K, E) numbers.
+        where: file or command named in the errors.
+
+    Raises:
+        ValueError: naming the classes whose name is doubled or whose row is not finite or all zero.
+    """
+    doubled = sorted(name for name, times in Counter(names).items() if times > 1)
+    if doubled:
+        raise ValueError(f"{where}: class names occur more than once: {_listed(doubled)}. Keep one row for each name.")
+    numbers = np.asarray(embeddings)
+    if numbers.ndim != 2 or numbers.shape[0] != len(names) or numbers.shape[1] == 0:
+        raise ValueError(
+            f"{where}: embeddings of shape {numbers.shape}, expected ({len(names)}, E): one row for each of the "
+            f"{len(names)} names. Write the table with save_class_embeddings."
+        )
+    if not np.issubdtype(numbers.dtype, np.floating):
+        raise ValueError(f"{where}: embeddings of type {numbers.dtype}, expected floating point numbers.")
+    # An overflow in the cast shows as a non-finite row just below.
+    with np.errstate(over="ignore"):
+        table = numbers.astype(np.float32)
+    broken = [name for name, finite in zip(names, np.isfinite(table).all(axis=1), strict=True) if not finite]
+    if broken:
+        raise ValueError(f"{where}: NaN or infinite numbers in the rows of {_listed(broken)}. Compute the table again.")
+    zero = [name for name, some in zip(names, table.any(axis=1), strict=True) if not some]
+    if zero:
+        raise ValueError(f"{where}: all-zero rows: {_listed(zero)}. A class without embedding cannot be generated.")
+    return table
+
+
+def read_class_embeddings(path: str | Path) -> EmbeddingTable:
+    """Read and validate a whole npz table; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: with the command that writes a table.
+        ValueError: naming the file and what is wrong in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No table of class embeddings at {path}. Write one (see `python datasets/prepare_class_embeddings.py --help`) "
+            "or point the configuration to an existing one."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} is not a readable npz table ({error}). Expected plain arrays `names` and `embeddings`; "
+            "write it again with datasets/prepare_class_embeddings.py."
+        ) from error
+    missing = {"names", "embeddings"} - arrays.keys()
+    if missing:
+        raise ValueError(
+            f"{path}: missing {sorted(missing)}, found {sorted(arrays)}. Write it with save_class_embeddings."
+        )
+    if arrays["names"].ndim != 1 or arrays["names"].dtype.kind != "U":
+        raise ValueError(f"{path}: `names` must be a one-dimensional unicode array, got {arrays['names'].dtype}.")
+    names = tuple(str(name) for name in arrays["names"])
+    source = str(arrays["source"]) if "source" in arrays else ""
+    return EmbeddingTable(names, validate_table(names, arrays["embeddings"], str(path)), source)
+
+
+def select_rows(table: EmbeddingTable, names: Sequence[str], where: str) -> FloatArray:
+    """Rows of ``names`` in the given order, (len(names), E).
+
+    Raises:
+        ValueError: listing every name without a row, with the nearest spelling in the table.
+    """
+    row_of = {name: row for row, name in enumerate(table.names)}
+    missing = [name for name in names if name not in row_of]
+    if missing:
+        hints = [f"{name!r} (nearest: {', '.join(nearest_names(name, table.names)) or 'none'})" for name in missing]
+        raise ValueError(
+            f"{where}: no embedding for {len(missing)} of {len(names)} classes: {_listed(hints)}. "
+            "Add the rows, or use the table's spelling in the class list."
+        )
+    return table.embeddings[[row_of[name] for name in names]]
+
+
+def load_class_embeddings(
+    path: str | Path, names: Sequence[str], *, l2_normalize: bool, width: int | None = None
+) -> FloatArray:
+    """Embeddings of the named classes, in the order of ``names``.
+
+    Args:
+        path: npz table; it may hold more classes than asked for.
+        names: class names, all different.
+        l2_normalize: divide every row by its norm.
+        width: width E the caller is built for; None accepts any.
+
+    Returns:
+        (len(names), E) float32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable or invalid table, missing or doubled names, another width.
+    """
+    table = read_class_embeddings(path)
+    if width is not None and table.embeddings.shape[1] != width:
+        raise ValueError(
+            f"{path}: embeddings are {table.embeddings.shape[1]} wide, expected {width}. "
+            "Set the configured width to the table's, or prepare the table with the other model."
+        )
+    doubled = sorted(name for name, times in Counter(names).items() if times > 1)
+    if doubled:
+        raise ValueError(
+            f"Embeddings were asked twice for the same class: {_listed(doubled)}. Class names must differ."
+        )
+    rows = select_rows(table, names, str(path))
+    return normalise_rows(rows) if l2_normalize else rows
+
+
+def save_class_embeddings(path: str | Path, names: Sequence[str], embeddings: npt.ArrayLike, source: str = "") -> None:
+    """Write a table; a killed process leaves the old file or none, equal tables give equal bytes.
+
+    Args:
+        path: target, ``*.npz``; missing folders are made.
+        names: K class names, all different.
+        embeddings: (K, E) numbers, stored as float32.
+        source: one line that says where the numbers come from.
+
+    Raises:
+        ValueError: if the table is invalid or the name does not end in ``.npz``.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: a table of class embeddings is an .npz file; add the suffix.")
+    table = validate_table(names, embeddings, str(path))
+    arrays: dict[str, npt.NDArray[np.generic]] = {"names": np.array(list(names), dtype=np.str_), "embeddings": table}
+    if source:
+        arrays["source"] = np.array(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(_npz_bytes(arrays))
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def random_class_embeddings(names: Sequence[str], width: int, seed: int) -> FloatArray:
+    """Unit vectors drawn for each name on its own, for trials without text embeddings.
+
+    The row of a class depends on its name, the width and the seed only, not on the other classes.
+
+    Args:
+        names: class names.
+        width: E >= 1.
+        seed: added to the CRC-32 of the name; >= 0.
+
+    Returns:
+        (len(names), width) float32, rows of norm 1.
+    """
+    if width < 1 or seed < 0:
+        raise ValueError(f"width must be >= 1 and seed >= 0, got width={width}, seed={seed}")
+    rows = [np.random.default_rng(zlib.crc32(name.encode()) + seed).standard_normal(width) for name in names]
+    return normalise_rows(np.stack(rows)) if rows else np.zeros((0, width), np.float32)
+
+
+def read_word2vec_csv(path: str | Path, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+    """Read the comma-separated word vectors that zero-shot instance segmentation passes around.
+
+    The file has E rows and 1 + K columns; column 0 is the background, the others follow the class list, seen classes
+    first. Nothing in the file names the columns, so their number is all that can be checked here.
+
+    Args:
+        path: text file.
+        names: K class names in the order of the columns.
+
+    Returns:
+        Embeddings (K, E) and the background vector (E,), float32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: text that is not numbers, rows of unequal length, or another number of columns.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No word vectors at {path}; give the path of a word_w2v_withbg_*.txt file.")
+    try:
+        columns = np.loadtxt(path, delimiter=",", dtype=np.float64, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected rows of comma-separated numbers of equal length ({error}).") from error
+    if columns.shape[1] != len(names) + 1:
+        raise ValueError(
+            f"{path}: {columns.shape[1]} columns, expected {len(names) + 1} (background, then {len(names)} classes). "
+            "Give the class lists that belong to this file, seen classes first."
+        )
+    table = validate_table(list(names), columns[:, 1:].T, str(path))
+    return table, columns[:, 0].astype(np.float32)
+
+
+def nearest_known_classes(
+    embeddings: npt.ArrayLike, names: Sequence[str], known_names: Sequence[str], top_k: int = 3
+) -> dict[str, list[tuple[str, float]]]:
+    """For every class that is not known, the known classes of highest cosine similarity.
+
+    Args:
+        embeddings: (K, E) in the order of ``names``.
+        names: K class names.
+        known_names: the seen classes, each one of ``names``.
+        top_k: neighbours reported for a class.
+
+    Returns:
+        Class name to (known class, cosine in [-1, 1]), best first.
+    """
+    unit = normalise_rows(embeddings)
+    row_of = {name: row for row, name in enumerate(names)}
+    known = [name for name in known_names if name in row_of]
+    bank = unit[[row_of[name] for name in known]]
+    report: dict[str, list[tuple[str, float]]] = {}
+    for name in names:
+        if name in set(known):
+            continue
+        cosine = bank @ unit[row_of[name]]
+        order = np.argsort(-cosine, kind="stable")[:top_k]
+        report[name] = [(known[i], float(cosine[i])) for i in order]
+    return report
+
+
+def _npz_bytes(arrays: dict[str, npt.NDArray[np.generic]]) -> bytes:
+    """An npz archive whose bytes depend on the arrays alone (np.savez stores the time of writing)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for key, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{key}.npy", date_time=_ZIP_TIME)
+            entry.create_system = 3
+            entry.external_attr = 0o644 << 16
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, version=(1, 0), allow_pickle=False)
+            archive.writestr(entry, content.getvalue())
+    return buffer.getvalue()
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Items joined by commas, cut after a few so that an error stays readable."""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
