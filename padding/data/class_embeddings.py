@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of class embeddings, found by class name (PADing, section 3: the semantic embeddings a_c).
 
-A table is an npz file with ``names`` (K,) unicode, ``embeddings`` (K, E) float32 and, optionally, ``source``, a line that
-says where the numbers come from. Rows are always selected by name, so that the order in the file never matters.
+A table is an npz file with ``names`` (K,) unicode, ``embeddings`` (K, E) float32 and, optionally, ``source``, a line
+that says where the numbers come from. Rows are always selected by name, so that the order in the file never matters.
 Letters: K classes, E width of the embeddings.
 """
 
@@ -88,10 +88,10 @@ def validate_table(names: Sequence[str], embeddings: npt.ArrayLike, where: str) 
     # An overflow in the cast shows as a non-finite row just below.
     with np.errstate(over="ignore"):
         table = numbers.astype(np.float32)
-    broken = [name for name, finite in zip(names, np.isfinite(table).all(axis=1), strict=True) if not finite]
+    broken = [name for name, row in zip(names, table, strict=True) if not np.isfinite(row).all()]
     if broken:
         raise ValueError(f"{where}: NaN or infinite numbers in the rows of {_listed(broken)}. Compute the table again.")
-    zero = [name for name, some in zip(names, table.any(axis=1), strict=True) if not some]
+    zero = [name for name, row in zip(names, table, strict=True) if not row.any()]
     if zero:
         raise ValueError(f"{where}: all-zero rows: {_listed(zero)}. A class without embedding cannot be generated.")
     return table
@@ -107,7 +107,7 @@ def read_class_embeddings(path: str | Path) -> EmbeddingTable:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"No table of class embeddings at {path}. Write one (see `python datasets/prepare_class_embeddings.py --help`) "
+            f"No table of class embeddings at {path}. Write one (`python datasets/prepare_class_embeddings.py --help`) "
             "or point the configuration to an existing one."
         )
     try:
