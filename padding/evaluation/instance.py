@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO instance evaluation by class: AP, AP50 and recall at IoU 0.5, with seen and unseen means (PADing, Tab. 2 and 5).
+
+COCO's protocol with area "all" and at most 100 detections per class and image, which is also the generalised zero-shot
+instance protocol. Counted by faster-coco-eval, or by pycocotools where that is not installed; both give equal numbers.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from torch import Tensor
+
+from padding.evaluation.grouping import ClassGroups, grouped_results
+from padding.evaluation.report import build_report, publish
+
+__all__ = ["DetectionScores", "InstanceEvaluator", "detection_scores"]
+
+logger = logging.getLogger(__name__)
+
+IouType = Literal["bbox", "segm"]
+METRICS = ("AP", "AP50", "recall100")
+MAX_DETECTIONS = 100
+ALL_AREAS = [0.0, 1e10]  # square pixels; COCO's "all"
+BACKENDS = ("faster_coco_eval", "pycocotools")
+
+
+@dataclass(frozen=True)
+class DetectionScores:
+    """Scores as fractions, NaN for a class without ground truth.
+
+    Attributes:
+        ap: (K,) float64, mean over the IoU thresholds 0.5, 0.55 .. 0.95 and 101 recall points.
+        ap50: (K,) float64, at IoU 0.5.
+        recall: (K,) float64, largest recall at IoU 0.5 with at most 100 detections per image.
+        present: (K,) bool, classes with ground truth that is not crowd.
+    """
+
+    ap: npt.NDArray[np.float64]
+    ap50: npt.NDArray[np.float64]
+    recall: npt.NDArray[np.float64]
+    present: npt.NDArray[np.bool_]
+
+
+class InstanceEvaluator(DatasetEvaluator):
+    """Detectron2 evaluator of ``output["instances"]``: ``scores``, ``pred_classes``, ``pred_masks`` or ``pred_boxes``.
+
+    The boxes of a model that predicts masks are those of its masks. Classes are contiguous ids of the data set; the
+    ground truth is an instances JSON, so the means run over its things. The result keys are ``segm`` and ``bbox``:
+    ``AP, AP50, recall100`` (each also ``_seen, _unseen, _hm``) in percent, class counts, ``num_images``.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_folder: str | Path | None = None,
+        *,
+        iou_types: Sequence[IouType] = ("segm", "bbox"),
+        backend: str = "auto",
+    ) -> None:
+        """Read the ground truth.
+
+        Args:
+            dataset_name: registered data set with ``json_file``.
+            output_folder: where the per-class reports go; None writes nothing.
+            iou_types: what to compare, masks or boxes or both.
+            backend: "faster_coco_eval", "pycocotools", or "auto" for the first of them that is installed.
+
+        Raises:
+            ValueError: if there is no ground truth, or it lacks a thing class of the data set.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        json_file = metadata.get("json_file")
+        if not json_file or not Path(json_file).is_file():
+            raise ValueError(
+                f"data set '{dataset_name}' needs an instances JSON as json_file in its metadata, got {json_file!r}; "
+                "prepare it, or switch MODEL.MASK_FORMER.TEST.INSTANCE_ON off"
+            )
+        groups = ClassGroups.from_metadata(metadata)
+        self.groups = groups.subset(groups.thing_ids)
+        self._dataset_name = dataset_name
+        self._output_folder = output_folder
+        self._iou_types = tuple(iou_types)
+        self._backend = _backend_name(backend)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth = importlib.import_module(f"{self._backend}.coco").COCO(str(json_file))
+        missing = sorted({groups.dataset_ids[i] for i in groups.thing_ids} - set(self._truth.getCatIds()))
+        if missing:
+            raise ValueError(
+                f"{json_file}: lacks categories {missing[:10]}, thing classes of data set '{dataset_name}'"
+            )
+        self._json_file = json_file
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._detections: list[dict[str, Any]] = []
+        self._image_ids: list[int] = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Take in a batch.
+
+        Args:
+            inputs: dataset dicts with ``file_name`` and ``image_id``.
+            outputs: predictions of the same images, at their original size.
+
+        Raises:
+            ValueError: naming the image, if it is not in the ground truth or its size is another one.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            if "instances" not in output:
+                raise ValueError(
+                    f"{record['file_name']}: the prediction has only {sorted(output)}, not 'instances'; switch "
+                    "MODEL.MASK_FORMER.TEST.INSTANCE_ON on"
+                )
+            image = self._truth.imgs.get(record["image_id"])
+            if image is None:
+                raise ValueError(f"{self._json_file}: has no image {record['image_id']!r} ({record['file_name']})")
+            self._image_ids.append(record["image_id"])
+            try:
+                self._detections += self._as_entries(output["instances"], image)
+            except ValueError as error:
+                raise ValueError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
+
+    def _as_entries(self, instances: Instances, image: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """COCO result entries of one image; detections that are not of a thing class are dropped."""
+        keep = torch.tensor([int(c) in self.groups.thing_ids for c in instances.pred_classes], dtype=torch.bool)
+        if not bool(keep.any()):
+            return []
+        instances = instances.to(torch.device("cpu"))[keep]
+        if instances.has("pred_masks"):
+            shapes = _mask_entries(instances.pred_masks, image)
+        elif "segm" in self._iou_types:
+            raise ValueError("instances without pred_masks cannot be compared by 'segm'; ask for iou_types=('bbox',)")
+        else:
+            shapes = _box_entries(instances.pred_boxes.tensor)
+        return [
+            {"image_id": image["id"], "category_id": self.groups.dataset_ids[class_id], "score": score, **shape}
+            for class_id, score, shape in zip(
+                instances.pred_classes.tolist(), instances.scores.tolist(), shapes, strict=True
+            )
+        ]
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
+        """Join the ranks and report.
+
+        Returns:
+            ``{"segm": {...}, "bbox": {...}}`` on the main rank, None on the others.
+        """
+        comm.synchronize()
+        parts = comm.gather((self._detections, self._image_ids))
+        if not comm.is_main_process():
+            return None
+        detections = [entry for part in parts for entry in part[0]]
+        image_ids = sorted({image_id for part in parts for image_id in part[1]})
+        if len(image_ids) < len(self._truth.imgs):
+            logger.warning("%s: evaluated %d of %d images", self._dataset_name, len(image_ids), len(self._truth.imgs))
+        results: OrderedDict[str, dict[str, float]] = OrderedDict()
+        for iou_type in self._iou_types:
+            scores = detection_scores(self._truth, detections, image_ids, iou_type, self.groups, self._backend)
+            results[iou_type] = self._report(iou_type, scores)
+            results[iou_type]["num_images"] = len(image_ids)
+        return results
+
+    def _report(self, iou_type: str, scores: DetectionScores) -> dict[str, float]:
+        per_class = dict(zip(METRICS, (100 * scores.ap, 100 * scores.ap50, 100 * scores.recall), strict=True))
+        results = grouped_results(per_class, scores.present, self.groups)
+        publish(build_report(iou_type, results, METRICS, per_class, scores.present, self.groups), self._output_folder)
+        return results
+
+
+def detection_scores(
+    truth: Any,
+    detections: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[int],
+    iou_type: IouType,
+    groups: ClassGroups,
+    backend: str,
+) -> DetectionScores:
+    """Run the COCO evaluation and read its tables class by class.
+
+    Args:
+        truth: COCO object of the backend.
+        detections: result entries with data-set category ids; may be empty.
+        image_ids: images that were evaluated.
+        iou_type: "segm" or "bbox".
+        groups: the thing classes.
+        backend: "faster_coco_eval" or "pycocotools".
+
+    Returns:
+        (K,) scores over all contiguous ids; classes that are no things are NaN and not present.
+    """
+    class_ids = sorted(groups.thing_ids)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _evaluation_class(backend)(truth, _result_set(truth, detections, iou_type), iou_type)
+        evaluation.params.imgIds = list(image_ids)
+        evaluation.params.catIds = [groups.dataset_ids[class_id] for class_id in class_ids]
+        evaluation.params.maxDets = [MAX_DETECTIONS]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [ALL_AREAS], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    # precision (thresholds, recall points, classes, areas, limits), recall without the second; -1: no ground truth
+    precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, 0]
+    recall = np.asarray(evaluation.eval["recall"])[0, :, 0, 0]
+    nan = np.full(groups.num_classes, np.nan)
+    scores = DetectionScores(nan.copy(), nan.copy(), nan.copy(), np.zeros(groups.num_classes, dtype=bool))
+    for column, class_id in enumerate(class_ids):
+        if recall[column] < 0:
+            continue
+        scores.present[class_id] = True
+        scores.ap[class_id] = precision[:, :, column].mean()
+        scores.ap50[class_id] = precision[0, :, column].mean()
+        scores.recall[class_id] = recall[column]
+    return scores
+
+
+def _result_set(truth: Any, detections: Sequence[Mapping[str, Any]], iou_type: IouType) -> Any:
+    """Detections as a COCO object of the same backend; ``loadRes`` refuses an empty list."""
+    if not detections:
+        result = type(truth)()
+        result.dataset = {**truth.dataset, "annotations": []}
+        result.createIndex()
+        return result
+    # loadRes takes the kind of result from the keys it finds, and a box in a segm result for the truth about its area.
+    key = "segmentation" if iou_type == "segm" else "bbox"
+    return truth.loadRes(
+        [{**{name: d[name] for name in ("image_id", "category_id", "score")}, key: d[key]} for d in detections]
+    )
+
+
+def _mask_entries(masks: Tensor, image: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """RLE and tight box of each mask (N, h, w)."""
+    from pycocotools import mask as mask_api
+
+    height, width = image["height"], image["width"]
+    if tuple(masks.shape[-2:]) != (height, width):
+        raise ValueError(f"masks of size {tuple(masks.shape[-2:])}, the ground truth says ({height}, {width})")
+    # (N, w, h) in C order is the (h, w, N) Fortran order that the encoder wants.
+    columns = (masks > 0).to(torch.uint8).transpose(1, 2).contiguous().numpy().transpose(2, 1, 0)
+    rles = mask_api.encode(columns)
+    boxes = mask_api.toBbox(rles)
+    return [
+        {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")}, "bbox": box.tolist()}
+        for rle, box in zip(rles, boxes, strict=True)
+    ]
+
+
+def _box_entries(boxes: Tensor) -> list[dict[str, Any]]:
+    """Corner boxes (N, 4) as x, y, width, height."""
+    corner, opposite = boxes[:, :2], boxes[:, 2:]
+    return [{"bbox": box} for box in torch.cat([corner, opposite - corner], dim=1).tolist()]
+
+
+def _backend_name(wanted: str) -> str:
+    if wanted not in ("auto", *BACKENDS):
+        raise ValueError(f"backend is {wanted!r}; expected 'auto' or one of {BACKENDS}")
+    candidates = BACKENDS if wanted == "auto" else (wanted,)
+    for name in candidates:
+        if importlib.util.find_spec(name) is not None:
+            return name
+    raise ValueError(f"none of {candidates} is installed; pip install faster-coco-eval")
+
+
+def _evaluation_class(backend: str) -> Any:
+    if backend == "faster_coco_eval":
+        from faster_coco_eval import COCOeval_faster
+
+        return COCOeval_faster
+    from pycocotools.cocoeval import COCOeval
+
+    return COCOeval

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Semantic IoU on the data set's confusion matrix, with seen and unseen means (PADing, Tab. 4).
+
+Label conventions. A ground-truth file is an index image (PIL mode P, L or 16 bit; palettes are never looked at).
+Contiguous labels 0..K-1 with ``ignore_label`` need nothing more: COCO's prepared maps, VOC and Cityscapes' train ids.
+Other numberings are declared in the metadata by ``sem_seg_label_map``, label on disk -> contiguous id or
+``ignore_label``; ``cityscapes_label_map()`` is the one of Cityscapes' ``labelIds`` files.
+"""
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from PIL import Image
+from torch import Tensor
+
+from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
+from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
+from padding.evaluation.report import build_report, publish, write_text_atomically
+
+__all__ = ["SemSegEvaluator", "cityscapes_label_map", "label_map_of_scores", "read_label_map"]
+
+logger = logging.getLogger(__name__)
+
+INDEX_MODES = ("P", "L", "I;16", "I")
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """Detectron2 evaluator of ``output["sem_seg"]`` = scores (K, h, w), or a label map (h, w) of an integer dtype.
+
+    The result key is ``sem_seg``: ``mIoU`` (also ``_seen, _unseen, _hm`` where the data set has unseen classes),
+    ``fwIoU, mACC, pACC`` in percent; the numbers of classes that counted; ``num_images``.
+    """
+
+    def __init__(
+        self, dataset_name: str, output_folder: str | Path | None = None, *, write_predictions: bool = False
+    ) -> None:
+        """Find the ground-truth file of each image.
+
+        Args:
+            dataset_name: registered data set whose dicts name ``sem_seg_file_name``, or whose metadata has
+                ``sem_seg_root`` with equally named PNGs.
+            output_folder: where the per-class report goes; None writes nothing.
+            write_predictions: also write ``sem_seg_predictions.json`` (RLE per class, COCO's form); costs more time
+                than the evaluation itself.
+        """
+        if write_predictions and output_folder is None:
+            raise ValueError("write_predictions=True needs an output_folder")
+        metadata = MetadataCatalog.get(dataset_name)
+        self.groups = ClassGroups.from_metadata(metadata)
+        self._dataset_name = dataset_name
+        self._ignore_label = int(metadata.get("ignore_label", 255))
+        self._label_map = metadata.get("sem_seg_label_map")
+        self._truth_file = _truth_files(dataset_name, metadata.get("sem_seg_root"))
+        self._output_folder = Path(output_folder) if output_folder is not None else None
+        self._write_predictions = write_predictions
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._matrix = np.zeros((self.groups.num_classes, self.groups.num_classes + 1), dtype=np.int64)
+        self._num_images = 0
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Take in a batch.
+
+        Args:
+            inputs: dataset dicts with ``file_name``.
+            outputs: predictions of the same images, at the size of the ground truth.
+
+        Raises:
+            ValueError: naming the file, if sizes differ or a label is out of range.
+        """
+        num_classes = self.groups.num_classes
+        for record, output in zip(inputs, outputs, strict=True):
+            if "sem_seg" not in output:
+                raise ValueError(
+                    f"{record['file_name']}: the prediction has only {sorted(output)}, not 'sem_seg'; switch "
+                    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON on"
+                )
+            if record["file_name"] not in self._truth_file:
+                raise ValueError(f"{record['file_name']}: not an image of data set '{self._dataset_name}'")
+            path = self._truth_file[record["file_name"]]
+            gt = read_label_map(path, self._label_map)
+            pred = label_map_of_scores(output["sem_seg"], num_classes).cpu().numpy()
+            try:
+                self._matrix += confusion_matrix(pred, gt, num_classes, self._ignore_label)
+            except ValueError as error:
+                raise ValueError(f"{path} (image {record['file_name']}): {error}") from error
+            self._num_images += 1
+            if self._write_predictions:
+                self._predictions += _as_rle_entries(pred, record["file_name"], self.groups)
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
+        """Join the ranks and report.
+
+        Returns:
+            ``{"sem_seg": {...}}`` on the main rank, None on the others.
+        """
+        comm.synchronize()
+        parts = comm.gather((self._matrix, self._num_images, self._predictions))
+        if not comm.is_main_process():
+            return None
+        matrix = np.sum([part[0] for part in parts], axis=0)
+        scores = scores_from_confusion(matrix)
+        iou, accuracy = 100 * scores.iou, 100 * scores.accuracy
+        results = grouped_results({"mIoU": iou}, scores.present, self.groups)
+        results["fwIoU"] = 100 * scores.frequency_weighted_iou
+        results["mACC"] = group_means(accuracy, scores.present, range(self.groups.num_classes), ()).all
+        results["pACC"] = 100 * scores.pixel_accuracy
+        results["num_images"] = sum(part[1] for part in parts)
+        per_class = {"IoU": iou, "accuracy": accuracy, "pixels": scores.gt_pixels}
+        report = build_report("sem_seg", results, ("mIoU",), per_class, scores.present, self.groups)
+        publish(report, self._output_folder)
+        if self._write_predictions and self._output_folder is not None:
+            entries = [entry for part in parts for entry in part[2]]
+            write_text_atomically(self._output_folder / "sem_seg_predictions.json", json.dumps(entries))
+        return OrderedDict(sem_seg=results)
+
+
+def label_map_of_scores(prediction: Tensor, num_classes: int) -> Tensor:
+    """Best class of each pixel.
+
+    Args:
+        prediction: (K, h, w) scores, or (h, w) labels of an integer dtype, which are returned as they are.
+        num_classes: K.
+
+    Returns:
+        (h, w) integer labels.
+
+    Raises:
+        ValueError: for any other shape.
+    """
+    if prediction.dim() == 2 and not prediction.is_floating_point():
+        return prediction
+    if prediction.dim() != 3 or prediction.shape[0] != num_classes:
+        raise ValueError(
+            f"sem_seg has shape {tuple(prediction.shape)}; expected ({num_classes}, h, w) scores: the model must "
+            "predict the classes of the data set it is tested on"
+        )
+    # Same result as argmax(dim=0), ties included, at a third of the time on CPU.
+    return prediction.max(dim=0).indices
+
+
+def read_label_map(path: str | Path, label_map: Mapping[int, int] | None = None) -> npt.NDArray[np.integer]:
+    """Label image as indices.
+
+    Args:
+        path: index image of PIL mode P, L, I or I;16.
+        label_map: label on disk -> label returned; None keeps the labels.
+
+    Returns:
+        (h, w) integer.
+
+    Raises:
+        ValueError: naming the file, if it is missing, is a colour image, or holds a label outside ``label_map``.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such label file; prepare the data set first (datasets/README.md)")
+    with Image.open(path) as image:
+        if image.mode not in INDEX_MODES:
+            raise ValueError(f"{path}: a label image of mode {image.mode}; expected indices, one of {INDEX_MODES}")
+        labels = np.array(image)
+    if label_map is None:
+        return labels
+    found = np.unique(labels)
+    unknown = [int(label) for label in found if int(label) not in label_map]
+    if unknown:
+        raise ValueError(f"{path}: labels {unknown[:10]} are not in the data set's sem_seg_label_map")
+    table = np.zeros(int(found.max()) + 1, dtype=np.int64)
+    table[found] = [label_map[int(label)] for label in found]
+    return table[labels]
+
+
+def cityscapes_label_map(ignore_label: int = 255) -> dict[int, int]:
+    """Cityscapes' 34 ``labelIds`` (and 255, its license plate) -> 19 train ids, the rest ``ignore_label``."""
+    from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+
+    num_labels = 34
+    label_map = dict.fromkeys((*range(num_labels), 255), ignore_label)
+    label_map.update({category["id"]: category["trainId"] for category in CITYSCAPES_CATEGORIES})
+    return label_map
+
+
+def _truth_files(dataset_name: str, sem_seg_root: str | None) -> dict[str, Path]:
+    files = {}
+    for record in DatasetCatalog.get(dataset_name):
+        if record.get("sem_seg_file_name"):
+            files[record["file_name"]] = Path(record["sem_seg_file_name"])
+        elif sem_seg_root:
+            files[record["file_name"]] = Path(sem_seg_root) / f"{Path(record['file_name']).stem}.png"
+        else:
+            raise ValueError(
+                f"data set '{dataset_name}': image {record['file_name']} has no sem_seg_file_name and the metadata no "
+                "sem_seg_root; register one of them, or switch MODEL.MASK_FORMER.TEST.SEMANTIC_ON off"
+            )
+    return files
+
+
+def _as_rle_entries(pred: npt.NDArray[np.integer], file_name: str, groups: ClassGroups) -> list[dict[str, Any]]:
+    """COCO stuff entries of one label map, one per predicted class."""
+    from pycocotools import mask as mask_api
+
+    entries = []
+    for label in np.unique(pred):
+        if not 0 <= label < groups.num_classes:
+            continue
+        rle = mask_api.encode(np.asfortranarray(pred == label).astype(np.uint8, order="F"))
+        segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+        category = groups.dataset_ids[int(label)]
+        entries.append({"file_name": file_name, "category_id": category, "segmentation": segmentation})
+    return entries

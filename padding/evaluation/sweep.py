@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seen-unseen curve over a logit bias gamma, its area (AUSUC) and the best harmonic mean.
+
+A generalised zero-shot model is one point of a trade-off: subtracting gamma from the logits of the seen classes (Chao
+et al., Generalized Zero-Shot Learning, ECCV 2016) moves along the curve, and only curves compare fairly. Post-processing
+is cheap beside the network, so the sweep runs on cached raw predictions, all gammas in one pass.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from padding.evaluation.grouping import ClassGroups, group_means, harmonic_mean
+from padding.evaluation.panoptic_quality import PanopticQuality, PanopticScores
+
+__all__ = [
+    "GAMMAS",
+    "BestHarmonicMean",
+    "PanopticSweep",
+    "RawPrediction",
+    "SeenUnseenCurve",
+    "area_under_curve",
+    "best_harmonic_mean",
+    "draw_curve",
+    "seen_unseen_curve",
+    "sweep_panoptic",
+    "sweep_results",
+]
+
+# Stands for infinity: exp(-GAMMA_END + any logit) is exactly 0 in float32, while a true infinity would give NaN in the
+# softmax of a query whose logits are all infinite.
+GAMMA_END = 1000.0
+GAMMAS: tuple[float, ...] = (-GAMMA_END, *(step / 2 for step in range(-20, 21)), GAMMA_END)
+
+
+class RawPrediction(TypedDict):
+    """What is cached of one image: class logits (Q, K+1) in test ids, mask logits (Q, h, w), and its id."""
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    image_id: int | str
+
+
+class GroundTruth(Protocol):
+    """What the sweep asks of a ground truth; ``panoptic.PanopticGroundTruth`` has it."""
+
+    groups: ClassGroups
+    image_ids: Sequence[Any]
+
+    def read(self, image_id: Any) -> tuple[npt.NDArray[Any], list[dict[str, Any]]]:
+        """(h, w) segment ids and segments with contiguous category ids."""
+
+
+# A gamma turns into a function from a cached prediction to (id map (h, w), segments with contiguous category ids).
+Postprocess = Callable[[RawPrediction], tuple[Any, Sequence[Mapping[str, Any]]]]
+
+
+@dataclass(frozen=True)
+class SeenUnseenCurve:
+    """Class-averaged numbers in percent, one entry per gamma, ascending in gamma.
+
+    Attributes:
+        gammas: subtracted from the seen logits; the first and last stand for minus and plus infinity.
+        seen, unseen: means over the present classes of each group.
+    """
+
+    gammas: tuple[float, ...]
+    seen: tuple[float, ...]
+    unseen: tuple[float, ...]
+
+    @property
+    def harmonic_means(self) -> tuple[float, ...]:
+        """Harmonic mean at each gamma."""
+        return tuple(harmonic_mean(s, u) for s, u in zip(self.seen, self.unseen, strict=True))
+
+
+@dataclass(frozen=True)
+class BestHarmonicMean:
+    """Numbers in percent at the gamma chosen on half A, as they come out on half B; ``hm_chosen_on`` is A's own."""
+
+    gamma: float
+    seen: float
+    unseen: float
+    hm: float
+    hm_chosen_on: float
+
+
+@dataclass
+class PanopticSweep:
+    """Accumulators of a sweep, one per gamma and half of the images."""
+
+    gammas: tuple[float, ...]
+    half_a: list[PanopticQuality]
+    half_b: list[PanopticQuality]
+
+    def scores(self, half: str) -> list[PanopticScores]:
+        """Per-class scores at each gamma.
+
+        Args:
+            half: "a", "b", or "all" for both together.
+        """
+        if half == "all":
+            pairs = zip(self.half_a, self.half_b, strict=True)
+            return [PanopticQuality(a.num_classes).merge(a).merge(b).compute() for a, b in pairs]
+        return [quality.compute() for quality in {"a": self.half_a, "b": self.half_b}[half]]
+
+
+def seen_unseen_curve(
+    gammas: Sequence[float], scores: Sequence[PanopticScores], groups: ClassGroups, quantity: str = "pq"
+) -> SeenUnseenCurve:
+    """Average the seen and the unseen classes at each gamma.
+
+    Args:
+        gammas: G numbers, ascending.
+        scores: G per-class scores.
+        groups: seen and unseen classes.
+        quantity: "pq", "sq" or "rq".
+    """
+    means = [
+        group_means(100 * getattr(score, quantity), score.present, groups.seen_ids, groups.unseen_ids)
+        for score in scores
+    ]
+    return SeenUnseenCurve(tuple(gammas), tuple(m.seen for m in means), tuple(m.unseen for m in means))
+
+
+def area_under_curve(seen: Sequence[float], unseen: Sequence[float]) -> float:
+    """Area under unseen over seen (AUSUC), a number in [0, 1].
+
+    Trapezoids in the order given, which is that of ascending gamma: seen falls from its value without unseen classes to
+    0 while unseen rises. No sorting and no hull: where seen rises for a few steps, as it may near minus infinity when
+    forced seen labels replace "no object", that stretch counts negatively. The curve stays one line that is passed
+    once, and a model gains nothing by a detour.
+
+    Args:
+        seen: percent, ascending in gamma.
+        unseen: percent, same length.
+
+    Raises:
+        ValueError: if the lengths differ or there are fewer than two points.
+    """
+    if len(seen) != len(unseen) or len(seen) < 2:
+        raise ValueError(f"a curve needs two or more points, got {len(seen)} seen and {len(unseen)} unseen numbers")
+    s, u = np.asarray(seen) / 100, np.asarray(unseen) / 100
+    return float(np.sum((s[:-1] - s[1:]) * (u[:-1] + u[1:]) / 2))
+
+
+def best_harmonic_mean(half_a: SeenUnseenCurve, half_b: SeenUnseenCurve) -> BestHarmonicMean:
+    """Choose gamma where half A has its best harmonic mean and report half B there.
+
+    Of equally good gammas the one nearest to 0 is taken. All numbers are NaN if half A has none, because it lacks seen
+    or unseen classes.
+
+    Args:
+        half_a: curve of the images that gamma is chosen on.
+        half_b: curve of the other images, at the same gammas.
+
+    Raises:
+        ValueError: if the gammas differ.
+    """
+    if half_a.gammas != half_b.gammas:
+        raise ValueError("the two halves were swept over different gammas; sweep both over the same")
+    known = [
+        (hm, -abs(gamma), i) for i, (hm, gamma) in enumerate(zip(half_a.harmonic_means, half_a.gammas, strict=True))
+    ]
+    known = [entry for entry in known if not math.isnan(entry[0])]
+    if not known:
+        return BestHarmonicMean(*([float("nan")] * 5))
+    hm_a, _, index = max(known)
+    return BestHarmonicMean(
+        gamma=half_a.gammas[index],
+        seen=half_b.seen[index],
+        unseen=half_b.unseen[index],
+        hm=half_b.harmonic_means[index],
+        hm_chosen_on=hm_a,
+    )
+
+
+def sweep_panoptic(
+    predictions: Iterable[RawPrediction],
+    postprocess_at: Callable[[float], Postprocess],
+    truth: GroundTruth,
+    gammas: Sequence[float] = GAMMAS,
+) -> PanopticSweep:
+    """Panoptic quality at every gamma, in one pass over cached predictions.
+
+    Halves are fixed by the data set, not by the order of the predictions: images of even rank among the sorted ids form
+    half A, the others half B.
+
+    Args:
+        predictions: cached raw predictions; each image once.
+        postprocess_at: gamma -> function that turns a cached prediction into (id map (h, w) at the original size,
+            segments with contiguous category ids). It subtracts gamma from the seen logits only.
+        truth: ground truth of the same images.
+        gammas: ascending.
+    """
+    postprocesses = [postprocess_at(gamma) for gamma in gammas]
+    num_classes = truth.groups.num_classes
+    halves = [[PanopticQuality(num_classes) for _ in gammas] for _ in range(2)]
+    half_of = {image_id: rank % 2 for rank, image_id in enumerate(truth.image_ids)}
+    for prediction in predictions:
+        image_id = prediction["image_id"]
+        gt_map, gt_segments = truth.read(image_id)
+        for quality, postprocess in zip(halves[half_of[image_id]], postprocesses, strict=True):
+            pred_map, pred_segments = postprocess(prediction)
+            pred_array = pred_map.cpu().numpy() if isinstance(pred_map, Tensor) else np.asarray(pred_map)
+            quality.update(pred_array, pred_segments, gt_map, gt_segments)
+    return PanopticSweep(tuple(gammas), halves[0], halves[1])
+
+
+def sweep_results(sweep: PanopticSweep, groups: ClassGroups, quantity: str = "pq") -> dict[str, Any]:
+    """Numbers of a sweep, ready for JSON.
+
+    Args:
+        sweep: result of ``sweep_panoptic``.
+        groups: seen and unseen classes.
+        quantity: "pq", "sq" or "rq".
+
+    Returns:
+        ``AUSUC`` (all images), ``best_hm``, ``best_hm_seen``, ``best_hm_unseen`` (half B, percent), ``best_hm_gamma``,
+        ``best_hm_on_a``, and ``curve``: a list of ``{gamma, seen, unseen, hm}`` on all images.
+    """
+    curves = {half: seen_unseen_curve(sweep.gammas, sweep.scores(half), groups, quantity) for half in ("all", "a", "b")}
+    curve, best = curves["all"], best_harmonic_mean(curves["a"], curves["b"])
+    columns = zip(curve.gammas, curve.seen, curve.unseen, curve.harmonic_means, strict=True)
+    return {
+        "AUSUC": area_under_curve(curve.seen, curve.unseen),
+        "best_hm": best.hm,
+        "best_hm_seen": best.seen,
+        "best_hm_unseen": best.unseen,
+        "best_hm_gamma": best.gamma,
+        "best_hm_on_a": best.hm_chosen_on,
+        "curve": [{"gamma": g, "seen": s, "unseen": u, "hm": hm} for g, s, u, hm in columns],
+    }
+
+
+def draw_curve(path: str | Path, curves: Mapping[str, Sequence[tuple[float, float]]], quantity: str = "PQ") -> None:
+    """Draw unseen over seen, one line per model, with the lines of equal harmonic mean behind them.
+
+    Args:
+        path: image file; the ending chooses the format.
+        curves: label -> (seen, unseen) points in percent, ascending in gamma.
+        quantity: name on the axes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")  # without pyplot: no window system, no global state
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    points = [point for line in curves.values() for point in line]
+    limits = [1.05 * max([1.0, *(p[axis] for p in points if math.isfinite(p[axis]))]) for axis in (0, 1)]
+    grid_seen, grid_unseen = np.meshgrid(*(np.linspace(1e-6, limit, 200) for limit in limits))
+    mean = 2 * grid_seen * grid_unseen / (grid_seen + grid_unseen)
+    contour = axes.contour(grid_seen, grid_unseen, mean, levels=6, colors="0.85", linewidths=0.8)
+    axes.clabel(contour, fontsize=7, fmt="HM %.0f")
+    for label, line in curves.items():
+        seen, unseen = zip(*line, strict=True)
+        axes.plot(seen, unseen, marker="o", markersize=3, linewidth=1.5, label=f"{label} ({_area_label(seen, unseen)})")
+    axes.set(xlabel=f"seen {quantity}", ylabel=f"unseen {quantity}", xlim=(0, limits[0]), ylim=(0, limits[1]))
+    axes.legend(loc="upper right", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _area_label(seen: Sequence[float], unseen: Sequence[float]) -> str:
+    return (
+        f"AUSUC {area_under_curve(seen, unseen):.3f}"
+        if len(seen) > 1
+        else f"HM {harmonic_mean(seen[0], unseen[0]):.1f}"
+    )
