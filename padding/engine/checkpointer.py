@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of the whole training state: written atomically, made of tensors and plain containers only.
+
+The files are Detectron2's (``model``, ``trainer``, ``iteration``; ``last_checkpoint`` names the newest). They are read
+with ``weights_only=True``, so that a file from elsewhere cannot run code.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import nn
+
+from padding.modeling.checkpoint import CheckpointError
+
+__all__ = ["TrainingCheckpointer", "read_training_checkpoint"]
+
+LAST_CHECKPOINT = "last_checkpoint"
+
+
+def read_training_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file that ``TrainingCheckpointer`` wrote, onto the CPU.
+
+    Raises:
+        CheckpointError: if the file is missing, cut, damaged, or holds anything but tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; {_other_checkpoints(path)}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... for a damaged file
+        first_line = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint: {first_line}. It is cut, damaged or "
+            f"no training checkpoint; {_other_checkpoints(path)}"
+        ) from error
+    if not isinstance(state, dict) or "model" not in state:
+        raise CheckpointError(f"{path} holds no entry 'model'; expected a file written by train_net.py")
+    return state
+
+
+def _other_checkpoints(path: Path) -> str:
+    others = sorted((p for p in path.parent.glob("*.pth") if p != path), key=lambda p: p.stat().st_mtime, reverse=True)
+    if not others:
+        return "no other checkpoint lies beside it: start anew without --resume"
+    return f"to go on from {others[0].name}, write that name into {path.parent / LAST_CHECKPOINT}"
+
+
+def _write_atomically(path: Path, content: Mapping[str, Any] | str) -> None:
+    """Write under a temporary name, flush to disk, rename: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        if isinstance(content, str):
+            file.write(content.encode())
+        else:
+            torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class TrainingCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with atomic writes, a safe reader, and states that all ranks contribute to.
+
+    ``save`` is collective: every rank calls it, because the trainer's state gathers the random states of all ranks.
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth`` and then ``last_checkpoint``.
+
+        Args:
+            name: file name without ending.
+            kwargs: further plain entries, for example ``iteration``.
+        """
+        states = {key: entry.state_dict() for key, entry in self.checkpointables.items()}
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = Path(self.save_dir) / f"{name}.pth"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, {"model": self.model.state_dict(), **states, **kwargs})
+        self.tag_last_checkpoint(path.name)
+        self.logger.info("Saved checkpoint %s", path)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the file from which ``--resume`` goes on."""
+        _write_atomically(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename)
+
+    def forget_last(self) -> None:
+        """Rename ``last_checkpoint``, so that an automatic restart cannot pick up an older training's state."""
+        tag = Path(self.save_dir) / LAST_CHECKPOINT
+        if self.save_to_disk and tag.is_file():
+            tag.replace(tag.with_name(f"{LAST_CHECKPOINT}.previous"))
+            self.logger.warning(
+                "%s held another training and --resume was not given: starting anew, its %s is kept as %s.previous",
+                self.save_dir,
+                LAST_CHECKPOINT,
+                LAST_CHECKPOINT,
+            )
+
+    def find_last(self) -> str:
+        """Path of the last checkpoint as rank 0 sees it, "" if there is none. Collective."""
+        path = self.get_checkpoint_file() if comm.is_main_process() and self.has_checkpoint() else ""
+        return comm.all_gather(path)[0]
+
+    def restore(self, path: str) -> dict[str, Any]:
+        """Load model and every checkpointable from a training checkpoint; all keys must fit. Collective.
+
+        Returns:
+            The remaining entries of the file.
+
+        Raises:
+            CheckpointError: if the file cannot be read, or its parameters are not those of this model.
+        """
+        state = self._read_on_every_rank(path)
+        _load_exactly(self.model, state.pop("model"), path)
+        for key, entry in self.checkpointables.items():
+            if key not in state:
+                raise CheckpointError(
+                    f"{path} holds no training state {key!r}, only {sorted(state)}; to start a new training from its "
+                    "weights, set MODEL.WEIGHTS to it and leave out --resume"
+                )
+            entry.load_state_dict(state.pop(key))
+        self.logger.info("Resumed from %s", path)
+        return state
+
+    @staticmethod
+    def _read_on_every_rank(path: str) -> dict[str, Any]:
+        if all(comm.all_gather(Path(path).is_file())) or comm.get_world_size() == 1:
+            return read_training_checkpoint(path)
+        # Machines without a shared file system: only rank 0 has the file, and sends it.
+        content: list[Any] = [None]
+        if comm.is_main_process():
+            try:
+                content = [read_training_checkpoint(path)]
+            except CheckpointError as error:
+                content = [error]
+        dist.broadcast_object_list(content, src=0)
+        if isinstance(content[0], CheckpointError):
+            raise content[0]
+        return content[0]
+
+
+def _load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if missing or unexpected or reshaped:
+        parts = [
+            f"{len(names)} {what} (first: {names[0]})"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+            if names
+        ]
+        raise CheckpointError(
+            f"{path} does not fit this model: parameters {', '.join(parts)}. --resume needs the configuration that "
+            "wrote it (config.yaml beside it)"
+        )
+    model.load_state_dict(dict(state))
+    logging.getLogger(__name__).debug("Loaded %d parameters and buffers from %s", len(own), path)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Process groups under torchrun (gloo or NCCL), restarts, and wrapping a model for data parallel training.
+
+Detectron2's ``launch`` serves ``--num-gpus N``. Its v0.6 refuses several CPU processes, and neither version knows
+torchrun, so a process that torchrun started joins its group here.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["distribute", "launched_by_torchrun", "restarted_by_torchrun", "torchrun_process_group", "unwrap"]
+
+AGENT_FILE = ".torchrun_agent"
+GROUP_TIMEOUT = timedelta(minutes=30)
+
+
+def launched_by_torchrun() -> bool:
+    """Tell whether torchrun (or another launcher that speaks ``env://``) started this process."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+@contextmanager
+def torchrun_process_group(device: str) -> Iterator[None]:
+    """Join the group that torchrun's environment variables describe.
+
+    Args:
+        device: ``MODEL.DEVICE``; "cuda" takes NCCL and GPU number LOCAL_RANK, anything else gloo.
+
+    Raises:
+        RuntimeError: if torchrun started more processes on this machine than it has GPUs.
+    """
+    local_rank = int(os.environ["LOCAL_RANK"])
+    use_cuda = device.startswith("cuda")
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise RuntimeError(
+                f"torchrun started process {local_rank} on a machine with {torch.cuda.device_count()} GPU(s); lower "
+                "--nproc-per-node, or add MODEL.DEVICE cpu"
+            )
+        torch.cuda.set_device(local_rank)
+    if int(os.environ["WORLD_SIZE"]) == 1:
+        yield
+        return
+    dist.init_process_group(backend="nccl" if use_cuda else "gloo", timeout=GROUP_TIMEOUT)
+    _create_local_group()
+    yield
+    # Not in a `finally`: after an exception the other ranks may be gone, and torchrun ends the process anyway.
+    comm._LOCAL_PROCESS_GROUP = None
+    dist.destroy_process_group()
+
+
+def _create_local_group() -> None:
+    """Give Detectron2's ``comm`` the group of this machine, which only its own launcher sets in v0.6."""
+    machine_of_rank = [0] * dist.get_world_size()
+    dist.all_gather_object(machine_of_rank, int(os.environ.get("GROUP_RANK", 0)))
+    mine = machine_of_rank[dist.get_rank()]
+    for machine in sorted(set(machine_of_rank)):
+        ranks = [rank for rank, place in enumerate(machine_of_rank) if place == machine]
+        group = dist.new_group(ranks)
+        if machine == mine:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def _agent_identity() -> str:
+    """Name the torchrun agent that started this process; restarts of the workers keep it."""
+    parent = os.getppid()
+    stat = Path(f"/proc/{parent}/stat")
+    # Field 22 is the start time: process ids are reused. Fields are counted after the name, which may hold spaces.
+    started = stat.read_text().rpartition(")")[2].split()[19] if stat.is_file() else ""
+    return f"{socket.gethostname()}:{parent}:{started}"
+
+
+def restarted_by_torchrun(output_dir: str | Path) -> bool:
+    """Tell whether torchrun restarted this training after a failure, and leave a mark for the next start.
+
+    torchrun counts restarts after a failure, but not those after a change of the set of machines; the mark in
+    ``output_dir`` recognises these by their agent. Collective: every rank gets the answer of rank 0.
+    """
+    if not launched_by_torchrun():
+        return False
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if comm.is_main_process():
+        mark = Path(output_dir) / AGENT_FILE
+        identity = _agent_identity()
+        restarted = restarted or (mark.is_file() and mark.read_text() == identity)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(identity)
+    if restarted:
+        logging.getLogger(__name__).info("torchrun restarted this training: it resumes from its last checkpoint")
+    return comm.all_gather(restarted)[0]
+
+
+def distribute(model: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
+    """Wrap a model in DistributedDataParallel when there is more than one process.
+
+    Args:
+        model: on its final device.
+        find_unused_parameters: True if a step leaves some trainable parameters without gradient.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        find_unused_parameters=find_unused_parameters,
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel, or the model itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model

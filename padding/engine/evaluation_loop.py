@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate a model on every data set of DATASETS.TEST and write the numbers down."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from torch import nn
+
+from padding.data.mappers import build_mapper
+from padding.engine.random_state import preserved_random_state
+from padding.evaluation.build import build_evaluator
+
+__all__ = ["build_test_loader", "evaluate", "write_metrics"]
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
+    """Build the loader of one test set: one image at a time, each image once over all ranks.
+
+    Raises:
+        ValueError: if the data set is empty.
+    """
+    dataset = DatasetCatalog.get(dataset_name)
+    if not dataset:
+        raise ValueError(f"test set {dataset_name} holds no image; check its annotation file")
+    return build_detection_test_loader(
+        dataset=dataset, mapper=build_mapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
+def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Run a model over DATASETS.TEST. Training goes on afterwards as if nothing had happened. Collective.
+
+    Args:
+        cfg: the full configuration.
+        model: without DistributedDataParallel; put into eval mode and back.
+
+    Returns:
+        On rank 0 ``{task: {metric: value}}`` for one test set, ``{data set: {task: ...}}`` for several; elsewhere {}.
+    """
+    results: dict[str, Any] = {}
+    folder = Path(cfg.OUTPUT_DIR) / "inference"
+    with preserved_random_state():
+        for name in cfg.DATASETS.TEST:
+            evaluator = build_evaluator(cfg, name, str(folder / name))
+            results[name] = inference_on_dataset(model, build_test_loader(cfg, name), evaluator)
+            if comm.is_main_process():
+                logging.getLogger(__name__).info("Results on %s:", name)
+                print_csv_format(results[name])
+    if not comm.is_main_process():
+        return {}
+    write_metrics(folder / "metrics.json", results)
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def write_metrics(path: Path, results: Mapping[str, Any]) -> None:
+    """Write nested results as JSON; a value that is not a number becomes null, which every JSON reader accepts."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(entry) for entry in value]
+        if hasattr(value, "item"):
+            value = value.item()
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(plain(results), indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From command line arguments to a frozen configuration, with errors that name the file, the key and its neighbour."""
+
+import argparse
+import difflib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from padding.data.config import add_input_config
+from padding.engine.config import add_solver_config
+from padding.modeling.config import add_mask2former_config
+
+__all__ = ["ConfigError", "add_core_config", "load_cfg", "setup_cfg"]
+
+AddConfig = Callable[[CfgNode], None]
+
+
+class ConfigError(ValueError):
+    """A configuration file or a KEY VALUE pair of the command line is wrong."""
+
+
+def add_core_config(cfg: CfgNode) -> None:
+    """Add the keys shared by all methods: input, Mask2Former core, solver."""
+    add_input_config(cfg)
+    add_mask2former_config(cfg)
+    add_solver_config(cfg)
+
+
+def load_cfg(config_file: str, opts: Sequence[str], add_config_fns: Sequence[AddConfig]) -> CfgNode:
+    """Merge defaults, file and command line, and freeze. No side effects.
+
+    Args:
+        config_file: YAML with ``_BASE_``, or "" for the defaults.
+        opts: alternating keys and values.
+        add_config_fns: one ``add_<method>_config`` per method.
+
+    Raises:
+        ConfigError: for a missing or unsafe file, an unknown key or a value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_core_config(cfg)
+    for add_config in add_config_fns:
+        add_config(cfg)
+    if config_file:
+        _merge_file(cfg, config_file)
+    _merge_opts(cfg, opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+        logging.getLogger(__name__).info("No GPU is visible: MODEL.DEVICE is set to cpu")
+    cfg.freeze()
+    return cfg
+
+
+def setup_cfg(args: argparse.Namespace, add_config_fns: Sequence[AddConfig]) -> CfgNode:
+    """Load the configuration, set up logging, seed all generators and write OUTPUT_DIR/config.yaml.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+        add_config_fns: one ``add_<method>_config`` per method.
+
+    Returns:
+        The frozen configuration.
+    """
+    cfg = load_cfg(args.config_file, args.opts or [], add_config_fns)
+    packages = {"padding", *(function.__module__.split(".")[0] for function in add_config_fns)}
+    _reset_loggers({"detectron2", "fvcore", *packages})
+    for name in sorted(packages):
+        setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+        logging.getLogger(name).propagate = True  # an application's own handlers see our messages too
+    default_setup(cfg, args)
+    return cfg
+
+
+def _reset_loggers(names: set[str]) -> None:
+    """Drop the handlers of an earlier call: one process may train several configurations, each with its own log."""
+    for name in names:
+        logging.getLogger(name).handlers.clear()
+    # setup_logger remembers its arguments and would not add the handlers again.
+    if hasattr(setup_logger, "cache_clear"):
+        setup_logger.cache_clear()
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    if not Path(config_file).is_file():
+        raise ConfigError(f"configuration file {config_file} does not exist")
+    chain = list(_file_chain(Path(config_file)))
+    for path, content in chain:
+        _check_keys(content, cfg, place=str(path))
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except (ValueError, KeyError, AssertionError) as error:
+        files = ", ".join(str(path) for path, _ in chain)
+        raise ConfigError(f"{files}: {error}") from error
+
+
+def _file_chain(path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield a YAML file and everything it is based on, as (path, content without ``_BASE_``)."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}, named by _BASE_, does not exist") from error
+    except yaml.YAMLError as error:
+        hint = " Python expressions are not executed; write the value out." if "!!python" in path.read_text() else ""
+        raise ConfigError(f"{path} is not plain YAML: {error}.{hint}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no keys; expected a YAML mapping such as 'MODEL: ...'")
+    bases = content.pop("_BASE_", [])
+    yield path, content
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from _file_chain(path.parent / base)
+
+
+def _check_keys(content: Mapping[str, Any], cfg: CfgNode, *, place: str, prefix: str = "") -> None:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if key not in cfg:
+            raise _unknown_key(name, cfg, place=place, prefix=prefix)
+        if isinstance(cfg[key], CfgNode) and isinstance(value, Mapping):
+            _check_keys(value, cfg[key], place=place, prefix=f"{name}.")
+
+
+def _unknown_key(name: str, node: CfgNode, *, place: str, prefix: str) -> ConfigError:
+    last = name.removeprefix(prefix)
+    close = difflib.get_close_matches(last, map(str, node), n=1, cutoff=0.5)
+    if close:
+        hint = f"did you mean {prefix}{close[0]}?"
+    else:
+        hint = f"known under {prefix.rstrip('.') or 'the top level'}: {', '.join(sorted(map(str, node)))}"
+    return ConfigError(f"{place}: unknown key {name}; {hint}")
+
+
+def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
+    if len(opts) % 2:
+        raise ConfigError(f"command line: expected KEY VALUE pairs, got {len(opts)} words: {' '.join(opts)}")
+    for name in opts[::2]:
+        node, prefix = cfg, ""
+        for part in name.split("."):
+            if not isinstance(node, CfgNode) or part not in node:
+                if isinstance(node, CfgNode):
+                    raise _unknown_key(prefix + part, node, place="command line", prefix=prefix)
+                raise ConfigError(f"command line: {prefix.rstrip('.')} is a value, it has no key {part}")
+            node, prefix = node[part], f"{prefix}{part}."
+    try:
+        cfg.merge_from_list(list(opts))
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ConfigError(f"command line: {error}") from error

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop shared by all methods: one or several optimisers, exact resume, accumulation, mixed precision.
+
+Built on Detectron2's ``TrainerBase``. A method with another step subclasses ``Trainer``, registers itself in
+``TRAINER_REGISTRY`` and overrides ``run_step``; everything that a checkpoint must hold stays here.
+"""
+
+import logging
+import math
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.engine import HookBase, TrainerBase, hooks
+from detectron2.evaluation import verify_results
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from fvcore.common.registry import Registry
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+
+from padding.data.mappers import build_mapper
+from padding.data.streams import TrainStream
+from padding.engine.checkpointer import TrainingCheckpointer
+from padding.engine.distributed import distribute, launched_by_torchrun, restarted_by_torchrun, unwrap
+from padding.engine.evaluation_loop import evaluate
+from padding.engine.hooks import CheckpointHook, ScheduleHook
+from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
+from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
+from padding.engine.weights import load_weights
+from padding.modeling.checkpoint import CheckpointError
+
+__all__ = ["TRAINER_REGISTRY", "Trainer", "micro_batch_size"]
+
+TRAINER_REGISTRY = Registry("TRAINER")
+TRAINER_REGISTRY.__doc__ = "Training loops by the name that the key TRAINER holds."
+
+
+def micro_batch_size(images_per_step: int, accumulate_steps: int, world_size: int) -> int:
+    """Number of images in one forward pass of one process.
+
+    Raises:
+        ValueError: if the images of a step cannot be split evenly.
+    """
+    parts = accumulate_steps * world_size
+    if accumulate_steps < 1 or images_per_step < parts or images_per_step % parts:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH = {images_per_step} images per optimiser step cannot be split evenly into "
+            f"SOLVER.ACCUMULATE_STEPS = {accumulate_steps} parts on {world_size} process(es); it must be a multiple "
+            f"of {max(parts, 1)}"
+        )
+    return images_per_step // parts
+
+
+@TRAINER_REGISTRY.register()
+class Trainer(TrainerBase):
+    """Train one model with one optimiser; the base of trainers with more.
+
+    Attributes:
+        cfg: frozen configuration.
+        model: the model, inside DistributedDataParallel when there are several processes.
+        optimizers, schedulers, scalers: by name; a single one is called "main".
+        stream: endless batches of this rank; its position is part of a checkpoint.
+        checkpointer: saves and restores all of the above, and the random states of every rank.
+    """
+
+    find_unused_parameters = False
+    """Set by subclasses in which a step leaves some trainable parameters without gradient."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.accumulate_steps = cfg.SOLVER.ACCUMULATE_STEPS
+        self.micro_batch_size = micro_batch_size(cfg.SOLVER.IMS_PER_BATCH, self.accumulate_steps, comm.get_world_size())
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        module = self.build_model(cfg)
+        self.device = next(module.parameters()).device
+        self.optimizers = self.build_optimizers(cfg, module)
+        self.schedulers = self.build_schedulers(cfg)
+        self.scalers = {name: self._build_scaler() for name in self.optimizers}
+        self.model = distribute(module, find_unused_parameters=self.find_unused_parameters)
+        self._open_stream()
+        self.checkpointer = TrainingCheckpointer(module, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self._step_losses: dict[str, torch.Tensor] = {}
+        self._data_seconds = 0.0
+        self._last_results: dict[str, Any] = {}
+        self.register_hooks(self.build_hooks())
+
+    # What a method may replace ------------------------------------------------------------------------------------
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE."""
+        model = build_model(cfg)
+        logging.getLogger(__name__).info(
+            "%s: %.2f M parameters, %.2f M trainable",
+            type(model).__name__,
+            sum(p.numel() for p in model.parameters()) / 1e6,
+            sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
+        )
+        return model
+
+    @classmethod
+    def load_weights(cls, model: nn.Module, path: str, *, complete: bool) -> None:
+        """Load initial or final weights into a model without DistributedDataParallel.
+
+        Args:
+            model: changed in place.
+            path: MODEL.WEIGHTS.
+            complete: True to evaluate (every parameter must be in the file), False to start a training.
+        """
+        load_weights(model, path, complete=complete)
+
+    def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """Build every optimiser by name."""
+        return {"main": build_optimizer(cfg, model)}
+
+    def build_schedulers(self, cfg: CfgNode) -> dict[str, LRScheduler]:
+        """Build the schedule of every optimiser in ``self.optimizers`` from its solver node."""
+        return {
+            name: build_lr_scheduler(solver_node(cfg, name), optimizer) for name, optimizer in self.optimizers.items()
+        }
+
+    def build_stream(self, cfg: CfgNode) -> TrainStream:
+        """Build this rank's endless stream of micro-batches from DATASETS.TRAIN."""
+        dataset = get_detection_dataset_dicts(names=cfg.DATASETS.TRAIN, filter_empty=False)
+        return TrainStream(
+            dataset,
+            build_mapper(cfg, is_train=True),
+            batch_size=self.micro_batch_size,
+            seed=self.seed,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    def run_step(self) -> None:
+        """Forward and backward over the micro-batches of one step, then one optimiser step."""
+        for batch in self.micro_batches():
+            with self.autocast():
+                losses = self.model(batch)
+            self.backward(sum(losses.values()))
+            self.record(losses)
+        self.optimizer_step()
+
+    # Tools for run_step -------------------------------------------------------------------------------------------
+
+    def micro_batches(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the batches of one optimiser step; processes exchange gradients during the last one only."""
+        for part in range(self.accumulate_steps):
+            last = part == self.accumulate_steps - 1
+            with self._without_synchronisation() if not last else nullcontext():
+                yield self.next_batch()
+
+    def next_batch(self) -> list[dict[str, Any]]:
+        """Return the next micro-batch; drawing it leaves the global random states alone."""
+        start = time.perf_counter()
+        with preserved_random_state(with_cuda=False):
+            batch = next(self._batches)
+        self._data_seconds += time.perf_counter() - start
+        return batch
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision for a forward pass, if SOLVER.AMP.ENABLED: bfloat16 on CPU, float16 on a GPU."""
+        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.cfg.SOLVER.AMP.ENABLED)
+
+    def backward(self, loss: torch.Tensor, name: str = "main") -> None:
+        """Add the gradients of one micro-batch's loss, scaled so that a step's micro-batches are averaged."""
+        self.scalers[name].scale(loss / self.accumulate_steps).backward()
+
+    def record(self, losses: Mapping[str, torch.Tensor]) -> None:
+        """Note the losses of one micro-batch for the log, averaged over the step."""
+        for name, loss in losses.items():
+            part = loss.detach().float() / self.accumulate_steps
+            self._step_losses[name] = self._step_losses[name] + part if name in self._step_losses else part
+
+    def optimizer_step(self, name: str = "main") -> None:
+        """Unscale, clip, step, and clear the gradients of one optimiser."""
+        optimizer, scaler = self.optimizers[name], self.scalers[name]
+        scaler.unscale_(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        clip_gradients_(parameters, solver_node(self.cfg, name).CLIP_GRADIENTS)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    # The loop -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, Any]:
+        """Train from ``start_iter`` to SOLVER.MAX_ITER, evaluate, and check TEST.EXPECTED_RESULTS.
+
+        Returns:
+            Results of the final evaluation on rank 0, {} elsewhere or without DATASETS.TEST.
+        """
+        self.module.train()
+        if self.start_iter < self.max_iter:
+            super().train(self.start_iter, self.max_iter)
+        else:
+            logging.getLogger(__name__).info(
+                "Iteration %d of %d: nothing left to train", self.start_iter, self.max_iter
+            )
+            self._evaluate()
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._last_results)
+        return self._last_results
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate on DATASETS.TEST; see ``padding.engine.evaluation_loop.evaluate``."""
+        return evaluate(cfg, unwrap(model))
+
+    def build_hooks(self) -> list[HookBase]:
+        """Hooks in order: the checkpoint holds the stepped schedules and precedes the evaluation; writers see all."""
+        cfg = self.cfg
+        built: list[HookBase] = [
+            hooks.IterationTimer(),
+            ScheduleHook(),
+            CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+        ]
+        if cfg.DATASETS.TEST:
+            built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+            period = cfg.SOLVER.LOG_PERIOD
+            writers = [
+                CommonMetricPrinter(self.max_iter, window_size=period),
+                JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json"), window_size=period),
+                TensorboardXWriter(cfg.OUTPUT_DIR, window_size=period),
+            ]
+            built.append(hooks.PeriodicWriter(writers, period=period))
+        return built
+
+    def after_step(self) -> None:
+        """Write the step's losses to the event storage before the hooks run.
+
+        Raises:
+            FloatingPointError: if a loss is not finite; no checkpoint of that step is written.
+        """
+        self._write_step_metrics()
+        super().after_step()
+
+    @property
+    def module(self) -> nn.Module:
+        """The model without DistributedDataParallel."""
+        return unwrap(self.model)
+
+    # Saving and resuming ------------------------------------------------------------------------------------------
+
+    def resume_or_load(self, *, resume: bool) -> None:
+        """Continue from OUTPUT_DIR's last checkpoint, or start from MODEL.WEIGHTS.
+
+        A start by torchrun after a failure continues even without ``resume``. Collective.
+
+        Args:
+            resume: continue if there is a checkpoint to continue from.
+        """
+        restarted = restarted_by_torchrun(self.cfg.OUTPUT_DIR)
+        last = self.checkpointer.find_last() if resume or restarted else ""
+        if last:
+            self.checkpointer.restore(last)
+            return
+        if launched_by_torchrun():
+            self.checkpointer.forget_last()
+        if self.cfg.MODEL.WEIGHTS:
+            self.load_weights(self.module, self.cfg.MODEL.WEIGHTS, complete=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a checkpoint holds beside the model, as tensors and plain containers. Collective."""
+        state = super().state_dict()
+        state["seed"] = self.seed
+        state["images_per_step"] = self.cfg.SOLVER.IMS_PER_BATCH
+        state["optimizers"] = {name: entry.state_dict() for name, entry in self.optimizers.items()}
+        state["schedulers"] = {name: entry.state_dict() for name, entry in self.schedulers.items()}
+        state["scalers"] = {name: entry.state_dict() for name, entry in self.scalers.items()}
+        state["stream"] = self.stream.state_dict()
+        state["random_of_rank"] = comm.all_gather(capture_random_state())
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; the next iteration is the one after it.
+
+        Raises:
+            CheckpointError: if the state is another trainer's.
+        """
+        for kind in ("optimizers", "schedulers", "scalers"):
+            own, saved = getattr(self, kind), state[kind]
+            if set(own) != set(saved):
+                raise CheckpointError(
+                    f"the checkpoint holds {kind} {sorted(saved)}, {type(self).__name__} has {sorted(own)}: it was "
+                    "written with another TRAINER; start a new training from it with MODEL.WEIGHTS instead"
+                )
+            for name, entry in own.items():
+                entry.load_state_dict(saved[name])
+        super().load_state_dict(state)
+        self.start_iter = self.iter + 1
+        self._load_stream(state)
+        self._load_random_state(state["random_of_rank"])
+
+    # Details ------------------------------------------------------------------------------------------------------
+
+    def _build_scaler(self) -> torch.amp.GradScaler:
+        # Only float16 needs scaling; a disabled scaler passes everything through and has an empty state.
+        return torch.amp.GradScaler("cuda", enabled=self.cfg.SOLVER.AMP.ENABLED and self.device.type == "cuda")
+
+    def _open_stream(self) -> None:
+        with preserved_random_state(with_cuda=False):
+            self.stream = self.build_stream(self.cfg)
+            self._batches = iter(self.stream)
+
+    def _load_stream(self, state: Mapping[str, Any]) -> None:
+        if state["seed"] != self.seed:
+            logging.getLogger(__name__).info("Resuming with the checkpoint's seed %d", state["seed"])
+            self.seed = state["seed"]
+            self._open_stream()
+        if state["images_per_step"] != self.cfg.SOLVER.IMS_PER_BATCH:
+            logging.getLogger(__name__).warning(
+                "SOLVER.IMS_PER_BATCH was %d when the checkpoint was written, now it is %d",
+                state["images_per_step"],
+                self.cfg.SOLVER.IMS_PER_BATCH,
+            )
+        self.stream.load_state_dict(state["stream"])
+        self._batches = iter(self.stream)
+
+    def _load_random_state(self, of_rank: list[dict[str, Any]]) -> None:
+        if len(of_rank) == comm.get_world_size():
+            restore_random_state(of_rank[comm.get_rank()])
+            return
+        logging.getLogger(__name__).warning(
+            "The checkpoint was written by %d process(es), now there are %d: random states start anew, so losses will "
+            "differ slightly from an uninterrupted training",
+            len(of_rank),
+            comm.get_world_size(),
+        )
+
+    def _without_synchronisation(self) -> AbstractContextManager[Any]:
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._last_results = self.test(self.cfg, self.module) if self.cfg.DATASETS.TEST else {}
+        return self._last_results
+
+    def _write_step_metrics(self) -> None:
+        names = list(self._step_losses)
+        values = torch.stack([self._step_losses[name] for name in names]).tolist() if names else []
+        self._step_losses = {}
+        mine = dict(zip(names, values, strict=True))
+        bad = {name: value for name, value in mine.items() if not math.isfinite(value)}
+        if bad:
+            raise FloatingPointError(
+                f"loss is not finite at iteration {self.iter} on rank {comm.get_rank()}: {bad}. Lower SOLVER.BASE_LR, "
+                "enable SOLVER.CLIP_GRADIENTS, or disable SOLVER.AMP"
+            )
+        of_rank = comm.gather({"losses": mine, "data_time": self._data_seconds})
+        self._data_seconds = 0.0
+        if not comm.is_main_process():
+            return
+        self.storage.put_scalar("data_time", max(entry["data_time"] for entry in of_rank))
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for entry in of_rank for name in entry["losses"]):
+            present = [entry["losses"][name] for entry in of_rank if name in entry["losses"]]
+            means[name] = sum(present) / len(present)
+        self.storage.put_scalars(**means)
+        if len(means) > 1:
+            self.storage.put_scalar("total_loss", sum(value for name, value in means.items() if "loss" in name))
