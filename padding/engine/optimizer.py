@@ -53,9 +53,15 @@ def solver_node(cfg: CfgNode, name: str = "main") -> CfgNode:
     if key not in cfg.SOLVER:
         known = [k for k, v in cfg.SOLVER.items() if isinstance(v, CfgNode)]
         raise KeyError(f"SOLVER.{key} does not exist; an optimiser named {name!r} needs it (sub-nodes: {known})")
-    node = cfg.SOLVER.clone()
+    return _overlay(cfg.SOLVER, cfg.SOLVER[key])
+
+
+def _overlay(base: CfgNode, changes: CfgNode) -> CfgNode:
+    node = base.clone()
     node.defrost()
-    node.update(cfg.SOLVER[key].clone())
+    for key, value in changes.items():
+        nested = isinstance(value, CfgNode) and isinstance(node.get(key), CfgNode)
+        node[key] = _overlay(node[key], value) if nested else value
     node.freeze()
     return node
 
