@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentations from explicit arguments: large-scale jitter, resize-and-crop, test-time resizing.
+
+Reference: Mask2Former, Sec. 4.1 and appendix (training settings), whose published configurations PADing keeps. Geometry
+and colour are apart: labels and continuous maps follow the geometry, only the image sees the colour. Padding is not an
+augmentation here: the mappers pad, since Detectron2 v0.6 cannot pad labels with void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import Transform, TransformList
+
+from padding.data.targets import LabelMap, transform_labels
+
+__all__ = ["AugmentationPlan", "View", "large_scale_jitter", "resize_and_crop", "resize_for_test"]
+
+
+class View:
+    """Image and labels under augmentation; offers what Detectron2's augmentations ask for.
+
+    Attributes:
+        image: (h, w, C) uint8.
+        labels: (h, w) label map, or None.
+        classes: class of each label value, if labels are not classes themselves; for the category-area rule.
+        transforms: the geometric transforms so far, for further maps of the same image.
+    """
+
+    def __init__(
+        self, image: npt.NDArray[np.uint8], labels: LabelMap | None = None, classes: LabelMap | None = None
+    ) -> None:
+        self.image = image
+        self.labels = labels
+        self.classes = classes
+        self.transforms = TransformList([])
+
+    @property
+    def sem_seg(self) -> LabelMap | None:
+        """Classes per pixel, computed when an augmentation asks for them."""
+        return self.labels if self.classes is None or self.labels is None else self.classes[self.labels]
+
+    def transform(self, transform: Transform) -> None:
+        """Apply a transform in place."""
+        self.image = transform.apply_image(self.image)
+        if self.labels is not None:
+            self.labels = transform_labels(transform, self.labels)
+
+
+@dataclass(frozen=True)
+class AugmentationPlan:
+    """What happens to a sample between reading and padding.
+
+    Attributes:
+        geometric: Detectron2 augmentations that move pixels, in order.
+        photometric: augmentations of the image alone, after the geometry.
+        output_size: (H, W) to which everything is padded; None: as large as the geometry leaves it.
+    """
+
+    geometric: tuple[Any, ...]
+    photometric: tuple[Any, ...] = ()
+    output_size: tuple[int, int] | None = None
+
+    def __call__(self, view: View) -> None:
+        """Augment in place."""
+        view.transforms = T.AugmentationList(list(self.geometric))(view)
+        if self.photometric:
+            coloured = T.AugInput(view.image)
+            T.AugmentationList(list(self.photometric))(coloured)
+            view.image = coloured.image
+
+
+def large_scale_jitter(
+    *, image_size: int, min_scale: float, max_scale: float, flip: str = "horizontal"
+) -> AugmentationPlan:
+    """Scale to a random size relative to ``image_size``, crop what is too large, pad what is too small.
+
+    ``min_scale = max_scale = 1`` fits the image into the square: the plain "fixed size, flip" for small images.
+
+    Args:
+        image_size: side of the square output in pixels.
+        min_scale: smallest scale, > 0.
+        max_scale: largest scale.
+        flip: "horizontal", "vertical" or "none".
+    """
+    geometric = [
+        *_flip(flip),
+        T.ResizeScale(min_scale=min_scale, max_scale=max_scale, target_height=image_size, target_width=image_size),
+        T.FixedSizeCrop(crop_size=(image_size, image_size), pad=False),
+    ]
+    return AugmentationPlan(tuple(geometric), output_size=(image_size, image_size))
+
+
+def resize_and_crop(  # noqa: PLR0913  (the published settings, one by one)
+    *,
+    min_sizes: Sequence[int],
+    max_size: int,
+    sampling: str = "choice",
+    crop_type: str = "absolute",
+    crop_size: Sequence[float] | None = None,
+    single_category_max_area: float = 1.0,
+    ignore_label: int = 255,
+    color_jitter_format: str | None = None,
+    flip: str = "horizontal",
+    padded_size: int = -1,
+) -> AugmentationPlan:
+    """Resize the shortest edge, crop, flip, jitter the colours: the setting of semantic segmentation.
+
+    Args:
+        min_sizes: candidates (or, for sampling "range", the two ends) for the shortest edge in pixels.
+        max_size: bound of the longest edge.
+        sampling: "choice" or "range".
+        crop_type: kind of crop as in Detectron2's ``RandomCrop``.
+        crop_size: its size; None: no crop.
+        single_category_max_area: largest share of one class in the crop; 1 accepts any crop.
+        ignore_label: class that does not count for that share.
+        color_jitter_format: "RGB" or "BGR" switches on the colour jitter of the Single Shot Detector; None: off.
+        flip: "horizontal", "vertical" or "none".
+        padded_size: side of the square to pad to; <= 0: no padding.
+    """
+    geometric: list[Any] = [
+        T.ResizeShortestEdge(short_edge_length=tuple(min_sizes), max_size=max_size, sample_style=sampling)
+    ]
+    if crop_size is not None and single_category_max_area < 1.0:
+        geometric.append(
+            T.RandomCrop_CategoryAreaConstraint(
+                crop_type=crop_type,
+                crop_size=tuple(crop_size),
+                single_category_max_area=single_category_max_area,
+                ignored_category=ignore_label,
+            )
+        )
+    elif crop_size is not None:
+        geometric.append(T.RandomCrop(crop_type=crop_type, crop_size=tuple(crop_size)))
+    photometric: tuple[Any, ...] = ()
+    if color_jitter_format is not None:
+        from detectron2.projects.point_rend import ColorAugSSDTransform  # pulls a whole project in
+
+        photometric = (ColorAugSSDTransform(img_format=color_jitter_format),)
+    output_size = (padded_size, padded_size) if padded_size > 0 else None
+    return AugmentationPlan((*geometric, *_flip(flip)), photometric, output_size)
+
+
+def resize_for_test(*, min_size: int, max_size: int) -> AugmentationPlan:
+    """Resize the shortest edge to one size; 0 leaves images as they are."""
+    return AugmentationPlan(
+        (T.ResizeShortestEdge(short_edge_length=min_size, max_size=max_size, sample_style="choice"),)
+    )
+
+
+def _flip(direction: str) -> list[Any]:
+    if direction not in ("horizontal", "vertical", "none"):
+        raise ValueError(f"INPUT.RANDOM_FLIP is {direction!r}; choose 'horizontal', 'vertical' or 'none'")
+    if direction == "none":
+        return []
+    return [T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")]

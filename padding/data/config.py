@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of the input pipeline: those of the official Mask2Former YAML files, and a few of ours."""
+
+from detectron2.config import CfgNode
+
+__all__ = ["add_input_config"]
+
+
+def add_input_config(cfg: CfgNode) -> None:
+    """Add the INPUT keys in place; all defaults are the official ones where such a key exists."""
+    # Name in padding.data.mappers: a class of MAPPER_REGISTRY or one of the official aliases.
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    # "crop" augmentation: colour jitter of the Single Shot Detector after resizing and cropping.
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # "crop" augmentation: largest share of the crop one class may cover, in (0, 1]; 1 switches the rule off.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # "crop" augmentation: side in pixels to which crops are padded (in spite of its official name); -1: no padding.
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
+    # "jitter" augmentation: side in pixels of the fixed output, and range of the random scale relative to it.
+    cfg.INPUT.IMAGE_SIZE = 1024
+    cfg.INPUT.MIN_SCALE = 0.1
+    cfg.INPUT.MAX_SCALE = 2.0
+
+    # Ours. Grey value in [0, 255] of padded image regions; their labels are always void.
+    cfg.INPUT.IMAGE_PAD_VALUE = 128
+    # Semantic training samples also carry one binary mask per class, as mask classification needs them.
+    cfg.INPUT.SEMANTIC_MASKS = True
+    # Continuous maps read beside the image: for each name the entry "<name>_file_name" of the data set.
+    cfg.INPUT.EXTRA_MAPS = []
+    # Side in pixels of the crops of the mapper "segment_crops".
+    cfg.INPUT.SEGMENT_CROP_SIZE = 56

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mappers: a data-set entry becomes a sample, on one read, augment, pad core.
+
+Every task has its own label reader and target builder; everything else is shared (Mask2Former ships five mappers that
+repeat it). Images are uint8 and normalised by the model, labels int64, masks bool; padding is void in all labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as utils
+from fvcore.common.registry import Registry
+from fvcore.transforms.transform import TransformList
+
+from padding.data import targets
+from padding.data.augmentation import AugmentationPlan, View, large_scale_jitter, resize_and_crop, resize_for_test
+from padding.data.catalog import class_split_of
+from padding.data.sample import IGNORE_LABEL, VOID_INDEX
+
+__all__ = [
+    "MAPPER_REGISTRY",
+    "InstanceMapper",
+    "Mapper",
+    "PanopticMapper",
+    "SegmentCropMapper",
+    "SemanticMapper",
+    "build_mapper",
+]
+
+MAPPER_REGISTRY = Registry("MAPPER")
+MAPPER_REGISTRY.__doc__ = "Classes called with (cfg, is_train=...); their objects turn a data-set entry into a sample."
+
+Labels = tuple[targets.LabelMap | None, targets.LabelMap | None]
+
+# Official name -> (class, augmentation in training); a class named directly takes its own default augmentation.
+_ALIASES = {
+    "mask_former_semantic": ("SemanticMapper", "crop"),
+    "mask_former_panoptic": ("PanopticMapper", "crop"),
+    "mask_former_instance": ("InstanceMapper", "crop"),
+    "coco_panoptic_lsj": ("PanopticMapper", "jitter"),
+    "coco_instance_lsj": ("InstanceMapper", "jitter"),
+    "segment_crops": ("SegmentCropMapper", "none"),
+}
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+    """The mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
+
+    Raises:
+        ValueError: the name is neither registered nor an official alias.
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    class_name, _ = _ALIASES.get(name, (name, ""))
+    if class_name not in MAPPER_REGISTRY:
+        known = sorted({mapper_name for mapper_name, _ in MAPPER_REGISTRY} | set(_ALIASES))
+        raise ValueError(f"INPUT.DATASET_MAPPER_NAME is '{name}'; known mappers are {', '.join(known)}")
+    return MAPPER_REGISTRY.get(class_name)(cfg, is_train=is_train)
+
+
+def _plan_from_config(cfg: CfgNode, is_train: bool, default: str, ignore_label: int) -> AugmentationPlan:
+    """Augmentation for a mapper whose own ``default`` holds unless the configured alias says otherwise."""
+    keys = cfg.INPUT
+    if not is_train:
+        return resize_for_test(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST)
+    _, kind = _ALIASES.get(keys.DATASET_MAPPER_NAME, ("", default))
+    if kind == "jitter":
+        return large_scale_jitter(
+            image_size=keys.IMAGE_SIZE, min_scale=keys.MIN_SCALE, max_scale=keys.MAX_SCALE, flip=keys.RANDOM_FLIP
+        )
+    return resize_and_crop(
+        min_sizes=keys.MIN_SIZE_TRAIN,
+        max_size=keys.MAX_SIZE_TRAIN,
+        sampling=keys.MIN_SIZE_TRAIN_SAMPLING,
+        crop_type=keys.CROP.TYPE,
+        crop_size=keys.CROP.SIZE if keys.CROP.ENABLED else None,
+        single_category_max_area=keys.CROP.SINGLE_CATEGORY_MAX_AREA,
+        ignore_label=ignore_label,
+        color_jitter_format=keys.FORMAT if keys.COLOR_AUG_SSD else None,
+        flip=keys.RANDOM_FLIP,
+        padded_size=keys.SIZE_DIVISIBILITY,
+    )
+
+
+class Mapper:
+    """Read, augment, pad; subclasses say which labels are read and what targets they become.
+
+    In training a sample holds the entries of the data set (without ``annotations``), ``image`` uint8 (3, H, W) and the
+    targets of the subclass. Otherwise it holds the entries and the resized image: labels stay on disk, where evaluators
+    read them. The random numbers come from the global states of ``random``, ``numpy`` and ``torch``.
+    """
+
+    default_augmentation = "jitter"
+    label_pad = VOID_INDEX
+
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        plan: AugmentationPlan,
+        image_format: str = "RGB",
+        image_pad_value: int = 128,
+        extra_maps: Sequence[str] = (),
+    ) -> None:
+        """Take explicit settings; ``from_config`` of the subclasses reads them from a config.
+
+        Args:
+            is_train: whether targets are built.
+            plan: augmentation for this use.
+            image_format: channel order, "RGB" or "BGR".
+            image_pad_value: grey value of padding, 0 to 255.
+            extra_maps: names of continuous grey maps; the file of "x" is the entry "x_file_name", the sample's "x" is
+                float32 (1, H, W) in [0, 1], bilinearly resized with the image's geometry and 0 in the padding.
+        """
+        self.is_train = is_train
+        self.plan = plan
+        self.image_format = image_format
+        self.image_pad_value = image_pad_value
+        self.extra_maps = tuple(extra_maps)
+
+    @classmethod
+    def _base_arguments(cls, cfg: CfgNode, is_train: bool, ignore_label: int = IGNORE_LABEL) -> dict[str, Any]:
+        return {
+            "is_train": is_train,
+            "plan": _plan_from_config(cfg, is_train, cls.default_augmentation, ignore_label),
+            "image_format": cfg.INPUT.FORMAT,
+            "image_pad_value": cfg.INPUT.IMAGE_PAD_VALUE,
+            "extra_maps": cfg.INPUT.EXTRA_MAPS,
+        }
+
+    def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Sample of one data-set entry, which is left unchanged; None if training cannot use it."""
+        image = self._read_image(dataset_dict)
+        sample = dict(dataset_dict)
+        sample["height"], sample["width"] = image.shape[:2]
+        if not self.is_train:
+            return self.test_sample(sample, image)
+        mapped = self.train_sample(sample, image)
+        sample.pop("annotations", None)  # polygons are long, and have become masks
+        return mapped
+
+    def test_sample(self, sample: dict[str, Any], image: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        """Add the resized image; ``height`` and ``width`` stay the original ones."""
+        view = View(image)
+        self.plan(view)
+        sample["image"] = _as_image_tensor(view.image)
+        return sample
+
+    def train_sample(self, sample: dict[str, Any], image: npt.NDArray[np.uint8]) -> dict[str, Any] | None:
+        """Augment, pad and add the targets."""
+        view = View(image, *self.read_labels(sample, image.shape[:2]))
+        self.plan(view)
+        name, size = str(sample["file_name"]), self.plan.output_size
+        view.image = targets.pad_to_size(view.image, size, self.image_pad_value, name=name)
+        if view.labels is not None:
+            view.labels = targets.pad_to_size(view.labels, size, self.label_pad, name=name)
+        sample["image"] = _as_image_tensor(view.image)
+        self.add_targets(sample, view)
+        for map_name in self.extra_maps:
+            sample[map_name] = self._read_extra_map(sample, map_name, image.shape[:2], view.transforms)
+        return sample
+
+    def read_labels(self, sample: Mapping[str, Any], size: tuple[int, int]) -> Labels:
+        """Label map (h, w) and, where its values are not classes, the class of each value; default: none."""
+        del sample, size
+        return None, None
+
+    def add_targets(self, sample: dict[str, Any], view: View) -> None:
+        """Put the training targets into ``sample``; image and labels of ``view`` are augmented and padded."""
+        raise NotImplementedError
+
+    def _read_image(self, dataset_dict: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+        path = dataset_dict["file_name"]
+        try:
+            image = utils.read_image(path, format=self.image_format)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}: no such file, though the data set lists it; obtain it again") from error
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be decoded ({error}); the file is damaged, obtain it again") from error
+        targets.check_size(path, image.shape, dataset_dict)
+        return image
+
+    def _read_extra_map(
+        self, sample: Mapping[str, Any], name: str, size: tuple[int, int], transforms: TransformList
+    ) -> torch.Tensor:
+        path = _required(sample, f"{name}_file_name")
+        grey = targets.read_label_map(path)
+        targets.check_size(path, grey.shape, {"height": size[0], "width": size[1]})
+        if grey.dtype != np.uint8:
+            raise ValueError(f"{path}: a continuous map is an 8-bit grey image, this one has {grey.dtype}; convert it")
+        grey = targets.pad_to_size(transforms.apply_image(grey), self.plan.output_size, 0, name=str(path))
+        return torch.from_numpy(np.ascontiguousarray(grey)).to(torch.float32).div_(255.0)[None]
+
+
+@MAPPER_REGISTRY.register()
+class SemanticMapper(Mapper):
+    """Semantic label map ``sem_seg`` (H, W) int64 and, if asked for, one mask per class as ``instances``.
+
+    Labels come from the panoptic PNG where the entry has one (its segments are in the label space of the data set),
+    else from ``sem_seg_file_name``.
+    """
+
+    default_augmentation = "crop"
+
+    @configurable
+    def __init__(self, *, num_classes: int, ignore_label: int, with_masks: bool, **settings: Any) -> None:
+        """Add to the settings of ``Mapper``.
+
+        Args:
+            num_classes: K; labels are 0 to K - 1.
+            ignore_label: label of void.
+            with_masks: whether samples carry ``instances``.
+            settings: see ``Mapper``.
+
+        Raises:
+            ValueError: the ignore label is one of the classes.
+        """
+        super().__init__(**settings)
+        if ignore_label < num_classes:
+            raise ValueError(
+                f"the ignore label {ignore_label} is one of the {num_classes} classes; register the data set with "
+                "an ignore_label beyond them"
+            )
+        self.num_classes = num_classes
+        self.ignore_label = self.label_pad = ignore_label
+        self.with_masks = with_masks
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        """Settings for the first training set, or the first test set when not training."""
+        dataset_name = (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)[0]
+        ignore_label = getattr(MetadataCatalog.get(dataset_name), "ignore_label", IGNORE_LABEL)
+        return {
+            **cls._base_arguments(cfg, is_train, ignore_label),
+            "num_classes": class_split_of(dataset_name).num_classes,
+            "ignore_label": ignore_label,
+            "with_masks": cfg.INPUT.SEMANTIC_MASKS,
+        }
+
+    def read_labels(self, sample: Mapping[str, Any], size: tuple[int, int]) -> Labels:
+        """Semantic labels of an image, checked against the number of classes."""
+        if "pan_seg_file_name" in sample:
+            index = _read_segment_index(sample, size)
+            return targets.semantic_labels(index, sample["segments_info"], ignore_label=self.ignore_label), None
+        path = _required(sample, "sem_seg_file_name")
+        labels = targets.read_label_map(path)
+        targets.check_size(path, labels.shape, {"height": size[0], "width": size[1]})
+        targets.check_label_range(labels, num_classes=self.num_classes, ignore_label=self.ignore_label, path=path)
+        return labels, None
+
+    def add_targets(self, sample: dict[str, Any], view: View) -> None:
+        """Add ``sem_seg`` and, if asked for, ``instances``."""
+        assert view.labels is not None
+        sample["sem_seg"] = torch.from_numpy(view.labels.astype(np.int64))
+        if self.with_masks:
+            sample["instances"] = targets.label_map_to_instances(view.labels, np.arange(self.num_classes))
+
+
+@MAPPER_REGISTRY.register()
+class PanopticMapper(Mapper):
+    """One mask per segment as ``instances``; crowds, void and segments cropped out of view are no targets."""
+
+    @configurable
+    def __init__(self, **settings: Any) -> None:
+        """Take the settings of ``Mapper``."""
+        super().__init__(**settings)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        """Settings from the INPUT keys."""
+        return cls._base_arguments(cfg, is_train)
+
+    def read_labels(self, sample: Mapping[str, Any], size: tuple[int, int]) -> Labels:
+        """Segment index map and the class of each index (void: the ignore label)."""
+        segments = _required(sample, "segments_info")
+        classes = targets.semantic_labels(
+            np.arange(len(segments) + 1, dtype=np.uint16), segments, ignore_label=IGNORE_LABEL
+        )
+        return _read_segment_index(sample, size), classes
+
+    def add_targets(self, sample: dict[str, Any], view: View) -> None:
+        """Add ``instances``."""
+        assert view.labels is not None
+        classes = np.append(-1, targets.instance_classes(sample["segments_info"]))
+        sample["instances"] = targets.label_map_to_instances(view.labels, classes)
+
+
+@MAPPER_REGISTRY.register()
+class InstanceMapper(Mapper):
+    """One mask per annotated object, given as polygons or run-length code; crowds are no targets.
+
+    Objects may overlap, so every mask is augmented for itself.
+    """
+
+    @configurable
+    def __init__(self, **settings: Any) -> None:
+        """Take the settings of ``Mapper``."""
+        super().__init__(**settings)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        """Settings from the INPUT keys."""
+        return cls._base_arguments(cfg, is_train)
+
+    def add_targets(self, sample: dict[str, Any], view: View) -> None:
+        """Add ``instances``."""
+        path = sample["file_name"]
+        original = (sample["height"], sample["width"])
+        objects = [entry for entry in _required(sample, "annotations") if not entry.get("iscrowd", 0)]
+        masks = np.zeros((len(objects), *view.image.shape[:2]), bool)
+        for mask, entry in zip(masks, objects, strict=True):
+            visible = view.transforms.apply_segmentation(targets.annotation_mask(entry, original, path=path))
+            mask[: visible.shape[0], : visible.shape[1]] = visible
+        classes = np.array([entry["category_id"] for entry in objects], np.int64)
+        sample["instances"] = targets.masks_to_instances(masks, classes)
+
+
+@MAPPER_REGISTRY.register()
+class SegmentCropMapper(Mapper):
+    """A square crop ``image`` (3, S, S) around a random segment and its class ``label``.
+
+    Classifying such crops warms up a backbone where no ImageNet weights fit. A thing is centred on its mean position,
+    stuff on one of its pixels. An image without segments gives None.
+    """
+
+    @configurable
+    def __init__(self, *, crop_size: int, flip: bool, **settings: Any) -> None:
+        """Add to the settings of ``Mapper``.
+
+        Args:
+            crop_size: S in pixels.
+            flip: whether half of the crops are mirrored.
+            settings: see ``Mapper``; the plan serves the test only.
+        """
+        super().__init__(**settings)
+        self.crop_size = crop_size
+        self.flip = flip
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        """Settings from the INPUT keys."""
+        return {
+            **cls._base_arguments(cfg, is_train),
+            "crop_size": cfg.INPUT.SEGMENT_CROP_SIZE,
+            "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
+        }
+
+    def train_sample(self, sample: dict[str, Any], image: npt.NDArray[np.uint8]) -> dict[str, Any] | None:
+        """Cut the crop; None when no segment can be its centre."""
+        segments = _required(sample, "segments_info")
+        index = _read_segment_index(sample, image.shape[:2])
+        candidates = np.flatnonzero(targets.instance_classes(segments) >= 0)
+        np.random.shuffle(candidates)  # noqa: NPY002  (the stream seeds the global state)
+        for candidate in candidates:
+            rows, columns = np.nonzero(index == candidate + 1)
+            if len(rows):
+                break
+        else:
+            return None
+        segment = segments[candidate]
+        pixel = np.random.randint(len(rows))  # noqa: NPY002
+        centre = (rows.mean(), columns.mean()) if segment["isthing"] else (rows[pixel], columns[pixel])
+        crop = self._crop(image, centre)
+        if self.flip and np.random.random() < 0.5:  # noqa: NPY002
+            crop = crop[:, ::-1]
+        sample["image"] = _as_image_tensor(crop)
+        sample["label"] = int(segment["category_id"])
+        return sample
+
+    def _crop(self, image: npt.NDArray[np.uint8], centre: tuple[float, float]) -> npt.NDArray[np.uint8]:
+        """Window of the crop size about the centre, moved inside the image where that is large enough."""
+        side = self.crop_size
+        top, left = (
+            int(np.clip(round(c - side / 2), 0, max(0, n - side))) for c, n in zip(centre, image.shape[:2], strict=True)
+        )
+        return targets.pad_to_size(image[top : top + side, left : left + side], (side, side), self.image_pad_value)
+
+
+def _read_segment_index(sample: Mapping[str, Any], size: tuple[int, int]) -> targets.LabelMap:
+    path = _required(sample, "pan_seg_file_name")
+    ids = targets.read_panoptic_ids(path)
+    targets.check_size(path, ids.shape, {"height": size[0], "width": size[1]})
+    return targets.segment_index_map(
+        ids, sample["segments_info"], void_ids=sample.get("void_segment_ids", ()), path=path
+    )
+
+
+def _required(sample: Mapping[str, Any], key: str) -> Any:
+    if key not in sample:
+        raise ValueError(
+            f"{sample['file_name']}: this data set has no '{key}', which INPUT.DATASET_MAPPER_NAME or INPUT.EXTRA_MAPS "
+            f"needs (there is {sorted(sample)}); choose another mapper or data set"
+        )
+    return sample[key]
+
+
+def _as_image_tensor(image: npt.NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

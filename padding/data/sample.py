@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of what travels from the files to the model and back: data-set entry, training sample, prediction.
+
+Shape letters of the whole project: B batch, C channels, D embedding size, E width of class embeddings, H W padded
+image, h w original image, K classes without no-object, L feature levels, M matched queries, N instances, P sampled
+points, Q queries, S seen classes, U unseen classes, T decoder layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import torch
+from detectron2.structures import Instances
+
+__all__ = ["IGNORE_LABEL", "LABEL_DIVISOR", "VOID_INDEX", "DatasetDict", "Prediction", "SegmentInfo", "TrainSample"]
+
+IGNORE_LABEL = 255
+"""Value of a semantic label map where nothing is annotated; the convention of every registered data set."""
+
+LABEL_DIVISOR = 1000
+"""Detectron2 packs category and instance into one number: ``category * LABEL_DIVISOR + instance``."""
+
+VOID_INDEX = 0
+"""Value of a segment index map where no segment lies; segment ``k`` of the list has the value ``k + 1``."""
+
+
+class SegmentInfo(TypedDict, total=False):
+    """One segment of a panoptic PNG."""
+
+    id: int  # value in the PNG: R + 256 G + 65536 B
+    category_id: int  # contiguous, in the label space of the data set
+    iscrowd: int
+    isthing: bool
+    area: int  # optional, pixels
+
+
+class DatasetDict(TypedDict, total=False):
+    """One image of a data set as its loader lists it; nothing is decoded yet."""
+
+    file_name: str
+    image_id: int | str
+    height: int
+    width: int
+    pan_seg_file_name: str
+    segments_info: list[SegmentInfo]
+    void_segment_ids: list[int]  # ids in the PNG that count as void (unseen classes under the policy "ignore_pixels")
+    sem_seg_file_name: str
+    annotations: list[dict[str, Any]]  # COCO instances with contiguous category_id
+
+
+class TrainSample(TypedDict, total=False):
+    """What a training mapper returns, besides the entries of the ``DatasetDict``."""
+
+    image: torch.Tensor  # (3, H, W) uint8, channel order of INPUT.FORMAT
+    sem_seg: torch.Tensor  # (H, W) int64, contiguous ids and the ignore label
+    instances: Instances  # gt_classes (N,) int64, gt_masks (N, H, W) bool
+    label: int  # of a segment crop
+    height: int  # h of the file, not H
+    width: int
+    file_name: str
+    image_id: int | str
+
+
+class Prediction(TypedDict, total=False):
+    """What a model returns for one image, at its original size; only what is switched on is there."""
+
+    sem_seg: torch.Tensor  # (K, h, w) float scores
+    panoptic_seg: tuple[torch.Tensor, list[dict[str, Any]]]  # (h, w) int32 ids and their segments
+    instances: Instances

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Endless training streams with exact resume, and the loader of a test set.
+
+The sample at stream position ``p`` is a function of the seed and ``p`` alone: not of the number of workers or
+processes, nor of what else drew random numbers. Resuming is therefore a matter of one integer, whatever workers have
+prefetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList, build_detection_test_loader
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from padding.data.mappers import build_mapper
+
+__all__ = ["TrainStream", "build_eval_loader", "load_training_entries", "seeded"]
+
+logger = logging.getLogger(__name__)
+
+MapperFn = Callable[[dict[str, Any]], dict[str, Any] | None]
+_MAX_ATTEMPTS = 100
+
+
+@contextlib.contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Seed ``random``, ``numpy`` and ``torch`` (CPU) from some integers >= 0, and restore their states afterwards.
+
+    The generators of GPUs are left alone: ``torch.manual_seed`` would reset them as well.
+    """
+    words = np.random.SeedSequence(entropy).generate_state(4)
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  (what augmentations use)
+    try:
+        random.seed(int(words[0]))
+        np.random.seed(words[1:3])  # noqa: NPY002
+        torch.default_generator.manual_seed(int(words[3]))
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
+
+
+class _SampleAtPosition(Dataset[dict[str, Any]]):
+    """The mapped sample at every position >= 0 of an endless sequence of shuffled epochs."""
+
+    def __init__(self, dataset: Any, mapper: MapperFn, seed: int) -> None:
+        self.dataset = dataset
+        self.mapper = mapper
+        self.seed = seed
+        self.permutation = lru_cache(maxsize=2)(self._permutation)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Where workers are spawned the data set travels by pickle, which the cache cannot.
+        return {key: value for key, value in vars(self).items() if key != "permutation"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.permutation = lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+
+    def entry_index(self, position: int, attempt: int) -> int:
+        """Entry for a position; attempts after the first draw another one, since the first may never be usable."""
+        if attempt:
+            return int(np.random.default_rng((self.seed, position, attempt)).integers(len(self.dataset)))
+        epoch, place = divmod(position, len(self.dataset))
+        return int(self.permutation(epoch)[place])
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        for attempt in range(_MAX_ATTEMPTS):
+            entry = self.dataset[self.entry_index(position, attempt)]
+            with seeded(self.seed, position, attempt):
+                sample = self.mapper(entry)
+            if sample is not None:
+                return sample
+        raise RuntimeError(
+            f"{_MAX_ATTEMPTS} entries drawn for stream position {position} gave no sample, the last was "
+            f"{entry.get('file_name', entry)}; do the annotations hold any usable segment?"
+        )
+
+
+class _Batches:
+    """Endless lists of positions of one rank, from a start on; every iteration begins at the start again."""
+
+    def __init__(self, *, start: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.start = start + rank
+        self.batch_size = batch_size
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first, stride = self.start, self.world_size
+        while True:
+            following = first + stride * self.batch_size
+            yield list(range(first, following, stride))
+            first = following
+
+
+class TrainStream:
+    """Endless iterator over lists of training samples.
+
+    With W processes, rank r reads the positions r, r + W, ... after the start, so that W processes with batches of b
+    together read in every step what one process with batches of b * W reads.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Mapping[str, Any]] | Dataset[Any],
+        mapper: MapperFn,
+        *,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        """Nothing is read until the first batch is asked for.
+
+        Args:
+            dataset: data-set entries, a list or a map-style data set.
+            mapper: entry to sample; None: another entry is tried in its place.
+            batch_size: samples per list, that is per process and step.
+            seed: >= 0; the same on all ranks.
+            start: global position of the first sample.
+            rank: of this process; default: from Detectron2's communication state.
+            world_size: number of processes; default likewise.
+            num_workers: processes that map ahead; 0: this one maps.
+
+        Raises:
+            ValueError: the data set is empty, or a number is out of range.
+        """
+        if len(dataset) == 0:  # type: ignore[arg-type]
+            raise ValueError("the training set has no image; were all dropped as empty, or by the unseen policy?")
+        if batch_size < 1 or seed < 0 or start < 0:
+            raise ValueError(f"need batch_size >= 1, seed >= 0, start >= 0; got {batch_size}, {seed}, {start}")
+        # Serialised entries are unpickled anew for every use (no mapper can spoil them) and shared with forked workers.
+        entries = DatasetFromList(list(dataset), copy=False) if isinstance(dataset, list | tuple) else dataset
+        self._samples = _SampleAtPosition(entries, mapper, seed)
+        self._batch_size = batch_size
+        self._rank = comm.get_rank() if rank is None else rank
+        self._world_size = comm.get_world_size() if world_size is None else world_size
+        if not 0 <= self._rank < self._world_size:
+            raise ValueError(f"rank {self._rank} does not exist among {self._world_size} processes")
+        self._num_workers = num_workers
+        self._position = start
+        self._batches: Iterator[list[dict[str, Any]]] | None = None
+
+    @property
+    def position(self) -> int:
+        """Global position of the next unread sample of rank 0; the same on all ranks after the same number of steps."""
+        return self._position
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data set so far."""
+        return self._position / len(self._samples.dataset)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return self
+
+    def __next__(self) -> list[dict[str, Any]]:
+        if self._batches is None:
+            self._batches = iter(self._build_loader())
+        batch = next(self._batches)
+        self._position += self._batch_size * self._world_size
+        return batch
+
+    def _build_loader(self) -> DataLoader[Any]:
+        batches = _Batches(
+            start=self._position, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
+        )
+        return DataLoader(
+            self._samples,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=self._num_workers,
+            collate_fn=_as_list,
+            worker_init_fn=_init_worker,
+            # Without its own generator the loader draws a seed from the global one.
+            generator=torch.Generator(),
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Position of the next unread sample; prefetched ones count as unread."""
+        return {"position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue at a stored position; what was prefetched is thrown away."""
+        self._position = int(state["position"])
+        self._batches = None
+
+
+def _as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return samples
+
+
+def _init_worker(worker_id: int) -> None:
+    del worker_id
+    cv2.setNumThreads(0)  # one process per core is the parallelism; OpenCV's thread pool does not survive a fork
+
+
+def load_training_entries(names: Sequence[str], *, filter_empty: bool) -> list[dict[str, Any]]:
+    """Entries of some registered data sets, one after the other.
+
+    Args:
+        names: registered data sets; their label spaces must agree.
+        filter_empty: drop images without a segment or object that could be a target (entries with neither are kept).
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    entries: list[dict[str, Any]] = [entry for name in names for entry in DatasetCatalog.get(name)]
+    kept = [entry for entry in entries if not filter_empty or _has_target(entry)]
+    if len(kept) < len(entries):
+        logger.info("%s: kept %d of %d images, the others hold no segment", ", ".join(names), len(kept), len(entries))
+    if not kept:
+        raise ValueError(
+            f"none of the {len(entries)} images of {', '.join(names)} holds a segment to train on; "
+            "check the annotation file, the unseen policy and DATALOADER.FILTER_EMPTY_ANNOTATIONS"
+        )
+    return kept
+
+
+def _has_target(entry: Mapping[str, Any]) -> bool:
+    annotated = [entry[key] for key in ("segments_info", "annotations") if key in entry]
+    return not annotated or any(not item.get("iscrowd", 0) for items in annotated for item in items)
+
+
+def build_eval_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
+    """Loader over every image of a registered test set, shared among the processes, batches of one."""
+    return build_detection_test_loader(
+        dataset=DatasetCatalog.get(dataset_name),
+        mapper=build_mapper(cfg, is_train=False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Annotation files to arrays, and arrays to training targets; pure functions apart from the readers.
+
+A panoptic PNG is turned into a *segment index map* once, at the size of the file: uint8 (uint16 beyond 254 segments), 0
+for void, ``k + 1`` for segment ``k``. It is augmented like any label map; only what is left of it becomes binary masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.structures import Instances
+from fvcore.transforms.transform import Transform
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from padding.data.sample import VOID_INDEX, SegmentInfo
+
+__all__ = [
+    "annotation_mask",
+    "check_label_range",
+    "check_size",
+    "instance_classes",
+    "label_map_to_instances",
+    "masks_to_instances",
+    "pad_to_size",
+    "read_label_map",
+    "read_panoptic_ids",
+    "segment_index_map",
+    "semantic_labels",
+    "transform_labels",
+]
+
+LabelMap = npt.NDArray[Any]  # (h, w) uint8 or uint16
+
+
+def read_panoptic_ids(path: str | Path) -> npt.NDArray[np.uint32]:
+    """Segment ids of a panoptic PNG, (h, w): R + 256 G + 65536 B.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be decoded.
+    """
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise _unreadable(path)
+    rgba = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA)  # four bytes per pixel can be viewed as one number
+    return rgba.view("<u4")[..., 0] & np.uint32(0xFFFFFF)
+
+
+def read_label_map(path: str | Path) -> LabelMap:
+    """Label map of a PNG, (h, w) uint8 or uint16; a palette image gives its indices, never its colours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be decoded, or is a colour image.
+    """
+    try:
+        with Image.open(path) as image:  # cv2 would replace the indices by the colours of the palette
+            if image.mode not in ("P", "L", "1", "I", "I;16"):
+                raise ValueError(
+                    f"{path}: a label map holds one number per pixel, but this is an image of mode {image.mode}; "
+                    "convert its colours to class ids first"
+                )
+            labels = np.asarray(image)
+    except FileNotFoundError:
+        raise _unreadable(path) from None
+    except OSError as error:
+        raise _unreadable(path) from error
+    if labels.dtype == np.uint8:
+        return labels
+    if labels.dtype != np.bool_ and (labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max):
+        raise ValueError(f"{path}: labels reach {labels.min()} to {labels.max()}; a label map holds 0 to 65535")
+    return labels.astype(np.uint8 if labels.dtype == np.bool_ else np.uint16)
+
+
+def _unreadable(path: str | Path) -> Exception:
+    if not Path(path).is_file():
+        return FileNotFoundError(f"{path}: no such file, though the data set lists it; obtain or generate it again")
+    return ValueError(f"{path}: cannot be decoded; the file is damaged or was cut, obtain or generate it again")
+
+
+def check_size(path: str | Path, found: Sequence[int], listed: Mapping[str, Any]) -> None:
+    """Raise a ValueError naming the file unless its (h, w) is the listed one; nothing listed is accepted."""
+    expected = (listed.get("height", found[0]), listed.get("width", found[1]))
+    if tuple(found[:2]) != expected:
+        raise ValueError(
+            f"{path}: the file is {found[0]} x {found[1]} (height x width), the annotations say {expected[0]} x "
+            f"{expected[1]}; image and annotations belong to different versions, obtain both again"
+        )
+
+
+def check_label_range(labels: LabelMap, *, num_classes: int, ignore_label: int, path: str | Path) -> None:
+    """Raise a ValueError naming the file and the values unless all are class ids or the ignore label.
+
+    On a GPU such a label would only show as a device-side assertion, long after its file was closed.
+    """
+    counts = _value_counts(labels)
+    counts[:num_classes] = 0
+    if ignore_label < len(counts):
+        counts[ignore_label] = 0
+    wrong = np.flatnonzero(counts)
+    if len(wrong):
+        raise ValueError(
+            f"{path}: holds the label {', '.join(map(str, wrong[:5]))}, but the data set has {num_classes} classes "
+            f"(0 to {num_classes - 1}) and the ignore label {ignore_label}; convert the labels, or register all classes"
+        )
+
+
+def _value_counts(labels: LabelMap) -> npt.NDArray[np.float32]:
+    """Number of pixels of every value of the type; ten times faster than sorting them."""
+    size = int(np.iinfo(labels.dtype).max) + 1
+    return cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [size], [0, size]).ravel().astype(np.float32)
+
+
+def segment_index_map(
+    ids: npt.NDArray[np.uint32], segments: Sequence[SegmentInfo], *, void_ids: Sequence[int] = (), path: str | Path = ""
+) -> LabelMap:
+    """Replace segment ids by indices into ``segments``.
+
+    Args:
+        ids: (h, w), as in the PNG; 0 is void.
+        segments: as in the JSON.
+        void_ids: further ids that count as void.
+        path: the PNG, for the message.
+
+    Returns:
+        (h, w) uint8, or uint16 for more than 254 segments: 0 for void, k + 1 for segment k.
+
+    Raises:
+        ValueError: the PNG holds an id that the JSON does not list.
+    """
+    dtype = np.uint8 if len(segments) < np.iinfo(np.uint8).max else np.uint16
+    # Untouched pages of a zeroed table cost nothing, so one table over all 2^24 ids beats a search per pixel.
+    table = np.zeros(1 << 24, dtype)
+    unlisted = len(segments) + 1
+    table[[segment["id"] for segment in segments]] = np.arange(1, unlisted, dtype=dtype)
+    index = table[ids]
+    void = index == VOID_INDEX
+    if np.count_nonzero(void) != np.count_nonzero(ids == 0):
+        strange = np.setdiff1d(ids[void], [0, *void_ids])
+        if len(strange):
+            raise ValueError(
+                f"{path}: holds the segment ids {strange[:5].tolist()}, which the panoptic JSON does not list for this "
+                "image; PNG and JSON belong to different versions, obtain or generate both again"
+            )
+    return index
+
+
+def instance_classes(segments: Sequence[SegmentInfo]) -> npt.NDArray[np.int64]:
+    """Contiguous class of every segment, -1 for a crowd: it is no training target."""
+    return np.array([-1 if s.get("iscrowd", 0) else s["category_id"] for s in segments], np.int64)
+
+
+def semantic_labels(index: LabelMap, segments: Sequence[SegmentInfo], *, ignore_label: int) -> LabelMap:
+    """Label map of a segment index map; a crowd counts as its class, void as the ignore label."""
+    classes = [ignore_label, *(segment["category_id"] for segment in segments)]
+    return np.array(classes, np.uint8 if max(classes) <= np.iinfo(np.uint8).max else np.uint16)[index]
+
+
+def label_map_to_instances(labels: LabelMap, classes: npt.NDArray[np.int64]) -> Instances:
+    """Binary masks of the values that occur in a label map.
+
+    Args:
+        labels: (H, W) values; those without an entry in ``classes``, or with the entry -1, have no mask.
+        classes: class of each value, from value 0 on.
+
+    Returns:
+        Instances of image size (H, W) with ``gt_classes`` (N,) int64 and ``gt_masks`` (N, H, W) bool, in the order of
+        the values; every mask has a pixel.
+    """
+    occurs = _value_counts(labels)[: len(classes)] > 0
+    values = np.flatnonzero(occurs & (classes[: len(occurs)] >= 0))
+    masks = labels[None] == values.astype(labels.dtype)[:, None, None]
+    return masks_to_instances(masks, classes[values])
+
+
+def masks_to_instances(masks: npt.NDArray[np.bool_], classes: npt.NDArray[np.int64]) -> Instances:
+    """Instances with ``gt_classes`` and ``gt_masks`` from (N, H, W) masks, empty masks dropped.
+
+    A mask that the crop emptied would be matched, and would teach its query nothing but noise (Mask2Former issue 215).
+    """
+    kept = masks.any(axis=(1, 2)) if len(masks) else np.zeros(0, bool)
+    instances = Instances(tuple(masks.shape[1:]))
+    instances.gt_classes = torch.from_numpy(np.ascontiguousarray(classes[kept], np.int64))
+    instances.gt_masks = torch.from_numpy(masks if kept.all() else masks[kept])
+    return instances
+
+
+def annotation_mask(annotation: Mapping[str, Any], size: tuple[int, int], *, path: str | Path = "") -> LabelMap:
+    """Binary mask (h, w) uint8 of a COCO instance given as polygons or as run-length code.
+
+    Args:
+        annotation: with ``segmentation``: a list of polygons, or run-length code (compressed or not).
+        size: (h, w) of the image.
+        path: the image, for the message.
+
+    Raises:
+        ValueError: the segmentation has another form or another size.
+    """
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, Mapping) and tuple(segmentation.get("size", ())) == tuple(size):
+        raw = isinstance(segmentation["counts"], list)
+        return coco_mask.decode(coco_mask.frPyObjects(segmentation, *size) if raw else segmentation)
+    if isinstance(segmentation, list) and segmentation and all(len(polygon) >= 6 for polygon in segmentation):
+        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
+    raise ValueError(
+        f"{path}: annotation {annotation.get('id', '?')} has neither polygons of at least three points nor run-length "
+        f"code of size {tuple(size)}; correct its 'segmentation'"
+    )
+
+
+def transform_labels(transform: Transform, labels: LabelMap) -> LabelMap:
+    """Apply a geometric transform to a label map without inventing labels.
+
+    Detectron2 resizes uint8 with Pillow and all else with torch, whose nearest neighbour lies half a pixel off; the two
+    bytes of a uint16 map are therefore transformed apart.
+    """
+    if labels.dtype == np.uint8:
+        return transform.apply_segmentation(labels)
+    low = transform.apply_segmentation((labels & 0xFF).astype(np.uint8))
+    high = transform.apply_segmentation((labels >> 8).astype(np.uint8))
+    return low.astype(np.uint16) | (high.astype(np.uint16) << 8)
+
+
+def pad_to_size(array: npt.NDArray[Any], size: tuple[int, int] | None, value: float, *, name: str = "array") -> Any:
+    """Pad an (h, w, ...) array at the right and the bottom with a constant; ``size`` None returns it as it is.
+
+    Raises:
+        ValueError: the array is larger than ``size``.
+    """
+    if size is None or array.shape[:2] == size:
+        return array
+    height, width = array.shape[:2]
+    if height > size[0] or width > size[1]:
+        raise ValueError(
+            f"{name} is {height} x {width} after the augmentation and does not fit the padded {size[0]} x {size[1]}; "
+            "raise INPUT.SIZE_DIVISIBILITY to the size of the crop (or set it to -1), or crop smaller"
+        )
+    padded = np.full((*size, *array.shape[2:]), value, array.dtype)
+    padded[:height, :width] = array
+    return padded
