@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of the mask classification network (Mask2Former, Sec. 3.2 and 3.3; MaskFormer, Sec. 3.2).
+
+Weighted cross-entropy over all queries, binary cross-entropy and Dice over the matched ones on sampled points, for the
+last prediction and every auxiliary one. Normalisers are sums over all processes: since gradients are averaged over
+processes, two of them with half a batch each equal one with the whole batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from padding.modeling.matcher import HungarianMatcher, Match
+from padding.modeling.point_sampling import Generators, image_generators, sample_at, uncertain_points
+
+__all__ = ["MaskCriterion", "classification_loss", "mask_bce_loss", "mask_dice_loss", "mean_over_processes"]
+
+_TERMS = ("loss_ce", "loss_mask", "loss_dice")
+
+
+def classification_loss(logits: Tensor, labels: Tensor, class_weight: Tensor, weight_sum: Tensor | float) -> Tensor:
+    """Weighted cross-entropy divided by ``weight_sum``.
+
+    Args:
+        logits: (B, Q, C+1) float, no-object last.
+        labels: (B, Q) int64 in [0, C].
+        class_weight: (C+1,) float.
+        weight_sum: divisor; the sum of ``class_weight[labels]`` gives PyTorch's weighted mean.
+
+    Returns:
+        Scalar >= 0.
+    """
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), weight=class_weight, reduction="sum")
+    return loss / weight_sum
+
+
+def mask_bce_loss(logits: Tensor, targets: Tensor, num_masks: Tensor | float) -> Tensor:
+    """Binary cross-entropy, mean over points, summed over masks, divided by ``num_masks``.
+
+    Args:
+        logits: (M, P) float.
+        targets: (M, P) float in [0, 1].
+        num_masks: divisor > 0.
+
+    Returns:
+        Scalar >= 0; 0 for M = 0.
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1).sum() / num_masks
+
+
+def mask_dice_loss(logits: Tensor, targets: Tensor, num_masks: Tensor | float) -> Tensor:
+    """Dice distance smoothed by 1, summed over masks, divided by ``num_masks``.
+
+    Args:
+        logits: (M, P) float.
+        targets: (M, P) float in [0, 1].
+        num_masks: divisor > 0.
+
+    Returns:
+        Scalar >= 0; 0 for M = 0.
+    """
+    probs = logits.sigmoid()
+    overlap = 2 * (probs * targets).sum(dim=1) + 1
+    return (1 - overlap / (probs.sum(dim=1) + targets.sum(dim=1) + 1)).sum() / num_masks
+
+
+def mean_over_processes(sums: Tensor) -> Tensor:
+    """Mean of a vector of local sums over all processes: the divisor that undoes the averaging of gradients."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return sums
+    total = sums.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+class MaskCriterion(nn.Module):
+    """Matches every prediction and returns its weighted losses.
+
+    ``forward`` takes the head's output and the targets, and returns scalars ``loss_ce``, ``loss_mask``, ``loss_dice``
+    and the same with ``_0``, ``_1`` ... for the auxiliary predictions. ``empty_weight`` (C+1,), the class weight, is
+    kept in checkpoints under its published name.
+    """
+
+    empty_weight: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weight_dict: Mapping[str, float],
+        no_object_weight: float,
+        num_points: int,
+        oversample_ratio: float,
+        importance_sample_ratio: float,
+    ) -> None:
+        """Set weights and sampling.
+
+        Args:
+            num_classes: C, without no-object.
+            matcher: assigns queries to targets.
+            weight_dict: weight of ``loss_ce``, ``loss_mask`` and ``loss_dice``.
+            no_object_weight: class weight of unmatched queries.
+            num_points: points per matched mask.
+            oversample_ratio: candidates per point, >= 1.
+            importance_sample_ratio: share of points taken near the border, in [0, 1].
+
+        Raises:
+            ValueError: if a weight is missing or unknown, or a ratio is out of range.
+        """
+        super().__init__()
+        if set(weight_dict) != set(_TERMS):
+            raise ValueError(f"weight_dict has the terms {sorted(weight_dict)}; give a weight for each of {_TERMS}")
+        if oversample_ratio < 1 or not 0 <= importance_sample_ratio <= 1:
+            raise ValueError(
+                f"oversample_ratio {oversample_ratio} must be >= 1, importance_sample_ratio {importance_sample_ratio} "
+                "in [0, 1]"
+            )
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weight_dict = dict(weight_dict)
+        self.num_points = num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        weight = torch.ones(num_classes + 1)
+        weight[-1] = no_object_weight
+        self.register_buffer("empty_weight", weight)
+
+    def forward(
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Tensor]],
+        *,
+        image_names: Sequence[str] | None = None,
+        image_seeds: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses of all predictions.
+
+        Args:
+            outputs: ``pred_logits`` (B, Q, C+1), ``pred_masks`` (B, Q, H', W'), ``aux_outputs``: list of the same.
+            targets: per image ``labels`` (N,) int64 and ``masks`` (N, H, W) bool; N may be 0, for all images too.
+            image_names: what errors call the images.
+            image_seeds: ties the random points of an image to its seed, whatever else is in the batch.
+        """
+        generators = image_generators(image_seeds)
+        predictions = [outputs, *outputs.get("aux_outputs", [])]
+        matches = [
+            self.matcher(prediction, targets, image_names=image_names, generator=generators)
+            for prediction in predictions
+        ]
+        labels = torch.stack([self._query_labels(outputs["pred_logits"], targets, match) for match in matches])
+        weight_sums, num_masks = self._normalisers(labels, sum(len(target["labels"]) for target in targets))
+
+        losses: dict[str, Tensor] = {}
+        for i, (prediction, match) in enumerate(zip(predictions, matches, strict=True)):
+            logits = prediction["pred_logits"]
+            terms = {"loss_ce": classification_loss(logits, labels[i], self.empty_weight, weight_sums[i])}
+            terms |= self._mask_losses(prediction["pred_masks"], targets, match, num_masks, generators)
+            suffix = "" if i == 0 else f"_{i - 1}"
+            losses |= {name + suffix: self.weight_dict[name] * term for name, term in terms.items()}
+        return losses
+
+    def _query_labels(self, logits: Tensor, targets: Sequence[Mapping[str, Tensor]], match: list[Match]) -> Tensor:
+        """(B, Q) int64: the class of the matched target, else no-object."""
+        labels = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)
+        for row, target, (query_idx, target_idx) in zip(labels, targets, match, strict=True):
+            row[query_idx] = target["labels"][target_idx]
+        return labels
+
+    def _normalisers(self, labels: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
+        """Divisors of cross-entropy, (T,), and of the mask losses, by one exchange between processes."""
+        weight_sums = self.empty_weight[labels].flatten(1).sum(dim=1)
+        means = mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([num_masks])]))
+        world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        # At least one mask in all processes together, so that the bound does not depend on how a batch is divided.
+        return means[:-1], means[-1].clamp(min=1.0 / world_size)
+
+    def _mask_losses(
+        self,
+        pred_masks: Tensor,
+        targets: Sequence[Mapping[str, Tensor]],
+        match: list[Match],
+        num_masks: Tensor,
+        generators: Generators,
+    ) -> dict[str, Tensor]:
+        """Point-sampled losses of the matched masks of one prediction."""
+        counts = [len(query_idx) for query_idx, _ in match]
+        matched = torch.cat([masks[query_idx] for masks, (query_idx, _) in zip(pred_masks, match, strict=True)]).float()
+        if sum(counts) == 0:
+            # The sum of nothing is 0 and still leads back to every parameter, which DistributedDataParallel waits for.
+            zero = matched.sum()
+            return {"loss_mask": zero, "loss_dice": zero}
+        with torch.autocast(device_type=matched.device.type, enabled=False):
+            points = uncertain_points(
+                matched,
+                counts,
+                num_points=self.num_points,
+                oversample_ratio=self.oversample_ratio,
+                importance_sample_ratio=self.importance_sample_ratio,
+                generators=generators,
+            )
+            logits = sample_at(matched.unsqueeze(1), points).squeeze(1)
+            gt = torch.cat(
+                [
+                    # Image by image: the float copy of all masks of a batch would be the largest tensor of the step.
+                    sample_at(target["masks"][target_idx].to(logits).unsqueeze(1), image_points).squeeze(1)
+                    for target, (_, target_idx), image_points in zip(targets, match, points.split(counts), strict=True)
+                ]
+            )
+            return {
+                "loss_mask": mask_bce_loss(logits, gt, num_masks),
+                "loss_dice": mask_dice_loss(logits, gt, num_masks),
+            }

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From queries to semantic, panoptic and instance segmentation, as pure functions (MaskFormer, Sec. 3.4).
+
+Each takes the class logits and mask logits of one image. Work over pixels is done by whole-tensor operations; decisions
+over segments are taken on the CPU after a single transfer.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+__all__ = [
+    "apply_seen_bias",
+    "boxes_of_masks",
+    "instance_inference",
+    "instance_queries",
+    "panoptic_inference",
+    "panoptic_queries",
+    "semantic_inference",
+    "widen_logits",
+]
+
+_MASK_PROB_THRESHOLD = 0.5
+_AREA_EPS = 1e-6
+
+
+def widen_logits(logits: Tensor, class_ids: Sequence[int], num_classes: int) -> Tensor:
+    """Move logits into a larger label space; classes the network does not know get -inf, probability 0.
+
+    Args:
+        logits: (..., C+1) float, no-object last.
+        class_ids: (C,) ids of the C classes in the larger space, distinct, in [0, K).
+        num_classes: K.
+
+    Returns:
+        (..., K+1) float, no-object last.
+
+    Raises:
+        ValueError: if the number of ids is not C.
+    """
+    if len(class_ids) != logits.shape[-1] - 1:
+        raise ValueError(
+            f"{len(class_ids)} class ids for logits of {logits.shape[-1] - 1} classes and no-object; give one "
+            "id per class"
+        )
+    columns = torch.tensor([*class_ids, num_classes], device=logits.device)
+    wide = logits.new_full((*logits.shape[:-1], num_classes + 1), float("-inf"))
+    return wide.index_copy(-1, columns, logits)
+
+
+def apply_seen_bias(logits: Tensor, seen_ids: Iterable[int], gamma: float) -> Tensor:
+    """Subtract gamma from the logits of seen classes (calibrated stacking); unseen classes and no-object stay.
+
+    Args:
+        logits: (..., K+1) float.
+        seen_ids: contiguous ids of the seen classes.
+        gamma: bias; positive values favour unseen classes.
+
+    Returns:
+        (..., K+1) float.
+    """
+    bias = logits.new_zeros(logits.shape[-1])
+    bias[list(seen_ids)] = gamma
+    return logits - bias
+
+
+def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Score of every class at every pixel: the masks summed, weighted by their class probabilities.
+
+    Args:
+        class_logits: (Q, K+1) float, no-object last.
+        mask_logits: (Q, h, w) float.
+
+    Returns:
+        (K, h, w) float >= 0.
+    """
+    probs = class_logits.float().softmax(dim=-1)[:, :-1]
+    return torch.einsum("qk,qhw->khw", probs, mask_logits.float().sigmoid())
+
+
+def panoptic_queries(class_logits: Tensor, object_mask_threshold: float) -> Tensor:
+    """Indices of the queries that take part in the panoptic merge: most likely a class, with enough probability.
+
+    Args:
+        class_logits: (Q, K+1) float.
+        object_mask_threshold: probability in [0, 1] that must be exceeded.
+
+    Returns:
+        (M,) int64, ascending.
+    """
+    scores, labels = class_logits.float().softmax(dim=-1).max(dim=-1)
+    keep = (labels != class_logits.shape[-1] - 1) & (scores > object_mask_threshold)
+    return keep.nonzero().squeeze(1)
+
+
+def panoptic_inference(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    *,
+    thing_ids: frozenset[int],
+    object_mask_threshold: float,
+    overlap_threshold: float,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Give every pixel to at most one segment.
+
+    A pixel goes to the query with the largest score x mask probability, if that mask probability is >= 0.5. A query
+    that wins less than ``overlap_threshold`` of its own mask's area is dropped. Stuff of one class is one segment.
+
+    Args:
+        class_logits: (Q, K+1) float, no-object last.
+        mask_logits: (Q, h, w) float.
+        thing_ids: ids of countable classes.
+        object_mask_threshold: see ``panoptic_queries``.
+        overlap_threshold: won area / own area below which a query is dropped, in [0, 1].
+
+    Returns:
+        (h, w) int32 segment ids, 0 for void, and the segments in the order of their ids 1, 2, ...:
+        ``{"id", "isthing", "category_id", "score"}``; the score of merged stuff is its best query's.
+    """
+    keep = panoptic_queries(class_logits, object_mask_threshold)
+    num_kept = len(keep)
+    if num_kept == 0 or mask_logits[0].numel() == 0:
+        return torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=mask_logits.device), []
+    scores, labels = class_logits[keep].float().softmax(dim=-1).max(dim=-1)
+    probs = mask_logits[keep].float().sigmoid()
+    own_areas = (probs >= _MASK_PROB_THRESHOLD).flatten(1).sum(dim=1)
+    winner = (scores[:, None, None] * probs).argmax(dim=0)
+    inside = probs.gather(0, winner[None])[0] >= _MASK_PROB_THRESHOLD
+    won_areas = torch.bincount(winner.flatten(), minlength=num_kept)
+    shown_areas = torch.bincount(winner[inside], minlength=num_kept)
+
+    # float64 holds pixel counts and class ids exactly, so that one tensor crosses to the CPU.
+    table = torch.stack([row.double() for row in (labels, scores, own_areas, won_areas, shown_areas)], dim=1).tolist()
+    ids, segments = _assign_segments(table, thing_ids, overlap_threshold)
+    id_of_query = torch.tensor(ids, dtype=torch.int32, device=mask_logits.device)
+    return id_of_query[winner] * inside, segments
+
+
+def _assign_segments(
+    table: list[list[float]], thing_ids: frozenset[int], overlap_threshold: float
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Segment id of each query (0: dropped) and the segments, from rows (label, score, own, won, shown area)."""
+    ids: list[int] = []
+    segments: list[dict[str, Any]] = []
+    stuff: dict[int, dict[str, Any]] = {}
+    for label, score, own_area, won_area, shown_area in table:
+        category_id = int(label)
+        if shown_area == 0 or won_area / own_area < overlap_threshold:
+            ids.append(0)
+            continue
+        segment = stuff.get(category_id)
+        if segment is None:
+            is_thing = category_id in thing_ids
+            segment = {"id": len(segments) + 1, "isthing": is_thing, "category_id": category_id, "score": score}
+            segments.append(segment)
+            if not is_thing:
+                stuff[category_id] = segment
+        segment["score"] = max(segment["score"], score)
+        ids.append(segment["id"])
+    return ids, segments
+
+
+def _top_pairs(class_logits: Tensor, top_k: int, keep_ids: frozenset[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, query indices and class ids of the best (query, class) pairs; filtered after the choice, as published."""
+    num_classes = class_logits.shape[-1] - 1
+    probs = class_logits.float().softmax(dim=-1)[:, :-1].flatten()
+    scores, pairs = probs.topk(min(top_k, len(probs)))
+    queries, labels = pairs // num_classes, pairs % num_classes
+    if keep_ids is not None:
+        wanted = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
+        wanted[sorted(keep_ids)] = True
+        chosen = wanted[labels]
+        scores, queries, labels = scores[chosen], queries[chosen], labels[chosen]
+    return scores, queries, labels
+
+
+def instance_queries(class_logits: Tensor, *, top_k: int) -> Tensor:
+    """Indices of the queries among the ``top_k`` best (query, class) pairs: (M,) int64, ascending, M <= Q."""
+    return _top_pairs(class_logits, top_k, None)[1].unique()
+
+
+def instance_inference(
+    class_logits: Tensor, mask_logits: Tensor, *, top_k: int, keep_ids: frozenset[int] | None
+) -> Instances:
+    """The best (query, class) pairs as instances; one query may appear under several classes.
+
+    Args:
+        class_logits: (Q, K+1) float, no-object last.
+        mask_logits: (Q, h, w) float.
+        top_k: number of pairs considered.
+        keep_ids: classes kept of those pairs, usually the things; None keeps all.
+
+    Returns:
+        Instances with ``pred_masks`` (N, h, w) bool, ``pred_boxes``, ``pred_classes`` (N,) int64 and ``scores`` (N,):
+        class probability x mean mask probability inside the mask. Best class probability first.
+    """
+    class_scores, queries, labels = _top_pairs(class_logits, top_k, keep_ids)
+    # Masks, their scores and boxes belong to a query: computed once however many classes it appears under.
+    used, row = queries.unique(return_inverse=True)
+    logits = mask_logits[used].float()
+    masks = logits > 0
+    mask_sums = (logits.sigmoid() * masks).flatten(1).sum(dim=1)
+    mask_scores = mask_sums / (masks.flatten(1).sum(dim=1) + _AREA_EPS)
+    height, width = mask_logits.shape[-2:]
+    result = Instances((height, width))
+    result.pred_masks = masks[row]
+    result.pred_boxes = Boxes(boxes_of_masks(masks)[row])
+    result.scores = class_scores * mask_scores[row]
+    result.pred_classes = labels
+    return result
+
+
+def boxes_of_masks(masks: Tensor) -> Tensor:
+    """Tight boxes of masks.
+
+    Args:
+        masks: (N, h, w) bool.
+
+    Returns:
+        (N, 4) float32, x0 y0 x1 y1 with x1, y1 exclusive; zeros for an empty mask.
+    """
+    if masks.shape[0] == 0 or masks[0].numel() == 0:
+        return torch.zeros(masks.shape[0], 4, device=masks.device)
+    sides = []
+    for dim in (1, 2):  # columns occupied give x, rows occupied give y
+        occupied = masks.any(dim=dim)
+        place = torch.arange(occupied.shape[1], device=masks.device)
+        first = torch.where(occupied, place, occupied.shape[1]).amin(dim=1)
+        last = torch.where(occupied, place, -1).amax(dim=1) + 1
+        sides.append((first, last))
+    (x0, x1), (y0, y1) = sides
+    boxes = torch.stack([x0, y0, x1, y1], dim=1).float()
+    return boxes * (x1 > 0)[:, None]

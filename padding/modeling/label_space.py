@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label spaces of the data sets a config names: what the network learns, and what it is asked for."""
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from padding.data.class_split import ClassSplit
+
+__all__ = ["class_split_of", "evaluation_split", "training_split"]
+
+
+def class_split_of(dataset_name: str) -> ClassSplit:
+    """The label space of a registered data set.
+
+    Raises:
+        ValueError: if none is attached to the name.
+    """
+    split = MetadataCatalog.get(dataset_name).get("class_split", None)
+    if split is None:
+        raise ValueError(
+            f"data set '{dataset_name}' has no class_split in its metadata; register it first "
+            "(padding.data.catalog.register_all, or register_panoptic for your own data)"
+        )
+    return split
+
+
+def training_split(cfg: CfgNode) -> ClassSplit:
+    """Label space of ``DATASETS.TRAIN``.
+
+    Raises:
+        ValueError: if there is no training set, or the sets differ in their classes.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty; name the data set whose classes the network learns")
+    first, *others = cfg.DATASETS.TRAIN
+    split = class_split_of(first)
+    for other in others:
+        if class_split_of(other).names != split.names:
+            raise ValueError(f"DATASETS.TRAIN mixes label spaces: '{other}' has other classes than '{first}'")
+    return split
+
+
+def evaluation_split(cfg: CfgNode) -> ClassSplit:
+    """Label space of the first of ``DATASETS.TEST``, or of the training set where none is given."""
+    return class_split_of(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else training_split(cfg)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MaskFormer: a network that predicts a set of classified masks (MaskFormer, Sec. 3; Mask2Former, Sec. 3).
+
+Wiring only. It trains in the label space of the training set and predicts in that of the test set, which may hold more
+classes; the two are joined by class name. Alone it is the supervised baseline and the first stage of PADing.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from padding.data.sample import Prediction
+from padding.modeling.batching import batch_images, prepare_targets, require_keys, sample_name
+from padding.modeling.criterion import MaskCriterion
+from padding.modeling.inference import widen_logits
+from padding.modeling.label_space import evaluation_split, training_split
+from padding.modeling.matcher import HungarianMatcher
+from padding.modeling.postprocessing import InferenceOptions, predict_image
+
+__all__ = ["MaskFormer"]
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormer(nn.Module):
+    """Backbone, mask classification head and post-processing.
+
+    ``forward`` takes a list of samples: in training with ``image`` (3, H_i, W_i) and ``instances``, and gives weighted
+    losses; in evaluation with ``image`` and the original ``height`` and ``width``, and gives a ``Prediction`` each.
+    """
+
+    required_train_keys = ("image", "instances")
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(  # noqa: PLR0913  (the parts of the network, the label spaces and the constants of the input)
+        self,
+        *,
+        backbone: nn.Module,
+        sem_seg_head: nn.Module,
+        criterion: MaskCriterion,
+        class_ids: Sequence[int],
+        num_test_classes: int,
+        thing_ids: frozenset[int],
+        inference: InferenceOptions,
+        deep_supervision: bool,
+        seed_points_by_image: bool,
+        size_divisibility: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            backbone: image -> features by name.
+            sem_seg_head: features -> ``pred_logits``, ``pred_masks``, ``pred_embeddings``, ``aux_outputs``.
+            criterion: losses of the head's output.
+            class_ids: per training class its id in the test label space.
+            num_test_classes: K of the test label space.
+            thing_ids: countable classes of the test label space.
+            inference: outputs and thresholds.
+            deep_supervision: losses on the auxiliary predictions too.
+            seed_points_by_image: random points of the losses depend on the image id alone (to compare runs exactly).
+            size_divisibility: H and W of a batch are multiples of it.
+            pixel_mean: per channel, in the channel order of the input.
+            pixel_std: per channel.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.class_ids = tuple(class_ids)
+        self.num_test_classes = num_test_classes
+        self.thing_ids = thing_ids
+        self.inference = inference
+        self.deep_supervision = deep_supervision
+        self.seed_points_by_image = seed_points_by_image
+        self.size_divisibility = size_divisibility
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from a config.
+
+        Raises:
+            ValueError: if the number of classes or the label spaces of the data sets do not fit together.
+        """
+        learned, asked = training_split(cfg), evaluation_split(cfg)
+        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if learned.num_classes != num_classes:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but data set '{cfg.DATASETS.TRAIN[0]}' has "
+                f"{learned.num_classes} classes; set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {learned.num_classes}"
+            )
+        backbone = build_backbone(cfg)
+        options = cfg.MODEL.MASK_FORMER
+        divisibility = options.SIZE_DIVISIBILITY
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": _build_criterion(cfg),
+            "class_ids": asked.ids_of(learned.names),
+            "num_test_classes": asked.num_classes,
+            "thing_ids": asked.thing_ids,
+            "inference": _inference_options(cfg),
+            "deep_supervision": options.DEEP_SUPERVISION,
+            "seed_points_by_image": options.SEED_POINTS_BY_IMAGE,
+            # A negative number asks for what the backbone needs, as in the published configs.
+            "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[Prediction]:
+        """Losses in training, predictions in evaluation."""
+        if self.training:
+            return self._training_losses(batched_inputs)
+        with torch.no_grad():
+            images = self.preprocess(batched_inputs)
+            outputs = self.predict_queries(images)
+            return self.postprocess(self.class_logits(outputs), outputs["pred_masks"], images, batched_inputs)
+
+    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalised, padded batch on the network's device."""
+        return batch_images(
+            batched_inputs,
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
+            size_divisibility=self.size_divisibility,
+            device=self.device,
+        )
+
+    def predict_queries(self, images: ImageList) -> dict[str, Any]:
+        """Output of the head without auxiliary predictions, in the training label space."""
+        return self.sem_seg_head(self.backbone(images.tensor), with_aux=False)
+
+    def class_logits(self, outputs: dict[str, Any]) -> Tensor:
+        """(B, Q, K+1) class logits in the test label space; classes without training data get -inf."""
+        return widen_logits(outputs["pred_logits"].float(), self.class_ids, self.num_test_classes)
+
+    def postprocess(
+        self, class_logits: Tensor, pred_masks: Tensor, images: ImageList, batched_inputs: list[dict[str, Any]]
+    ) -> list[Prediction]:
+        """Predictions of a batch at original sizes.
+
+        Args:
+            class_logits: (B, Q, K+1) in the test label space.
+            pred_masks: (B, Q, H', W') mask logits.
+            images: the batch, for its padded and true sizes.
+            batched_inputs: the samples, for their original sizes.
+        """
+        padded_size = tuple(images.tensor.shape[-2:])
+        return [
+            predict_image(
+                logits,
+                masks.float(),
+                options=self.inference,
+                thing_ids=self.thing_ids,
+                padded_size=padded_size,
+                image_size=tuple(size),
+                output_size=(sample.get("height", size[0]), sample.get("width", size[1])),
+            )
+            for logits, masks, size, sample in zip(
+                class_logits, pred_masks, images.image_sizes, batched_inputs, strict=True
+            )
+        ]
+
+    def _training_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
+        images = self.preprocess(batched_inputs)
+        outputs = self.sem_seg_head(self.backbone(images.tensor), with_aux=self.deep_supervision)
+        targets = prepare_targets(
+            batched_inputs, tuple(images.tensor.shape[-2:]), self.device, num_classes=self.criterion.num_classes
+        )
+        seeds = [zlib.crc32(str(sample["image_id"]).encode()) for sample in batched_inputs]
+        return self.criterion(
+            outputs,
+            targets,
+            image_names=[sample_name(sample) for sample in batched_inputs],
+            image_seeds=seeds if self.seed_points_by_image else None,
+        )
+
+
+def _inference_options(cfg: CfgNode) -> InferenceOptions:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    return InferenceOptions(
+        semantic_on=test.SEMANTIC_ON,
+        panoptic_on=test.PANOPTIC_ON,
+        instance_on=test.INSTANCE_ON,
+        object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
+        overlap_threshold=test.OVERLAP_THRESHOLD,
+        top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
+        # Panoptic and instance segments are decided at the original size, so that all outputs use the same masks.
+        resize_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE or test.PANOPTIC_ON or test.INSTANCE_ON,
+    )
+
+
+def _build_criterion(cfg: CfgNode) -> MaskCriterion:
+    options = cfg.MODEL.MASK_FORMER
+    weights = (options.CLASS_WEIGHT, options.MASK_WEIGHT, options.DICE_WEIGHT)
+    return MaskCriterion(
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        matcher=HungarianMatcher(*weights, num_points=options.TRAIN_NUM_POINTS),
+        weight_dict=dict(zip(("loss_ce", "loss_mask", "loss_dice"), weights, strict=True)),
+        no_object_weight=options.NO_OBJECT_WEIGHT,
+        num_points=options.TRAIN_NUM_POINTS,
+        oversample_ratio=options.OVERSAMPLE_RATIO,
+        importance_sample_ratio=options.IMPORTANCE_SAMPLE_RATIO,
+    )

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One-to-one assignment of queries to segments (Mask2Former, Sec. 3.3; DETR, Sec. 3.1).
+
+The cost of a pair is -p(class) plus binary cross-entropy plus Dice, both on the same random points for all queries of
+an image, in float32 whatever the precision of the network.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from padding.modeling.point_sampling import Generators, draw_points, sample_at
+
+__all__ = ["HungarianMatcher", "pairwise_bce", "pairwise_dice"]
+
+Match = tuple[Tensor, Tensor]
+
+
+def pairwise_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy of every query with every target.
+
+    Since bce(x, y) = softplus(x) - x*y, one matrix product does for both signs.
+
+    Args:
+        logits: (Q, P) float.
+        targets: (N, P) float in [0, 1].
+
+    Returns:
+        (Q, N) float >= 0.
+    """
+    return F.softplus(logits).mean(dim=1, keepdim=True) - logits @ targets.T / logits.shape[1]
+
+
+def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice distance of every query with every target, smoothed by 1 above and below.
+
+    Args:
+        logits: (Q, P) float.
+        targets: (N, P) float in [0, 1].
+
+    Returns:
+        (Q, N) float in [0, 1].
+    """
+    probs = logits.sigmoid()
+    total = probs.sum(dim=1)[:, None] + targets.sum(dim=1)[None, :]
+    return 1 - (2 * probs @ targets.T + 1) / (total + 1)
+
+
+class HungarianMatcher(nn.Module):
+    """Cheapest one-to-one assignment per image.
+
+    ``forward`` takes the head's output and the targets of a batch and returns, per image, the indices of the matched
+    queries (ascending) and of their targets, min(Q, N) each, on the device of the predictions. No state, no gradient.
+    """
+
+    def __init__(self, cost_class: float, cost_mask: float, cost_dice: float, num_points: int) -> None:
+        """Set the weights of the three costs and the number of points per image.
+
+        Raises:
+            ValueError: if all weights are zero or there is no point.
+        """
+        super().__init__()
+        if cost_class == cost_mask == cost_dice == 0:
+            raise ValueError("all three matching costs are 0: every assignment would be equally good; set one above 0")
+        if num_points < 1:
+            raise ValueError(f"num_points is {num_points}; masks are compared on at least 1 point")
+        self.cost_class = cost_class
+        self.cost_mask = cost_mask
+        self.cost_dice = cost_dice
+        self.num_points = num_points
+
+    @torch.no_grad()
+    def forward(
+        self,
+        outputs: Mapping[str, Tensor],
+        targets: Sequence[Mapping[str, Tensor]],
+        *,
+        image_names: Sequence[str] | None = None,
+        generator: Generators = None,
+    ) -> list[Match]:
+        """Match every image of the batch.
+
+        Args:
+            outputs: ``pred_logits`` (B, Q, C+1) and ``pred_masks`` (B, Q, H', W').
+            targets: per image ``labels`` (N,) int64 and ``masks`` (N, H, W) bool; N may be 0.
+            image_names: what errors call the images.
+            generator: for the points: None, one for all images, or one per image.
+
+        Raises:
+            FloatingPointError: if a cost is NaN or infinite; names the image.
+        """
+        logits, masks = outputs["pred_logits"], outputs["pred_masks"]
+        points = draw_points([1] * len(targets), self.num_points, device=masks.device, generators=generator)
+        with torch.autocast(device_type=masks.device.type, enabled=False):
+            costs = [
+                self._cost(logits[i].float(), masks[i].float(), target, points[i : i + 1])
+                for i, target in enumerate(targets)
+            ]
+        # One transfer for the batch; the assignment itself takes microseconds on the CPU.
+        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy() if costs else np.zeros(0)
+        ends = np.cumsum([cost.numel() for cost in costs])
+        matches = []
+        for i, cost in enumerate(costs):
+            matrix = flat[ends[i] - cost.numel() : ends[i]].reshape(cost.shape)
+            if not np.isfinite(matrix).all():
+                raise FloatingPointError(_explain_non_finite(matrix, _name_of(image_names, i), masks[i], logits[i]))
+            query_idx, target_idx = linear_sum_assignment(matrix)
+            pair = np.stack([query_idx, target_idx]).astype(np.int64)
+            matches.append(tuple(torch.from_numpy(pair).to(masks.device)))
+        return matches
+
+    def _cost(self, logits: Tensor, masks: Tensor, target: Mapping[str, Tensor], points: Tensor) -> Tensor:
+        """(Q, N) cost of one image from (Q, C+1) class logits, (Q, H', W') mask logits and (1, P, 2) points."""
+        labels, gt_masks = target["labels"], target["masks"]
+        if len(labels) == 0 or len(logits) == 0:
+            return logits.new_zeros(len(logits), len(labels))
+        sampled = sample_at(masks[None], points)[0]
+        gt_sampled = sample_at(gt_masks[None].to(sampled), points)[0]
+        cost = -self.cost_class * logits.softmax(dim=-1)[:, labels]
+        cost = cost + self.cost_mask * pairwise_bce(sampled, gt_sampled)
+        return cost + self.cost_dice * pairwise_dice(sampled, gt_sampled)
+
+
+def _name_of(image_names: Sequence[str] | None, index: int) -> str:
+    return f"number {index} of the batch" if image_names is None else image_names[index]
+
+
+def _explain_non_finite(cost: np.ndarray, name: str, mask_logits: Tensor, class_logits: Tensor) -> str:
+    bad_masks = int((~mask_logits.isfinite()).flatten(1).any(dim=1).sum())
+    bad_classes = int((~class_logits.isfinite()).any(dim=1).sum())
+    return (
+        f"matching cost of image {name}: {int((~np.isfinite(cost)).sum())} of {cost.size} entries are NaN or infinite "
+        f"({bad_masks} of {len(cost)} predicted masks and {bad_classes} of {len(cost)} class predictions hold such "
+        "values). Training has diverged or a half-precision value overflowed: lower SOLVER.BASE_LR, clip gradients "
+        "(SOLVER.CLIP_GRADIENTS.ENABLED True), or turn mixed precision off (SOLVER.AMP.ENABLED False), and continue "
+        "from an earlier checkpoint."
+    )

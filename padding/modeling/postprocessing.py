@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the network's output for one image to a prediction at the original size (Mask2Former, Sec. 4.1).
+
+Chooses which masks to enlarge: a hundred masks at the original size are by far the largest tensor of an evaluation, and
+panoptic and instance segmentation look at few of them.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from padding.data.sample import Prediction
+from padding.modeling.batching import resize_logits
+from padding.modeling.inference import (
+    instance_inference,
+    instance_queries,
+    panoptic_inference,
+    panoptic_queries,
+    semantic_inference,
+)
+
+__all__ = ["InferenceOptions", "predict_image"]
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """What is predicted, and how (``MODEL.MASK_FORMER.TEST``).
+
+    Attributes:
+        semantic_on: predict class scores of all pixels.
+        panoptic_on: predict panoptic segments.
+        instance_on: predict instances.
+        object_mask_threshold: class probability a panoptic segment must exceed, in [0, 1].
+        overlap_threshold: share of its mask a panoptic segment must win, in [0, 1].
+        top_k: (query, class) pairs considered for instances.
+        resize_first: masks are brought to the original size before classes are summed over them, not after.
+    """
+
+    semantic_on: bool
+    panoptic_on: bool
+    instance_on: bool
+    object_mask_threshold: float
+    overlap_threshold: float
+    top_k: int
+    resize_first: bool
+
+
+def predict_image(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    *,
+    options: InferenceOptions,
+    thing_ids: frozenset[int],
+    padded_size: tuple[int, int],
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+) -> Prediction:
+    """Everything that is switched on, for one image.
+
+    Args:
+        class_logits: (Q, K+1) float, no-object last.
+        mask_logits: (Q, H', W') float, at the network's resolution.
+        options: outputs and thresholds.
+        thing_ids: countable classes; instances are only things where panoptic segments are wanted too, as published.
+        padded_size: (H, W) of the network's input.
+        image_size: of the image inside the padded input.
+        output_size: (h, w) of the original image.
+    """
+    resize = partial(resize_logits, image_size=image_size, output_size=output_size)
+    prediction: Prediction = {}
+    full = None
+    if options.semantic_on and options.resize_first:
+        full = resize(mask_logits, padded_size=padded_size)
+        prediction["sem_seg"] = semantic_inference(class_logits, full)
+    elif options.semantic_on:
+        padded = resize_logits(mask_logits, image_size=padded_size, output_size=padded_size, padded_size=padded_size)
+        prediction["sem_seg"] = resize(semantic_inference(class_logits, padded))
+
+    def full_masks(queries: Tensor) -> Tensor:
+        return full[queries] if full is not None else resize(mask_logits[queries], padded_size=padded_size)
+
+    if options.panoptic_on:
+        queries = panoptic_queries(class_logits, options.object_mask_threshold)
+        prediction["panoptic_seg"] = panoptic_inference(
+            class_logits[queries],
+            full_masks(queries),
+            thing_ids=thing_ids,
+            object_mask_threshold=options.object_mask_threshold,
+            overlap_threshold=options.overlap_threshold,
+        )
+    if options.instance_on:
+        keep_ids = thing_ids if options.panoptic_on else None
+        # The best pairs are chosen among all queries; enlarging only theirs does not change the choice.
+        queries = instance_queries(class_logits, top_k=options.top_k)
+        prediction["instances"] = instance_inference(
+            class_logits[queries], full_masks(queries), top_k=options.top_k, keep_ids=keep_ids
+        )
+    return prediction
