@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config keys of Mask2Former, named and preset as in the official code, and of the small backbone."""
+
+from detectron2.config import CfgNode
+
+# Keys of official Mask2Former configs that have no effect on the core: accepted, so that those files load unchanged.
+ACCEPTED_AND_IGNORED: tuple[str, ...] = (
+    "MODEL.MASK_FORMER.ENC_LAYERS",  # encoder of MaskFormer, absent from Mask2Former
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",  # the weights of MODEL.MASK_FORMER count
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",  # each data set names its own ignore label
+)
+
+
+def add_mask2former_config(cfg: CfgNode) -> None:
+    """Add ``MODEL.MASK_FORMER``, ``MODEL.SMALL_RESNET`` and what ``MODEL.SEM_SEG_HEAD`` lacks in Detectron2.
+
+    Defaults are the official ones, so that an official file means the same here, except where those name parts that
+    do not exist here. They are no recommendation; ``configs/_base_/mask2former_r50.yaml`` holds the published model.
+
+    Args:
+        cfg: Detectron2's config, changed in place.
+    """
+    cfg.MODEL.MASK_FORMER = _mask_former_node()
+    cfg.MODEL.SMALL_RESNET = _small_resnet_node()
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"  # the only one
+    head.MASK_DIM = 256  # channels of the mask features
+    head.TRANSFORMER_ENC_LAYERS = 0  # deformable encoder layers; 6 in published models
+    head.TRANSFORMER_ENC_DIM_FEEDFORWARD = 1024  # perceptron of those layers, a literal in the official code
+    head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # per head and level
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+
+
+def _mask_former_node() -> CfgNode:
+    node = CfgNode()
+    # Transformer decoder
+    node.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"  # the only one
+    node.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"  # the only one
+    node.HIDDEN_DIM = 256
+    node.NUM_OBJECT_QUERIES = 100
+    node.NHEADS = 8
+    node.DIM_FEEDFORWARD = 2048
+    node.DEC_LAYERS = 6  # predictions: layers + 1, for the one before the first layer
+    node.PRE_NORM = False  # layer norm before each part of a layer instead of after it
+    node.ENFORCE_INPUT_PROJ = False  # 1x1 convolution before attention even if CONVS_DIM equals HIDDEN_DIM
+    node.DROPOUT = 0.1  # of the deformable encoder, probability; the decoder has none
+    node.ENC_LAYERS = 0
+    # Loss
+    node.DEEP_SUPERVISION = True  # losses on every prediction, not only the last
+    node.NO_OBJECT_WEIGHT = 0.1  # of the no-object class in the classification loss
+    node.CLASS_WEIGHT = 1.0
+    node.MASK_WEIGHT = 20.0
+    node.DICE_WEIGHT = 1.0
+    node.TRAIN_NUM_POINTS = 112 * 112  # points per mask for matching and loss
+    node.OVERSAMPLE_RATIO = 3.0  # candidates per kept point, >= 1 (PointRend's k)
+    node.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points at uncertain places, in [0, 1] (PointRend's beta)
+    # Input and inference
+    node.SIZE_DIVISIBILITY = 32  # images are padded to multiples of this many pixels
+    node.TEST = CfgNode()
+    node.TEST.SEMANTIC_ON = True
+    node.TEST.INSTANCE_ON = False
+    node.TEST.PANOPTIC_ON = False
+    node.TEST.OBJECT_MASK_THRESHOLD = 0.0  # lowest class probability of a panoptic segment
+    node.TEST.OVERLAP_THRESHOLD = 0.0  # lowest share of its mask that a panoptic segment must keep
+    node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False  # resize masks before, not after, semantic inference
+    return node
+
+
+def _small_resnet_node() -> CfgNode:
+    node = CfgNode()
+    node.STEM_OUT_CHANNELS = 24
+    node.OUT_CHANNELS = [24, 48, 96, 96]  # res2, res3, res4, res5
+    node.NUM_BLOCKS = [2, 2, 2, 1]
+    node.NORM = "BN"
+    return node
