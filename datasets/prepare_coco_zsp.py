@@ -182,6 +182,7 @@ def link_originals(layout: Layout) -> None:
         "train2017": layout.train.image_dir,
         "val2017": layout.val.image_dir,
         "panoptic_val2017": layout.val.panoptic_dir,
+        "annotations/panoptic_train2017.json": layout.train.json_file,
         "annotations/panoptic_val2017.json": layout.val.json_file,
         "annotations/instances_val2017.json": layout.instances_val,
     }

@@ -39,7 +39,7 @@ class LeakAudit:
         unseen_segments: those of an unseen class.
         written: semantic PNGs written by this run; the others were valid already.
         pixels: (256,) int64 pixels of each label value.
-        strays: PNGs in the target folder that belong to no image of the JSON; a loader that lists the folder reads them.
+        strays: PNGs in the target folder of no image in the JSON; a loader that lists the folder reads them.
     """
 
     split: ClassSplit
