@@ -8,32 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from torch import nn
 
-from padding.data.mappers import build_mapper
+from padding.data.streams import build_eval_loader
 from padding.engine.random_state import preserved_random_state
 from padding.evaluation.build import build_evaluator
 
-__all__ = ["build_test_loader", "evaluate", "write_metrics"]
-
-
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-    """Build the loader of one test set: one image at a time, each image once over all ranks.
-
-    Raises:
-        ValueError: if the data set is empty.
-    """
-    dataset = DatasetCatalog.get(dataset_name)
-    if not dataset:
-        raise ValueError(f"test set {dataset_name} holds no image; check its annotation file")
-    return build_detection_test_loader(
-        dataset=dataset, mapper=build_mapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+__all__ = ["evaluate", "write_metrics"]
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -50,8 +34,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     folder = Path(cfg.OUTPUT_DIR) / "inference"
     with preserved_random_state():
         for name in cfg.DATASETS.TEST:
-            evaluator = build_evaluator(cfg, name, str(folder / name))
-            results[name] = inference_on_dataset(model, build_test_loader(cfg, name), evaluator)
+            evaluator = build_evaluator(cfg, name, folder / name)
+            results[name] = inference_on_dataset(model, build_eval_loader(cfg, name), evaluator)
             if comm.is_main_process():
                 logging.getLogger(__name__).info("Results on %s:", name)
                 print_csv_format(results[name])

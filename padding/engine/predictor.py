@@ -8,10 +8,10 @@ import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
 
+from padding.data.augmentation import View, resize_for_test
 from padding.engine.trainer import TRAINER_REGISTRY
 
 __all__ = ["UNSEEN_MARK", "Predictor", "display_metadata"]
@@ -65,11 +65,7 @@ class Predictor:
         self.model = trainer_class.build_model(cfg)
         trainer_class.load_weights(self.model, cfg.MODEL.WEIGHTS, complete=True)
         self.model.eval()
-        self._resize = T.ResizeShortestEdge(
-            short_edge_length=[cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST],
-            max_size=cfg.INPUT.MAX_SIZE_TEST,
-            sample_style="choice",
-        )
+        self._resize = resize_for_test(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
 
     @torch.no_grad()
     def __call__(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]:
@@ -87,7 +83,9 @@ class Predictor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"expected an RGB image (h, w, 3) of uint8, got {image.shape} of {image.dtype}")
         height, width = image.shape[:2]
-        resized = self._resize.get_transform(image).apply_image(image)
+        view = View(image)
+        self._resize(view)
+        resized = view.image
         if self.cfg.INPUT.FORMAT == "BGR":
             resized = resized[:, :, ::-1]
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))

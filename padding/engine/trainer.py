@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation import verify_results
 from detectron2.modeling import build_model
@@ -28,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from padding.data.mappers import build_mapper
-from padding.data.streams import TrainStream
+from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.checkpointer import TrainingCheckpointer
 from padding.engine.distributed import distribute, launched_by_torchrun, restarted_by_torchrun, unwrap
 from padding.engine.evaluation_loop import evaluate
@@ -132,9 +131,8 @@ class Trainer(TrainerBase):
 
     def build_stream(self, cfg: CfgNode) -> TrainStream:
         """Build this rank's endless stream of micro-batches from DATASETS.TRAIN."""
-        dataset = get_detection_dataset_dicts(names=cfg.DATASETS.TRAIN, filter_empty=False)
         return TrainStream(
-            dataset,
+            load_training_entries(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
             build_mapper(cfg, is_train=True),
             batch_size=self.micro_batch_size,
             seed=self.seed,

@@ -81,9 +81,7 @@ def test_groups_follow_the_rules() -> None:
 
 
 def test_bias_keys_of_detectron2_are_honoured() -> None:
-    groups = parameter_groups(
-        nn.Linear(2, 2), base_lr=1.0, weight_decay=0.5, weight_decay_bias=0.0, bias_lr_factor=2.0
-    )
+    groups = parameter_groups(nn.Linear(2, 2), base_lr=1.0, weight_decay=0.5, weight_decay_bias=0.0, bias_lr_factor=2.0)
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(1.0, 0.5), (2.0, 0.0)]
 
 
