@@ -183,13 +183,15 @@ def render_image(config: ShapesConfig, split: str, index: int) -> RenderedImage:
 
 
 def _to_bytes(image: FloatArray) -> npt.NDArray[np.uint8]:
-    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
+    """(3, h, w) in [0, 1] to (h, w, 3) uint8; overwrites its argument."""
+    np.rint(np.multiply(image, 255, out=image), out=image)
+    return cv2.merge(list(np.clip(image, 0, 255, out=image).astype(np.uint8)))
 
 
 def _paint_background(
     config: ShapesConfig, stuff: list[int], rng: np.random.Generator
 ) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
-    """Canvas (h, w, 3) and the region of each pixel (h, w), 0 or 1."""
+    """Canvas (3, h, w) and the region of each pixel (h, w), 0 or 1."""
     x, y = _pixel_grid(config.size)
     table = class_table()
     layers = []
@@ -200,7 +202,7 @@ def _paint_background(
     if len(layers) == 1:
         return np.array(layers[0]), np.zeros(x.shape, np.uint8)
     amount = coverage(_wavy_distance(config.size, rng))
-    return layers[0] + amount[..., None] * (layers[1] - layers[0]), (amount >= 0.5).astype(np.uint8)
+    return layers[0] + amount * (layers[1] - layers[0]), (amount >= 0.5).astype(np.uint8)
 
 
 def _wavy_distance(size: int, rng: np.random.Generator) -> FloatArray:
@@ -278,10 +280,10 @@ def _move(config: ShapesConfig, thing: _Thing, rng: np.random.Generator) -> _Thi
 def _paint_things(
     config: ShapesConfig, canvas: FloatArray, things: list[_Thing], rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Image, camouflaged image (h, w, 3 each) and saliency (h, w) in [0, 1]."""
-    background_mean = canvas.mean(axis=(0, 1), dtype=np.float32)
+    """Image, camouflaged image (3, h, w each) and saliency (h, w) in [0, 1]."""
+    background_mean = canvas.mean(axis=(1, 2), dtype=np.float32)[:, None, None]
     image, camouflaged = canvas, canvas.copy()
-    saliency = np.zeros(canvas.shape[:2], np.float32)
+    saliency = np.zeros(canvas.shape[1:], np.float32)
     table = class_table()
     for thing in things:
         brightness, hue = _draw_jitter(config, rng)
@@ -300,14 +302,15 @@ def _paint_things(
             hue_turns=hue,
         )
         # A thin darker rim separates a thing from a ground of similar colour.
-        colours = colours * (1 - np.float32(_RIM_DARKNESS) * np.clip(1 + thing.distance / _RIM_PX, 0, 1))[..., None]
+        colours *= 1 - np.float32(_RIM_DARKNESS) * np.clip(1 + thing.distance / _RIM_PX, 0, 1)
         window, inner = thing.windows(config.size)
         np.maximum(saliency[window], thing.amount[inner], out=saliency[window])
         _cast_shadow(config, thing, (image, camouflaged))
-        alpha = thing.amount[inner][..., None]
+        alpha = thing.amount[inner]
         mixed = colours + np.float32(config.camouflage_frac) * (background_mean - colours)
         for target, surface in ((image, colours), (camouflaged, mixed)):
-            target[window] += alpha * (surface[inner] - target[window])
+            patch = target[:, *window]
+            patch += alpha * (surface[:, *inner] - patch)
     return image, camouflaged, saliency
 
 
@@ -315,9 +318,9 @@ def _cast_shadow(config: ShapesConfig, thing: _Thing, targets: tuple[FloatArray,
     """Darken what lies below and to the right of a thing that is about to be painted."""
     blurred = cv2.GaussianBlur(thing.amount, (0, 0), _SHADOW_SIGMA_PX, borderType=cv2.BORDER_CONSTANT)
     window, inner = thing.windows(config.size, _SHADOW_SHIFT_PX)
-    kept = (1 - np.float32(config.shadow) * blurred[inner])[..., None]
+    kept = 1 - np.float32(config.shadow) * blurred[inner]
     for target in targets:
-        target[window] *= kept
+        target[:, *window] *= kept
 
 
 def _light_and_noise(
@@ -329,12 +332,13 @@ def _light_and_noise(
     slope = rng.uniform(0, config.lighting) / (config.size / 2)
     light = 1 + np.float32(slope * np.cos(angle)) * x + np.float32(slope * np.sin(angle)) * y
     # Mostly grey noise, as of film: coloured grain looks like a broken camera.
-    noise = np.float32(config.noise_sigma) * rng.standard_normal((config.size, config.size, 1), dtype=np.float32)
-    smooth = smooth_field(rng, config.size, _CORRELATION_PX, 4)
-    grey, tint = np.sqrt(_GREY_FRAC, dtype=np.float32), np.sqrt(1 - _GREY_FRAC, dtype=np.float32)
-    noise = noise + np.float32(config.correlated_sigma) * (grey * smooth[..., :1] + tint * smooth[..., 1:])
+    grain = np.float32(config.noise_sigma) * rng.standard_normal((config.size, config.size), dtype=np.float32)
+    smooth = smooth_field(rng, config.size, _CORRELATION_PX, channels=4)
+    grain += np.float32(config.correlated_sigma * np.sqrt(_GREY_FRAC)) * smooth[0]
+    noise = np.float32(config.correlated_sigma * np.sqrt(1 - _GREY_FRAC)) * smooth[1:]
+    noise += grain
     for target in (image, camouflaged):
-        target *= light[..., None]
+        target *= light
         target += noise
 
 
@@ -345,8 +349,7 @@ def _describe(owner: npt.NDArray[np.uint8], classes: list[int], full_areas: list
     segments: list[Segment] = []
     used: set[int] = set()
     for index, class_id in enumerate(classes):
-        rows, columns = (np.flatnonzero((owner == index).any(axis=axis)) for axis in (1, 0))
-        left, top = int(columns[0]), int(rows[0])
+        left, top, width, height = cv2.boundingRect((owner == index).view(np.uint8))
         entry = table[class_id]
         segments.append(
             Segment(
@@ -355,7 +358,7 @@ def _describe(owner: npt.NDArray[np.uint8], classes: list[int], full_areas: list
                 category_id=entry["id"],
                 isthing=bool(entry["isthing"]),
                 area=int(areas[index]),
-                bbox=(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1),
+                bbox=(left, top, width, height),
                 full_area=int(full_areas[index]),
             )
         )
