@@ -115,7 +115,7 @@ def test_sub_node_takes_missing_keys_from_solver() -> None:
     assert node.CLIP_GRADIENTS.CLIP_TYPE == "full_model"
     assert cfg.SOLVER.BASE_LR == 0.001
     assert not cfg.SOLVER.CLIP_GRADIENTS.ENABLED
-    with pytest.raises(KeyError, match="SOLVER.TEACHER does not exist"):
+    with pytest.raises(KeyError, match=r"SOLVER\.TEACHER does not exist"):
         solver_node(cfg, "teacher")
 
 

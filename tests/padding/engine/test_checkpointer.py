@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: atomic, safe to read, refused when they do not fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from padding.engine.checkpointer import TrainingCheckpointer, read_training_checkpoint
+from padding.engine.weights import load_weights
+from padding.modeling.checkpoint import CheckpointError
+
+
+class Counter:
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+def test_save_and_restore(tmp_path: Path) -> None:
+    model = nn.Linear(2, 3)
+    TrainingCheckpointer(model, str(tmp_path), trainer=Counter(5)).save("model_0000004", iteration=4)
+    other, counter = nn.Linear(2, 3), Counter()
+    checkpointer = TrainingCheckpointer(other, str(tmp_path), trainer=counter)
+    assert Path(checkpointer.find_last()).name == "model_0000004.pth"
+    assert checkpointer.restore(checkpointer.find_last()) == {"iteration": 4}
+    assert counter.count == 5
+    assert torch.equal(other.weight, model.weight)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = TrainingCheckpointer(nn.Linear(2, 3), str(tmp_path), trainer=Counter(1))
+    checkpointer.save("model_final")
+    whole = (tmp_path / "model_final.pth").read_bytes()
+
+    def disk_full(content: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpointer.save("model_final")
+    assert (tmp_path / "model_final.pth").read_bytes() == whole
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+@pytest.mark.parametrize("kept", [0, 100, 700])
+def test_a_cut_file_is_named_with_its_neighbour(tmp_path: Path, kept: int) -> None:
+    checkpointer = TrainingCheckpointer(nn.Linear(2, 3), str(tmp_path))
+    checkpointer.save("older")
+    checkpointer.save("newer")
+    path = tmp_path / "newer.pth"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=rf"newer\.pth \({kept} bytes\) cannot be read.*go on from older\.pth"):
+        read_training_checkpoint(path)
+
+
+def test_a_file_cannot_run_code(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.mkdir, (tmp_path / "ran",)  # type: ignore[return-value]
+
+    torch.save({"model": {}, "trainer": Attack()}, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match=r"bad\.pth.*cannot be read.*no other checkpoint lies beside it"):
+        read_training_checkpoint(tmp_path / "bad.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_text("gone.pth")
+    checkpointer = TrainingCheckpointer(nn.Linear(2, 3), str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"gone\.pth does not exist"):
+        checkpointer.restore(checkpointer.find_last())
+
+
+def test_another_model_or_weights_only_are_refused(tmp_path: Path) -> None:
+    TrainingCheckpointer(nn.Linear(2, 3), str(tmp_path)).save("weights")
+    wrong = TrainingCheckpointer(nn.Linear(2, 4), str(tmp_path), trainer=Counter())
+    with pytest.raises(
+        CheckpointError, match=r"does not fit this model: parameters 2 of another shape \(first: weight"
+    ):
+        wrong.restore(wrong.find_last())
+    right = TrainingCheckpointer(nn.Linear(2, 3), str(tmp_path), trainer=Counter())
+    with pytest.raises(CheckpointError, match=r"no training state 'trainer'.*MODEL\.WEIGHTS"):
+        right.restore(right.find_last())
+
+
+def test_forget_last_keeps_the_name(tmp_path: Path) -> None:
+    checkpointer = TrainingCheckpointer(nn.Linear(2, 3), str(tmp_path))
+    checkpointer.save("old_run")
+    checkpointer.forget_last()
+    assert checkpointer.find_last() == ""
+    assert (tmp_path / "last_checkpoint.previous").read_text() == "old_run.pth"
+
+
+def test_evaluation_refuses_a_model_that_stays_partly_untrained(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "extra": nn.Linear(2, 2)})
+    torch.save({"model": model["backbone"].state_dict()}, tmp_path / "backbone.pth")
+    with pytest.raises(CheckpointError, match=r"leaves 2 parameters of ModuleDict untrained, first 'extra\.weight'"):
+        load_weights(model, str(tmp_path / "backbone.pth"), complete=True)
+    load_weights(model, str(tmp_path / "backbone.pth"), complete=False)
