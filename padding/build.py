@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the keys ``MODEL.PADING`` to the parts that PADing is made of; the only file that reads them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from padding.alignment import FeatureDecoder, FeatureEncoder, RelationNet
+from padding.data.catalog import data_root
+from padding.data.class_embeddings import load_class_embeddings
+from padding.data.class_split import ClassSplit, splits_dir
+from padding.generator import GENERATORS, Gmmn, PrimitivePaper, PrimitiveTransformer
+from padding.losses import DivergenceOptions, MmdOptions
+from padding.objective import DisentangleModules, LossWeights, StructureObjective
+
+__all__ = [
+    "ClassifierOptions",
+    "Generation",
+    "build_classifier_options",
+    "build_generation",
+    "find_embeddings",
+    "load_embeddings",
+]
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """How the new classifier is trained.
+
+    Attributes:
+        unseen_weight: weight of unseen classes in the cross-entropy; seen classes have 1.
+        no_object_weight: weight of unmatched queries.
+        classes_per_iter: unseen classes drawn in each iteration; 0 for all.
+        num_per_class: synthetic features of each.
+        pretrained_rows: the classifier starts from the class rows of the segmentor.
+    """
+
+    unseen_weight: float
+    no_object_weight: float
+    classes_per_iter: int
+    num_per_class: int
+    pretrained_rows: bool
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The trainable parts of METHOD "generative" and their losses.
+
+    Attributes:
+        generator: (n, D) conditions and (P, D) primitives -> (n, D); a ``Gmmn`` takes the (n, E) embeddings.
+        projection: class embeddings -> conditions, (n, E) -> (n, D); None for a ``Gmmn``.
+        primitives: the P primitives; None for a ``Gmmn``.
+        disentangle: encoders and decoder; None when switched off.
+        structure: losses of alignment and disentanglement.
+        mmd: how distributions are compared.
+        project_targets: the semantic side of the losses is ``projection(a)`` instead of a.
+        detach_targets: no gradient into that side.
+        use_real_seen: real features of seen classes join the synthetic ones in the structure losses.
+    """
+
+    generator: nn.Module
+    projection: nn.Linear | None
+    primitives: nn.Embedding | None
+    disentangle: DisentangleModules | None
+    structure: StructureObjective
+    mmd: MmdOptions
+    project_targets: bool
+    detach_targets: bool
+    use_real_seen: bool
+
+
+def build_classifier_options(node: CfgNode) -> ClassifierOptions:
+    """Options of ``MODEL.PADING.CLASSIFIER``.
+
+    Args:
+        node: ``MODEL.PADING``.
+
+    Raises:
+        ValueError: for an unknown INIT.
+    """
+    options = node.CLASSIFIER
+    if options.INIT not in ("pretrained", "random"):
+        raise ValueError(f"MODEL.PADING.CLASSIFIER.INIT is '{options.INIT}'; expected 'pretrained' or 'random'.")
+    return ClassifierOptions(
+        unseen_weight=options.UNSEEN_WEIGHT,
+        no_object_weight=options.NO_OBJECT_WEIGHT,
+        classes_per_iter=options.CLASSES_PER_ITER,
+        num_per_class=options.NUM_PER_CLASS,
+        pretrained_rows=options.INIT == "pretrained",
+    )
+
+
+def find_embeddings(path: str) -> Path:
+    """A relative path is looked up in the data root, in the repository's ``datasets``, and as it stands."""
+    candidates = [data_root() / path, splits_dir().parent / path, Path(path)]
+    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+
+
+def load_embeddings(node: CfgNode, split: ClassSplit) -> Tensor:
+    """Class embeddings (K, E) in the order of a label space.
+
+    Args:
+        node: ``MODEL.PADING``.
+        split: the label space.
+    """
+    if not node.EMBEDDINGS.PATH:
+        raise ValueError(
+            f"MODEL.PADING.EMBEDDINGS.PATH is empty, but METHOD '{node.METHOD}' needs class embeddings; name an npz "
+            "table written by datasets/prepare_class_embeddings.py."
+        )
+    path = find_embeddings(node.EMBEDDINGS.PATH)
+    return torch.from_numpy(load_class_embeddings(path, split.names, l2_normalize=node.EMBEDDINGS.L2_NORMALIZE))
+
+
+def _build_generator(
+    node: CfgNode, channels: int, width: int
+) -> tuple[nn.Module, nn.Linear | None, nn.Embedding | None]:
+    """Generator, projection of embeddings and primitives, as MODEL.PADING.GENERATOR says."""
+    options = node.GENERATOR
+    if options.NAME not in GENERATORS:
+        raise ValueError(f"MODEL.PADING.GENERATOR.NAME is '{options.NAME}'; expected one of {', '.join(GENERATORS)}.")
+    if options.NAME == "gmmn":
+        return Gmmn(width, channels, dropout=options.DROPOUT, noise_std=options.NOISE_STD), None, None
+    shared = {
+        "num_layers": options.NUM_LAYERS,
+        "num_heads": options.NUM_HEADS,
+        "dropout": options.DROPOUT,
+        "noise_std": options.NOISE_STD,
+        "primitive_self_attention": options.PRIMITIVE_SELF_ATTENTION,
+    }
+    generator: nn.Module
+    if options.NAME == "primitive_paper":
+        generator = PrimitivePaper(channels, **shared)
+    else:
+        generator = PrimitiveTransformer(channels, ffn_channels=options.FFN_DIM, **shared)
+    return generator, nn.Linear(width, channels), nn.Embedding(options.NUM_PRIMITIVES, channels)
+
+
+def _build_disentangle(node: CfgNode, channels: int, width: int) -> DisentangleModules | None:
+    """Encoders, decoder and scorer; ``width`` is that of the semantic side."""
+    options = node.DISENTANGLE
+    if not options.ENABLED:
+        return None
+    if options.RELATION not in ("dot", "relation_net"):
+        raise ValueError(
+            f"MODEL.PADING.DISENTANGLE.RELATION is '{options.RELATION}'; expected 'dot' or 'relation_net'."
+        )
+    shared = {"arch": options.ARCH, "dropout": options.DROPOUT}
+    unrelated_channels = 2 * channels if options.UNRELATED == "vae" else channels
+    return DisentangleModules(
+        related=FeatureEncoder(channels, width, **shared),
+        unrelated=FeatureEncoder(channels, unrelated_channels, **shared),
+        decoder=FeatureDecoder(width, channels, channels, **shared),
+        relation=RelationNet(width, channels) if options.RELATION == "relation_net" else None,
+    )
+
+
+def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
+    """Parts of METHOD "generative".
+
+    Args:
+        node: ``MODEL.PADING``.
+        channels: D, width of the features.
+        width: E, width of the class embeddings.
+
+    Raises:
+        ValueError: for an unknown choice, or choices that exclude each other; names the keys.
+    """
+    align, weights = node.ALIGN, node.LOSS_WEIGHT
+    if align.TARGET not in ("raw", "projected"):
+        raise ValueError(f"MODEL.PADING.ALIGN.TARGET is '{align.TARGET}'; expected 'raw' or 'projected'.")
+    generator, projection, primitives = _build_generator(node, channels, width)
+    project_targets = align.TARGET == "projected"
+    if project_targets and projection is None:
+        raise ValueError(
+            "MODEL.PADING.ALIGN.TARGET is 'projected', but GENERATOR.NAME 'gmmn' projects nothing; use 'raw'."
+        )
+    structure = StructureObjective(
+        weights=LossWeights(
+            consistency=weights.CONSISTENCY,
+            structure=weights.STRUCTURE,
+            align=weights.ALIGN,
+            relation=weights.RELATION,
+            unrelated=weights.UNRELATED,
+            reconstruction=weights.RECONSTRUCTION,
+        ),
+        align=align.ENABLED,
+        align_space=align.SPACE,
+        divergence=DivergenceOptions(align.TEMPERATURE, align.DIRECTION, align.REDUCTION),
+        disentangle=node.DISENTANGLE.ENABLED,
+        unrelated_prior=node.DISENTANGLE.UNRELATED,
+        relation_among_all=node.DISENTANGLE.RELATION_AMONG_ALL,
+    )
+    return Generation(
+        generator=generator,
+        projection=projection,
+        primitives=primitives,
+        disentangle=_build_disentangle(node, channels, channels if project_targets else width),
+        structure=structure,
+        mmd=MmdOptions(
+            tuple(node.MMD.SIGMAS),
+            bandwidth=node.MMD.BANDWIDTH,
+            sqrt=node.MMD.SQRT,
+            unbiased=node.MMD.UNBIASED,
+            grouping=node.MMD.GROUPING,
+        ),
+        project_targets=project_targets,
+        detach_targets=align.DETACH,
+        use_real_seen=align.USE_REAL_SEEN,
+    )

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a pretrained segmentor to PADing: the rows of the class head are placed by class name, no-object last.
+
+The segmentor's head is narrow (the training classes) or wide (all test classes); PADing keeps the narrow one for
+matching and starts the wide classifier ``new_fc`` from its rows.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from padding.engine.weights import load_weights
+from padding.meta_arch import PADing
+from padding.modeling.checkpoint import CheckpointError, CheckpointReport, load_into, normalise_keys, read_checkpoint
+
+__all__ = ["fit_class_head", "load_padding_weights", "repair_class_head", "widen_rows"]
+
+HEAD = "sem_seg_head.predictor.class_embed"
+CLASSIFIER = "new_fc"
+_PARAMETERS = ("weight", "bias")
+
+
+def widen_rows(rows: Tensor, class_ids: Sequence[int], initial: Tensor) -> Tensor:
+    """Place the rows of a narrow head in a wide one.
+
+    Args:
+        rows: (C+1, ...) no-object last.
+        class_ids: (C,) ids of the narrow head's classes in the wide label space.
+        initial: (K+1, ...) rows of classes that the narrow head does not know.
+
+    Returns:
+        (K+1, ...), no-object last.
+
+    Raises:
+        ValueError: if the number of rows is not C+1.
+    """
+    if len(rows) != len(class_ids) + 1:
+        raise ValueError(f"{len(rows)} rows for {len(class_ids)} classes and no-object; give one id per class")
+    wide = initial.clone()
+    wide[[*class_ids, len(initial) - 1]] = rows.to(wide)
+    return wide
+
+
+def repair_class_head(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Undo the released converter's widening, which leaves the no-object row at the first unseen class.
+
+    That converter appends zero rows behind a narrow head, so that the last rows, no-object's among them, are all zero.
+
+    Args:
+        weight: (R, D).
+        bias: (R,).
+
+    Returns:
+        Weight and bias with the last row that is not zero moved to the end, and whether anything was moved.
+    """
+    used = (weight.flatten(1).any(dim=1) | bias.bool()).nonzero().squeeze(1)
+    if len(used) == 0 or int(used[-1]) == len(bias) - 1:
+        return weight, bias, False
+    weight, bias, row = weight.clone(), bias.clone(), int(used[-1])
+    for parameter in (weight, bias):
+        parameter[-1] = parameter[row]
+        parameter[row] = 0
+    return weight, bias, True
+
+
+def fit_class_head(rows: Tensor, class_ids: Sequence[int], num_classes: int, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows for PADing's two class heads from those of a checkpoint, whichever label space it has.
+
+    Args:
+        rows: (C+1, ...) or (K+1, ...), no-object last.
+        class_ids: (C,) ids of the training classes in the test label space.
+        num_classes: K.
+        initial: (K+1, ...) rows of classes that the checkpoint does not know.
+
+    Returns:
+        Narrow (C+1, ...) and wide (K+1, ...) rows.
+
+    Raises:
+        CheckpointError: for any other number of rows.
+    """
+    if len(rows) == len(class_ids) + 1:
+        return rows, widen_rows(rows, class_ids, initial)
+    if len(rows) == num_classes + 1:
+        return rows[[*class_ids, num_classes]], rows.to(initial).clone()
+    raise CheckpointError(
+        f"the class head of the checkpoint has {len(rows)} rows; expected {len(class_ids) + 1} (training classes and "
+        f"no-object) or {num_classes + 1} (all classes and no-object). It was trained on other classes: choose "
+        "DATASETS.TRAIN and DATASETS.TEST accordingly."
+    )
+
+
+def load_padding_weights(model: PADing, path: str, *, complete: bool) -> CheckpointReport:
+    """Load a PADing checkpoint, or start one from a pretrained segmentor; the file's content decides.
+
+    Args:
+        model: changed in place.
+        path: local weight file.
+        complete: True to evaluate: every parameter must be in the file.
+
+    Returns:
+        What was matched, renamed, skipped and why.
+    """
+    logger = logging.getLogger(__name__)
+    if complete:
+        return load_weights(model, path, complete=True)
+    state, _ = normalise_keys(read_checkpoint(path))
+    names = [f"{HEAD}.{parameter}" for parameter in _PARAMETERS]
+    if all(name in state for name in names):
+        weight, bias, repaired = repair_class_head(*(state[name] for name in names))
+        if repaired:
+            logger.warning("%s: the no-object row of its class head was misplaced; moved to the end", path)
+        state |= dict(zip(names, (weight, bias), strict=True))
+        starts_classifier = (
+            model.options.pretrained_rows and model.method == "generative" and f"{CLASSIFIER}.weight" not in state
+        )
+        for parameter in _PARAMETERS:
+            _fit_parameter(state, model, parameter, starts_classifier=starts_classifier)
+    report = load_into(model, state)
+    logger.info("Weights from %s:\n%s", path, report)
+    return report
+
+
+def _fit_parameter(state: dict[str, Tensor], model: PADing, parameter: str, *, starts_classifier: bool) -> None:
+    """Put the narrow rows of one parameter into ``state`` and, if asked, the wide ones."""
+    rows = state[f"{HEAD}.{parameter}"]
+    own = model.state_dict()
+    initial = own.get(f"{CLASSIFIER}.{parameter}", torch.zeros(model.num_test_classes + 1, *rows.shape[1:]))
+    narrow, wide = fit_class_head(rows, model.class_ids, model.num_test_classes, initial)
+    state[f"{HEAD}.{parameter}"] = narrow
+    if starts_classifier:
+        state[f"{CLASSIFIER}.{parameter}"] = wide

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features of the frozen segmentor on disk: write once, verify, sample.
+
+The released code runs the frozen network in every iteration; its features only change with the augmentation. A bank
+holds them for V augmented views of the training set, so that any training of generator and classifier reads them.
+
+A folder has ``manifest.json`` and one ``shard_*.safetensors`` for every ``images_per_shard`` images, memory-mapped when
+read. The position p of an image in the bank is its position in the training stream: pass p // N, N images in the set.
+"""
+
+import hashlib
+import json
+import logging
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.utils import comm
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from padding.engine.random_state import preserved_random_state
+
+__all__ = [
+    "BankSpec",
+    "FeatureBank",
+    "FeatureBatch",
+    "FeatureStream",
+    "build_feature_bank",
+    "concatenate",
+    "gather_features",
+    "weights_digest",
+]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
+
+
+class FeatureBatch(NamedTuple):
+    """Query embeddings of a batch of images, as data (no gradient)."""
+
+    embeddings: Tensor  # (n, D) float32
+    labels: Tensor  # (n,) int64 in the test label space, K for no-object
+    weights: Tensor  # (n,) float32, the number of queries a row stands for
+
+    def select(self, rows: Tensor) -> "FeatureBatch":
+        """Rows of a boolean mask or an index."""
+        return FeatureBatch(self.embeddings[rows], self.labels[rows], self.weights[rows])
+
+    def to(self, device: torch.device | str) -> "FeatureBatch":
+        """The same on another device."""
+        return FeatureBatch(*(tensor.to(device) for tensor in self))
+
+
+def concatenate(batches: Iterable[FeatureBatch]) -> FeatureBatch:
+    """One batch of all rows, in order."""
+    return FeatureBatch(*(torch.cat(column) for column in zip(*batches, strict=True)))
+
+
+def gather_features(batch: FeatureBatch) -> FeatureBatch:
+    """Rows of all ranks on every rank, in rank order; ranks may hold different numbers. Collective."""
+    if comm.get_world_size() == 1:
+        return batch
+    device = batch.embeddings.device
+    return concatenate(FeatureBatch(*part) for part in comm.all_gather(tuple(batch.to("cpu")))).to(device)
+
+
+def weights_digest(modules: Sequence[nn.Module]) -> str:
+    """SHA-256 over names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class BankSpec:
+    """What a bank holds.
+
+    Attributes:
+        num_images: size N of the training set.
+        num_classes: K of the label space.
+        views: passes over the set, each with its own augmentation.
+        no_object_per_image: unmatched queries kept of an image; 0 keeps all.
+        images_per_shard: images in one file.
+        batch_size: images extracted at once.
+        dtype: ``float16`` or ``float32`` on disk.
+        seed: of the choice of unmatched queries and of the matching.
+        origin: what else the features depend on (digest of the segmentor, data set, classes, configuration); plain
+            values, compared when the bank is opened.
+    """
+
+    num_images: int
+    num_classes: int
+    views: int
+    no_object_per_image: int
+    images_per_shard: int
+    batch_size: int
+    dtype: str
+    seed: int
+    origin: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float16", "float32"):
+            raise ValueError(f"MODEL.PADING.FEATURE_BANK.DTYPE is '{self.dtype}'; expected 'float16' or 'float32'.")
+        if min(self.num_images, self.views, self.images_per_shard, self.batch_size) < 1:
+            raise ValueError(
+                f"A feature bank of {self.num_images} images, {self.views} views, {self.images_per_shard} images per "
+                f"shard and {self.batch_size} per batch: all must be at least 1."
+            )
+
+    @property
+    def total(self) -> int:
+        """Images in the bank, each view counted."""
+        return self.num_images * self.views
+
+    @property
+    def num_shards(self) -> int:
+        """Files of the bank."""
+        return -(-self.total // self.images_per_shard)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that the content depends on, JSON values only."""
+        return {
+            "format": FORMAT_VERSION,
+            "num_images": self.num_images,
+            "num_classes": self.num_classes,
+            "views": self.views,
+            "no_object_per_image": self.no_object_per_image,
+            "images_per_shard": self.images_per_shard,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            **self.origin,
+        }
+
+
+def _shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard_{shard:05d}.safetensors"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
+    """Tell whether the bank is complete.
+
+    Raises:
+        ValueError: if the folder holds a bank of something else; names what differs.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        manifest = json.loads(path.read_text())
+        found, complete = manifest["fingerprint"], bool(manifest["complete"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no manifest of a feature bank ({error}); delete the folder {folder}.") from error
+    wrong = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
+    if wrong:
+        listed = "; ".join(f"{key}: {found.get(key)!r} there, {expected.get(key)!r} wanted" for key in wrong)
+        raise ValueError(
+            f"The feature bank in {folder} is stale ({listed}). Delete that folder, or set "
+            "MODEL.PADING.FEATURE_BANK.PATH to another one."
+        )
+    return complete
+
+
+def build_feature_bank(
+    folder: str | Path,
+    spec: BankSpec,
+    extract: Callable[[list[dict[str, Any]]], FeatureBatch],
+    open_stream: Callable[[int, int], Iterator[list[dict[str, Any]]]],
+) -> "FeatureBank":
+    """Write what is missing of a bank and open it. Shards are shared out over the ranks; collective.
+
+    A stopped run goes on with the first missing shard, and each shard is the same whichever run writes it.
+
+    Args:
+        folder: made when missing.
+        spec: what the bank holds.
+        extract: samples of n images to the embeddings of n * Q queries, image by image.
+        open_stream: (start, batch size) to batches of the training stream from that position on, whatever the rank.
+
+    Raises:
+        ValueError: if the folder holds a stale bank.
+    """
+    folder = Path(folder)
+    expected = json.loads(json.dumps(spec.fingerprint()))
+    complete = _check_manifest(folder, expected)
+    comm.synchronize()
+    if not complete:
+        folder.mkdir(parents=True, exist_ok=True)
+        if comm.is_main_process():
+            _write_json(folder / MANIFEST, {"fingerprint": expected, "complete": False})
+        _write_missing_shards(folder, spec, extract, open_stream)
+        comm.synchronize()
+        if comm.is_main_process():
+            _write_json(folder / MANIFEST, {"fingerprint": expected, "complete": True})
+        comm.synchronize()
+    return FeatureBank(folder, spec)
+
+
+def _write_missing_shards(
+    folder: Path,
+    spec: BankSpec,
+    extract: Callable[[list[dict[str, Any]]], FeatureBatch],
+    open_stream: Callable[[int, int], Iterator[list[dict[str, Any]]]],
+) -> None:
+    mine = range(comm.get_rank(), spec.num_shards, comm.get_world_size())
+    missing = [shard for shard in mine if not _shard_path(folder, shard).is_file()]
+    logging.getLogger(__name__).info(
+        "Extracting features of %d x %d images into %s: %d of %d shards to write on this rank",
+        spec.views,
+        spec.num_images,
+        folder,
+        len(missing),
+        len(mine),
+    )
+    with tqdm(desc="features", unit="image", disable=not comm.is_main_process(), mininterval=5.0) as progress:
+        for shard in missing:
+            with preserved_random_state():
+                # Matching compares masks on random points: a shard must not depend on what was computed before it.
+                torch.manual_seed(spec.seed + shard)
+                content = _shard_content(spec, shard, extract, open_stream, progress)
+            path = _shard_path(folder, shard)
+            temporary = path.with_name(f".{path.name}.tmp")
+            save_file(content, temporary)
+            temporary.replace(path)
+
+
+def _shard_content(
+    spec: BankSpec,
+    shard: int,
+    extract: Callable[[list[dict[str, Any]]], FeatureBatch],
+    open_stream: Callable[[int, int], Iterator[list[dict[str, Any]]]],
+    progress: tqdm,
+) -> dict[str, npt.NDArray[Any]]:
+    """Rows of the images [start, stop) as arrays, with the first row of each image in ``offsets``."""
+    start = shard * spec.images_per_shard
+    stop = min(start + spec.images_per_shard, spec.total)
+    parts: list[FeatureBatch] = []
+    stream = open_stream(start, spec.batch_size)
+    while len(parts) < stop - start:
+        samples = next(stream)
+        features = extract(samples).to("cpu")
+        queries = len(features.labels) // len(samples)
+        for i in range(min(len(samples), stop - start - len(parts))):
+            image = features.select(torch.arange(i * queries, (i + 1) * queries))
+            parts.append(_thin_out(image, spec, np.random.default_rng((spec.seed, start + len(parts)))))
+            progress.update()
+    rows = concatenate(parts)
+    sizes = [len(part.labels) for part in parts]
+    return {
+        "embeddings": rows.embeddings.numpy().astype(spec.dtype),
+        "labels": rows.labels.numpy().astype(np.int64),
+        "weights": rows.weights.numpy().astype(np.float32),
+        "offsets": np.cumsum([0, *sizes], dtype=np.int64),
+    }
+
+
+def _thin_out(image: FeatureBatch, spec: BankSpec, rng: np.random.Generator) -> FeatureBatch:
+    """Keep all matched queries of one image and some others, whose weight grows so that their sum stays."""
+    others = (image.labels == spec.num_classes).nonzero().squeeze(1)
+    wanted = spec.no_object_per_image
+    if wanted == 0 or len(others) <= wanted:
+        return image
+    kept = others[torch.from_numpy(np.sort(rng.choice(len(others), wanted, replace=False)))]
+    weights = image.weights.clone()
+    weights[kept] *= len(others) / wanted
+    rows = torch.cat([(image.labels != spec.num_classes).nonzero().squeeze(1), kept])
+    return FeatureBatch(image.embeddings, image.labels, weights).select(rows)
+
+
+def _map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Memory-map the arrays of a safetensors file: 8 bytes with the header's length, a JSON header, the data."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        arrays[name] = data[first:last].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays
+
+
+class FeatureBank:
+    """A complete bank, memory-mapped.
+
+    ``images(positions)`` returns the rows of some images.
+    """
+
+    def __init__(self, folder: str | Path, spec: BankSpec) -> None:
+        """Open a bank.
+
+        Raises:
+            ValueError: if it is incomplete, damaged, or not what ``spec`` describes.
+        """
+        folder = Path(folder)
+        if not _check_manifest(folder, json.loads(json.dumps(spec.fingerprint()))):
+            raise ValueError(f"The feature bank in {folder} is missing or incomplete; build_feature_bank finishes it.")
+        self.spec = spec
+        try:
+            self._shards = [_map_tensors(_shard_path(folder, shard)) for shard in range(spec.num_shards)]
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            raise ValueError(f"The feature bank in {folder} is damaged ({error}); delete that folder.") from error
+        found = sum(len(shard["offsets"]) - 1 for shard in self._shards)
+        if found != spec.total:
+            raise ValueError(f"The feature bank in {folder} holds {found} images of {spec.total}; delete that folder.")
+
+    def __len__(self) -> int:
+        return self.spec.total
+
+    def images(self, positions: Iterable[int]) -> FeatureBatch:
+        """Rows of the images at some positions, in that order, as float32 on the CPU."""
+        return concatenate(self._image(int(position)) for position in positions)
+
+    def _image(self, position: int) -> FeatureBatch:
+        shard_index, row = divmod(position, self.spec.images_per_shard)
+        shard = self._shards[shard_index]
+        first, last = shard["offsets"][row], shard["offsets"][row + 1]
+        return FeatureBatch(
+            torch.from_numpy(shard["embeddings"][first:last].astype(np.float32)),
+            torch.from_numpy(np.array(shard["labels"][first:last])),
+            torch.from_numpy(np.array(shard["weights"][first:last])),
+        )
+
+
+class FeatureStream:
+    """Endless batches from a bank; batch number p is a pure function of (seed, p).
+
+    Has the interface of ``padding.data.streams.TrainStream``, but every rank gets the whole batch: batch-level losses
+    need it, and it is small.
+    """
+
+    def __init__(self, open_bank: Callable[[], FeatureBank], *, images_per_batch: int, seed: int) -> None:
+        """Remember how to open the bank; nothing is read before the first batch.
+
+        Args:
+            open_bank: called once, at the first batch.
+            images_per_batch: images whose rows make a batch.
+            seed: of the order of images.
+        """
+        self._open_bank = open_bank
+        self._bank: FeatureBank | None = None
+        self._images_per_batch = images_per_batch
+        self._seed = seed
+        self._position = 0
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        while True:
+            if self._bank is None:
+                self._bank = self._open_bank()
+            first, size = self._position * self._images_per_batch, len(self._bank)
+            batch = self._bank.images(self._image_at(first + i, size) for i in range(self._images_per_batch))
+            self._position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Number of the next batch."""
+        return {"position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on with batch number ``state["position"]``."""
+        self._position = state["position"]
+
+    def _image_at(self, index: int, size: int) -> int:
+        epoch, place = divmod(index, size)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self._seed, epoch)).permutation(size))
+        return int(self._order[1][place])

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which losses of PADing are computed on which features, and with which weights (sections 3.3 and 3.4).
+
+``losses.py`` holds the formulas; here seen and unseen sets, the space of the alignment and the semantic targets are
+chosen. Every loss is a mean over the sets it is computed on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from padding.alignment import Disentangled, disentangle
+from padding.losses import (
+    DivergenceOptions,
+    dot_relation,
+    moment_divergence,
+    noise_divergence,
+    posterior_divergence,
+    reconstruction,
+    relation,
+    structure_alignment,
+)
+
+__all__ = ["DisentangleModules", "LabelledFeatures", "LossWeights", "StructureObjective"]
+
+
+class LabelledFeatures(NamedTuple):
+    """Features of some classes."""
+
+    features: Tensor  # (n, D)
+    labels: Tensor  # (n,) int64, test label space
+
+
+class DisentangleModules(NamedTuple):
+    """E_R, E_U, D, and the scorer of the relation loss where it is learnt."""
+
+    related: nn.Module
+    unrelated: nn.Module
+    decoder: nn.Module
+    relation: nn.Module | None
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the generator's losses; the four after ``structure`` stand inside its bracket."""
+
+    consistency: float
+    structure: float
+    align: float
+    relation: float
+    unrelated: float
+    reconstruction: float
+
+
+@dataclass(frozen=True)
+class StructureObjective:
+    """Alignment and disentanglement losses of a seen and an unseen set.
+
+    Attributes:
+        weights: see ``LossWeights``.
+        align: whether similarity structures are aligned.
+        align_space: ``related`` or ``visual``.
+        divergence: how the structures are compared; its temperature serves all losses.
+        disentangle: whether features are taken apart at all.
+        unrelated_prior: ``moment``, ``vae`` or ``official``.
+        relation_among_all: unseen features are scored against all classes, not the unseen ones only.
+
+    Raises:
+        ValueError: for an unknown choice, or an alignment in a space that is switched off.
+    """
+
+    weights: LossWeights
+    align: bool
+    align_space: str
+    divergence: DivergenceOptions
+    disentangle: bool
+    unrelated_prior: str
+    relation_among_all: bool
+
+    def __post_init__(self) -> None:
+        if self.align_space not in ("related", "visual"):
+            raise ValueError(f"MODEL.PADING.ALIGN.SPACE is '{self.align_space}'; expected 'related' or 'visual'.")
+        if self.unrelated_prior not in ("moment", "vae", "official"):
+            raise ValueError(
+                f"MODEL.PADING.DISENTANGLE.UNRELATED is '{self.unrelated_prior}'; expected 'moment', 'vae' or "
+                "'official'."
+            )
+        if self.align and self.align_space == "related" and not self.disentangle:
+            raise ValueError(
+                "MODEL.PADING.ALIGN.SPACE is 'related', but DISENTANGLE.ENABLED is False, so that there are no related "
+                "features; set ALIGN.SPACE to 'visual', or ALIGN.ENABLED to False."
+            )
+
+    def __call__(
+        self,
+        seen: LabelledFeatures,
+        unseen: LabelledFeatures,
+        targets: Tensor,
+        unseen_ids: Tensor,
+        modules: DisentangleModules | None,
+    ) -> dict[str, Tensor]:
+        """Weighted losses, empty if everything is off.
+
+        Args:
+            seen: features of seen classes.
+            unseen: synthetic features of unseen classes.
+            targets: (K, E) semantic side of every class.
+            unseen_ids: (U,) int64, ascending.
+            modules: needed when ``disentangle``.
+        """
+        if self.weights.structure == 0:
+            return {}
+        losses: dict[str, Tensor] = {}
+        space = (seen.features, unseen.features)
+        if self.disentangle:
+            if modules is None:
+                raise ValueError("the disentanglement losses need their modules; got None")
+            parts = [self._take_apart(group.features, modules) for group in (seen, unseen)]
+            losses |= self._disentanglement(seen, unseen, parts, targets, unseen_ids, modules)
+            if self.align_space == "related":
+                space = (parts[0].related, parts[1].related)
+        if self.align:
+            losses |= self._alignment(*space, targets[seen.labels], targets[unseen.labels])
+        return {name: self.weights.structure * loss for name, loss in losses.items()}
+
+    def _take_apart(self, features: Tensor, modules: DisentangleModules) -> Disentangled:
+        return disentangle(
+            features,
+            modules.related,
+            modules.unrelated,
+            modules.decoder,
+            variational=self.unrelated_prior == "vae",
+        )
+
+    def _alignment(
+        self, seen: Tensor, unseen: Tensor, seen_targets: Tensor, unseen_targets: Tensor
+    ) -> dict[str, Tensor]:
+        blocks = {
+            "loss_align_seen": (seen, seen, seen_targets, seen_targets),
+            "loss_align_unseen": (unseen, unseen, unseen_targets, unseen_targets),
+            "loss_align_seen_unseen": (seen, unseen, seen_targets, unseen_targets),
+        }
+        weight = self.weights.align / len(blocks)
+        return {name: weight * structure_alignment(*block, self.divergence) for name, block in blocks.items()}
+
+    def _disentanglement(
+        self,
+        seen: LabelledFeatures,
+        unseen: LabelledFeatures,
+        parts: list[Disentangled],
+        targets: Tensor,
+        unseen_ids: Tensor,
+        modules: DisentangleModules,
+    ) -> dict[str, Tensor]:
+        scores: Callable[[Tensor, Tensor], Tensor] = modules.relation or self._dot
+        seen_relation = relation(scores(parts[0].related, targets), seen.labels)
+        if self.relation_among_all:
+            unseen_relation = relation(scores(parts[1].related, targets), unseen.labels)
+        else:
+            columns = torch.searchsorted(unseen_ids, unseen.labels)
+            unseen_relation = relation(scores(parts[1].related, targets[unseen_ids]), columns)
+        weights = self.weights
+        unrelated = [self._unrelated(part) for part in parts]
+        decoded = [
+            reconstruction(group.features, part.decoded) for group, part in zip((seen, unseen), parts, strict=True)
+        ]
+        return {
+            "loss_relation": 0.5 * weights.relation * (seen_relation + unseen_relation),
+            "loss_unrelated": 0.5 * weights.unrelated * (unrelated[0] + unrelated[1]),
+            "loss_reconstruction": 0.5 * weights.reconstruction * (decoded[0] + decoded[1]),
+        }
+
+    def _dot(self, features: Tensor, targets: Tensor) -> Tensor:
+        return dot_relation(features, targets, temperature=self.divergence.temperature)
+
+    def _unrelated(self, part: Disentangled) -> Tensor:
+        if part.log_variance is not None:
+            return posterior_divergence(part.unrelated, part.log_variance)
+        if self.unrelated_prior == "moment":
+            return moment_divergence(part.unrelated)
+        noise = torch.randn_like(part.unrelated)
+        return noise_divergence(part.unrelated, noise, temperature=self.divergence.temperature)

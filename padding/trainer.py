@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second stage of PADing: one optimiser for the generator, one for the classifier (sections 3.2 to 3.4, Alg. 1).
+
+Features come from the frozen segmentor in every iteration, or from a bank on disk. Losses are computed on the features
+of all ranks together, so that several processes give what one would.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from padding.checkpoint import load_padding_weights
+from padding.data.mappers import build_mapper
+from padding.data.streams import TrainStream, load_training_entries
+from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
+from padding.engine.trainer import TRAINER_REGISTRY, Trainer
+from padding.feature_bank import (
+    BankSpec,
+    FeatureBank,
+    FeatureBatch,
+    FeatureStream,
+    build_feature_bank,
+    concatenate,
+    gather_features,
+    weights_digest,
+)
+from padding.meta_arch import STEPS, PADing
+
+__all__ = ["GeneratorClassifierTrainer"]
+
+
+@TRAINER_REGISTRY.register()
+class GeneratorClassifierTrainer(Trainer):
+    """Train the parts of ``PADing``; its optimisers are named "generator" and "classifier".
+
+    METHOD "projection" has the classifier's alone. With SCHEDULE "sequential" the first GENERATOR_SHARE of the
+    iterations train the generator, the others the classifier.
+    """
+
+    # Each step leaves the other step's parameters without gradient.
+    find_unused_parameters = True
+
+    @classmethod
+    def load_weights(cls, model: nn.Module, path: str, *, complete: bool) -> None:
+        """Load a PADing checkpoint, or a pretrained segmentor whose class rows start the classifier."""
+        if not isinstance(model, PADing):
+            raise TypeError(f"TRAINER 'GeneratorClassifierTrainer' trains PADing, not {type(model).__name__}.")
+        load_padding_weights(model, path, complete=complete)
+
+    def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """One optimiser for each step that has parameters.
+
+        Raises:
+            TypeError: if the model is not ``PADing``.
+            ValueError: if there is nothing to train.
+        """
+        if not isinstance(model, PADing):
+            raise TypeError(f"TRAINER 'GeneratorClassifierTrainer' trains PADing, not {type(model).__name__}.")
+        schedule, share = cfg.MODEL.PADING.SCHEDULE, cfg.MODEL.PADING.GENERATOR_SHARE
+        if schedule not in ("interleaved", "sequential"):
+            raise ValueError(f"MODEL.PADING.SCHEDULE is '{schedule}'; expected 'interleaved' or 'sequential'.")
+        if not 0 < share < 1:
+            raise ValueError(f"MODEL.PADING.GENERATOR_SHARE is {share}; expected a number between 0 and 1.")
+        optimizers = {
+            step: build_optimizer(cfg, modules, name=step) for step in STEPS if len(modules := model.step_modules(step))
+        }
+        if not optimizers:
+            raise ValueError(
+                "MODEL.PADING.METHOD 'supervised' has nothing to train beyond its segmentor; evaluate it with "
+                "--eval-only."
+            )
+        return optimizers
+
+    def build_schedulers(self, cfg: CfgNode) -> dict[str, LRScheduler]:
+        """The schedules of both optimisers; in sequence each spans its own iterations."""
+        first = self._first_classifier_iteration()
+        if first == 0:
+            return super().build_schedulers(cfg)
+        spans = {"generator": (0, first), "classifier": (first, self.max_iter - first)}
+        return {
+            step: _delayed_schedule(solver_node(cfg, step), optimizer, *spans[step])
+            for step, optimizer in self.optimizers.items()
+        }
+
+    def build_stream(self, cfg: CfgNode) -> TrainStream | FeatureStream:  # type: ignore[override]
+        """Images, or features from the bank; the bank is opened, and made if need be, at the first batch."""
+        options = cfg.MODEL.PADING.FEATURE_BANK
+        if not options.ENABLED:
+            return super().build_stream(cfg)
+        images = options.IMAGES_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
+        return FeatureStream(self.open_feature_bank, images_per_batch=images, seed=self.seed)
+
+    def run_step(self) -> None:
+        """One step of the generator and then of the classifier, on the same features."""
+        features = self._next_features()
+        for step in self._active_steps():
+            with self.autocast():
+                losses = self.model(features, step=step)
+            # The features of all micro-batches make one loss: undo the division that averages micro-batches.
+            whole = {name: loss * self.accumulate_steps for name, loss in losses.items()}
+            self.backward(torch.stack(list(whole.values())).sum(), step)
+            self.record(whole)
+            self.optimizer_step(step)
+
+    def open_feature_bank(self) -> FeatureBank:
+        """Open the bank of this configuration, writing what is missing. Collective.
+
+        Raises:
+            ValueError: if the folder holds the features of another segmentor, data set or configuration.
+        """
+        cfg, options = self.cfg, self.cfg.MODEL.PADING.FEATURE_BANK
+        entries = load_training_entries(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        spec = BankSpec(
+            num_images=len(entries),
+            num_classes=self.segmentor.num_test_classes,
+            views=options.VIEWS,
+            no_object_per_image=options.NO_OBJECT_PER_IMAGE,
+            images_per_shard=options.SHARD_SIZE,
+            batch_size=self.micro_batch_size,
+            dtype=options.DTYPE,
+            seed=options.SEED,
+            origin=self._bank_origin(),
+        )
+        mapper = build_mapper(cfg, is_train=True)
+
+        def open_stream(start: int, batch_size: int) -> Iterator[list[dict[str, Any]]]:
+            return TrainStream(
+                entries,
+                mapper,
+                batch_size=batch_size,
+                seed=options.SEED,
+                start=start,
+                rank=0,
+                world_size=1,
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
+
+        def extract(samples: list[dict[str, Any]]) -> FeatureBatch:
+            with self.autocast():
+                return self.segmentor.extract(samples)
+
+        folder = options.PATH or str(Path(cfg.OUTPUT_DIR) / "feature_bank")
+        return build_feature_bank(folder, spec, extract, open_stream)
+
+    def _bank_origin(self) -> dict[str, Any]:
+        """What the content of a bank depends on, beside the numbers in its specification."""
+        cfg = self.cfg
+        nodes = (cfg.INPUT, cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.SOLVER.AMP)
+        return {
+            "segmentor": weights_digest([self.segmentor.backbone, self.segmentor.sem_seg_head]),
+            "train_sets": list(cfg.DATASETS.TRAIN),
+            "class_ids": list(self.segmentor.class_ids),
+            "configuration": hashlib.sha256(json.dumps([node.dump() for node in nodes]).encode()).hexdigest(),
+        }
+
+    @property
+    def segmentor(self) -> PADing:
+        """The model without DistributedDataParallel, for what no gradient passes through."""
+        return cast(PADing, self.module)
+
+    def _next_features(self) -> FeatureBatch:
+        """Features of one optimiser step, of all ranks together, on this rank's device."""
+        if self.cfg.MODEL.PADING.FEATURE_BANK.ENABLED:
+            return cast(FeatureBatch, self.next_batch()).to(self.device)
+        parts = []
+        for _ in range(self.accumulate_steps):
+            samples = self.next_batch()
+            with self.autocast():
+                parts.append(self.segmentor.extract(samples))
+        return gather_features(concatenate(parts))
+
+    def _active_steps(self) -> list[str]:
+        first = self._first_classifier_iteration()
+        if first == 0:
+            return list(self.optimizers)
+        return ["generator" if self.iter < first else "classifier"]
+
+    def _first_classifier_iteration(self) -> int:
+        """0 when the steps are interleaved, or when there is only one."""
+        node = self.cfg.MODEL.PADING
+        if node.SCHEDULE == "interleaved" or len(self.optimizers) == 1:
+            return 0
+        return min(max(round(node.GENERATOR_SHARE * self.max_iter), 1), self.max_iter)
+
+
+def _delayed_schedule(node: CfgNode, optimizer: torch.optim.Optimizer, first: int, length: int) -> LRScheduler:
+    """The schedule of ``node`` over ``length`` iterations that begin at ``first``."""
+    multiplier = lr_multiplier(node, max_iter=length)
+    return LambdaLR(optimizer, lambda iteration: multiplier(max(iteration - first, 0)))
