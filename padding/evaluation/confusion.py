@@ -74,13 +74,12 @@ def _with_ignore_last(
 ) -> npt.NDArray[np.int64]:
     """Int64 copy of a label map in which ``ignore_label`` became K."""
     wide = labels.astype(np.int64)
-    wide[labels == ignore_label] = num_classes
-    if wide.size and (wide.min() < 0 or wide.max() > num_classes):
-        known = (wide >= 0) & (wide <= num_classes)
-        found = sorted(np.unique(wide[~known]).tolist())
-        raise ValueError(
-            f"{source} holds labels {found[:10]}; expected 0..{num_classes - 1} or {ignore_label} (ignored)"
-        )
+    ignored = labels == ignore_label
+    wide[ignored] = 0  # set to K only after the check, or a stray K on disk would pass for ignored
+    if wide.size and (wide.min() < 0 or wide.max() >= num_classes):
+        found = np.unique(wide[(wide < 0) | (wide >= num_classes)])[:10].tolist()
+        raise ValueError(f"{source} holds labels {found}; expected 0..{num_classes - 1} or {ignore_label} (ignored)")
+    wide[ignored] = num_classes
     return wide
 
 

@@ -6,7 +6,6 @@ instance protocol. Counted by faster-coco-eval, or by pycocotools where that is 
 """
 
 import contextlib
-import importlib
 import importlib.util
 import io
 import logging
@@ -97,7 +96,7 @@ class InstanceEvaluator(DatasetEvaluator):
         self._iou_types = tuple(iou_types)
         self._backend = _backend_name(backend)
         with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = importlib.import_module(f"{self._backend}.coco").COCO(str(json_file))
+            self._truth = _backend_classes(self._backend)[0](str(json_file))
         missing = sorted({groups.dataset_ids[i] for i in groups.thing_ids} - set(self._truth.getCatIds()))
         if missing:
             raise ValueError(
@@ -206,7 +205,7 @@ def detection_scores(
     """
     class_ids = sorted(groups.thing_ids)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _evaluation_class(backend)(truth, _result_set(truth, detections, iou_type), iou_type)
+        evaluation = _backend_classes(backend)[1](truth, _result_set(truth, detections, iou_type), iou_type)
         evaluation.params.imgIds = list(image_ids)
         evaluation.params.catIds = [groups.dataset_ids[class_id] for class_id in class_ids]
         evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -275,11 +274,13 @@ def _backend_name(wanted: str) -> str:
     raise ValueError(f"none of {candidates} is installed; pip install faster-coco-eval")
 
 
-def _evaluation_class(backend: str) -> Any:
+def _backend_classes(backend: str) -> tuple[Any, Any]:
+    """Classes of the data set and of the evaluation."""
     if backend == "faster_coco_eval":
-        from faster_coco_eval import COCOeval_faster
+        from faster_coco_eval import COCO, COCOeval_faster
 
-        return COCOeval_faster
+        return COCO, COCOeval_faster
+    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    return COCOeval
+    return COCO, COCOeval

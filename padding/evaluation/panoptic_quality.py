@@ -175,9 +175,6 @@ def _runs(
     gt_map: npt.NDArray[np.integer], pred_map: npt.NDArray[np.integer]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Runs of equal (ground truth, prediction) pairs in reading order: both ids and the length of each run."""
-    if gt_map.size == 0:
-        empty = np.zeros(0, dtype=np.int64)
-        return empty, empty, empty
     if min(gt_map.min(), pred_map.min()) < 0:
         raise ValueError("an id map holds negative ids; segment ids are positive and 0 is void")
     # A COCO id has 24 bits and an image rarely 256 predictions: 32 bits then hold the pair at half the memory traffic.

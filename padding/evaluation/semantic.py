@@ -66,7 +66,7 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all images."""
-        self._matrix = np.zeros((self.groups.num_classes, self.groups.num_classes + 1), dtype=np.int64)
+        self.confusion = np.zeros((self.groups.num_classes, self.groups.num_classes + 1), dtype=np.int64)
         self._num_images = 0
         self._predictions: list[dict[str, Any]] = []
 
@@ -93,7 +93,7 @@ class SemSegEvaluator(DatasetEvaluator):
             gt = read_label_map(path, self._label_map)
             pred = label_map_of_scores(output["sem_seg"], num_classes).cpu().numpy()
             try:
-                self._matrix += confusion_matrix(pred, gt, num_classes, self._ignore_label)
+                self.confusion += confusion_matrix(pred, gt, num_classes, self._ignore_label)
             except ValueError as error:
                 raise ValueError(f"{path} (image {record['file_name']}): {error}") from error
             self._num_images += 1
@@ -107,7 +107,7 @@ class SemSegEvaluator(DatasetEvaluator):
             ``{"sem_seg": {...}}`` on the main rank, None on the others.
         """
         comm.synchronize()
-        parts = comm.gather((self._matrix, self._num_images, self._predictions))
+        parts = comm.gather((self.confusion, self._num_images, self._predictions))
         if not comm.is_main_process():
             return None
         matrix = np.sum([part[0] for part in parts], axis=0)

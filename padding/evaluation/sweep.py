@@ -2,8 +2,8 @@
 """The seen-unseen curve over a logit bias gamma, its area (AUSUC) and the best harmonic mean.
 
 A generalised zero-shot model is one point of a trade-off: subtracting gamma from the logits of the seen classes (Chao
-et al., Generalized Zero-Shot Learning, ECCV 2016) moves along the curve, and only curves compare fairly. Post-processing
-is cheap beside the network, so the sweep runs on cached raw predictions, all gammas in one pass.
+et al., Generalized Zero-Shot Learning, ECCV 2016) moves along the curve, and only curves compare fairly. The network
+dwarfs its post-processing, so the sweep runs on cached raw predictions, all gammas in one pass.
 """
 
 import math

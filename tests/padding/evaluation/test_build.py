@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluators
+
+from padding.evaluation.build import build_evaluator
+from padding.evaluation.instance import InstanceEvaluator
+from padding.evaluation.panoptic import PanopticEvaluator
+from padding.evaluation.semantic import SemSegEvaluator
+
+Dataset = Callable[..., tuple[str, list[dict[str, Any]]]]
+
+
+def config(tmp_path: Path, **switches: bool) -> CfgNode:
+    model = {"MASK_FORMER": {"TEST": {f"{name}_ON": on for name, on in switches.items()}}} if switches else {}
+    return CfgNode({"OUTPUT_DIR": str(tmp_path), "MODEL": model})
+
+
+@pytest.fixture
+def dataset(panoptic_dataset: Dataset, tmp_path: Path, split: Any) -> Callable[..., str]:
+    categories = [{"id": i, "name": n} for i, n in zip(split.dataset_ids[:3], split.names[:3], strict=True)]
+    (tmp_path / "instances.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+
+    def make(**metadata: Any) -> str:
+        return panoptic_dataset([], json_file=str(tmp_path / "instances.json"), **metadata)[0]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("switches", "expected"),
+    [
+        ({}, [SemSegEvaluator, PanopticEvaluator, InstanceEvaluator]),
+        ({"SEMANTIC": True, "PANOPTIC": True, "INSTANCE": False}, [SemSegEvaluator, PanopticEvaluator]),
+        ({"SEMANTIC": False, "PANOPTIC": True, "INSTANCE": False}, [PanopticEvaluator]),
+        ({"SEMANTIC": False, "PANOPTIC": False, "INSTANCE": True}, [InstanceEvaluator]),
+    ],
+)
+def test_switches_choose_the_tasks(dataset: Callable[..., str], tmp_path: Path, switches: Any, expected: list) -> None:
+    evaluator = build_evaluator(config(tmp_path, **switches), dataset())
+    found = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+    assert [type(part) for part in found] == expected
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("sem_seg", SemSegEvaluator), ("coco_instance", InstanceEvaluator)])
+def test_type_chooses_the_evaluator(dataset: Callable[..., str], tmp_path: Path, kind: str, expected: type) -> None:
+    cfg = config(tmp_path, SEMANTIC=False, PANOPTIC=True, INSTANCE=False)
+    assert type(build_evaluator(cfg, dataset(evaluator_type=kind), tmp_path)) is expected
+
+
+def test_default_folder_is_below_the_output_folder(dataset: Callable[..., str], tmp_path: Path) -> None:
+    build_evaluator(config(tmp_path, SEMANTIC=True, PANOPTIC=False, INSTANCE=False), dataset()).evaluate()
+    assert (tmp_path / "inference" / "tiny_panoptic" / "sem_seg_per_class.json").is_file()
+
+
+def test_nothing_to_do_and_unknown_type_are_errors(dataset: Callable[..., str], tmp_path: Path, register: Any) -> None:
+    with pytest.raises(ValueError, match=r"set one of MODEL\.MASK_FORMER\.TEST\.SEMANTIC_ON"):
+        build_evaluator(config(tmp_path, SEMANTIC=False, PANOPTIC=False, INSTANCE=False), dataset())
+    with pytest.raises(ValueError, match="evaluator_type 'depth'; known are"):
+        build_evaluator(config(tmp_path), register("other", [], evaluator_type="depth"))
+    with pytest.raises(ValueError, match="register_all"):
+        build_evaluator(config(tmp_path), register("untyped", []))

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from panopticapi.utils import rgb2id
+from PIL import Image
+
+from padding.evaluation.panoptic import PanopticEvaluator, read_panoptic_png, write_panoptic_png
+
+Dataset = Callable[..., tuple[str, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def scenes(
+    random_scene: Callable[..., Any], as_prediction: Callable[..., Any]
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Eight scenes and imperfect predictions of them."""
+    rng = np.random.default_rng(5)
+    truth = [random_scene(rng) for _ in range(8)]
+    outputs = []
+    for id_map, segments in truth:
+        pred_map, pred = as_prediction(id_map, segments, rng)
+        pred = [s for s in pred if (pred_map == s["id"]).any()]
+        outputs.append({"panoptic_seg": (torch.from_numpy(pred_map).int(), pred)})
+    return truth, outputs
+
+
+def test_png_holds_what_panopticapi_reads(tmp_path: Path) -> None:
+    id_map = np.random.default_rng(0).integers(0, 2**24, (7, 9))
+    write_panoptic_png(tmp_path / "x.png", id_map)
+    np.testing.assert_array_equal(rgb2id(np.array(Image.open(tmp_path / "x.png"))), id_map)
+    np.testing.assert_array_equal(read_panoptic_png(tmp_path / "x.png"), id_map)
+
+
+def test_rgba_png_reads_like_rgb(tmp_path: Path) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_panoptic_png(tmp_path / "x.png"), rgb2id(rgba[..., :3]))
+
+
+def test_ground_truth_as_prediction_is_perfect(panoptic_dataset: Dataset, random_scene: Callable[..., Any]) -> None:
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng, crowds=0) for _ in range(5)]
+    name, records = panoptic_dataset(scenes)
+    evaluator = PanopticEvaluator(name)
+    evaluator.process(records, [{"panoptic_seg": (torch.from_numpy(m).int(), s)} for m, s in scenes])
+    results = evaluator.evaluate()["panoptic_seg"]
+    quantities = [f"{n}{g}" for n in ("PQ", "SQ", "RQ") for g in ("", "_seen", "_unseen", "_hm", "_things", "_stuff")]
+    assert [results[key] for key in quantities] == [100.0] * len(quantities)
+    assert (results["num_classes"], results["num_classes_seen"], results["num_classes_unseen"]) == (5, 3, 2)
+    assert results["num_images"] == 5
+
+
+@pytest.mark.reference
+def test_official_count_equals_ours(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    results = []
+    for official in (False, True):
+        evaluator = PanopticEvaluator(name, tmp_path / f"official_{official}", official=official)
+        evaluator.process(records[:3], outputs[:3])
+        evaluator.process(records[3:], outputs[3:])
+        results.append(evaluator.evaluate()["panoptic_seg"])
+    assert results[0] == pytest.approx(results[1], rel=1e-12)
+    assert 0 < results[0]["PQ_unseen"] < 100
+    written = json.loads((tmp_path / "official_True" / "panoptic_predictions.json").read_text())
+    assert {s["category_id"] for a in written["annotations"] for s in a["segments_info"]} <= {1, 2, 3, 11, 12}
+
+
+def test_groups_follow_the_per_class_table(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    evaluator = PanopticEvaluator(name, tmp_path / "out")
+    evaluator.process(records, outputs)
+    results = evaluator.evaluate()["panoptic_seg"]
+    report = json.loads((tmp_path / "out" / "panoptic_seg_per_class.json").read_text())
+    pq = {line["name"]: line["PQ"] for line in report["per_class"]}
+    assert results["PQ_unseen"] == pytest.approx((pq["zebra"] + pq["sea"]) / 2)
+    assert results["PQ_seen"] == pytest.approx((pq["cat"] + pq["dog"] + pq["road"]) / 3)
+    assert results["PQ_stuff"] == pytest.approx((pq["road"] + pq["sea"]) / 2)
+    markdown = (tmp_path / "out" / "panoptic_seg_per_class.md").read_text()
+    assert f"| {results['PQ_hm']:.2f} |" in markdown.replace("  ", " ").replace("  ", " ")
+
+
+def test_absent_class_is_left_out(panoptic_dataset: Dataset, tmp_path: Path) -> None:
+    id_map = np.repeat([[4, 9]], 4, axis=0)
+    scene = (id_map, [{"id": 4, "category_id": 0, "iscrowd": 0}, {"id": 9, "category_id": 4, "iscrowd": 0}])
+    name, records = panoptic_dataset([scene])
+    evaluator = PanopticEvaluator(name, tmp_path / "out")
+    evaluator.process(records, [{"panoptic_seg": (torch.from_numpy(id_map), scene[1])}])
+    results = evaluator.evaluate()["panoptic_seg"]
+    assert results["PQ"] == results["PQ_unseen"] == 100.0
+    assert (results["num_classes_seen"], results["num_classes_unseen"]) == (1, 1)
+    report = json.loads((tmp_path / "out" / "panoptic_seg_per_class.json").read_text())
+    assert report["absent_classes"] == ["dog", "zebra", "road"]
+
+
+def test_two_ranks_equal_one(panoptic_dataset: Dataset, scenes: Any, two_ranks: Callable[..., None]) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    whole, main, other = (PanopticEvaluator(name) for _ in range(3))
+    whole.process(records, outputs)
+    expected = whole.evaluate()["panoptic_seg"]
+    main.process(records[:3], outputs[:3])
+    other.process(records[3:], outputs[3:])
+    two_ranks(None, copy.deepcopy(other._quality))
+    assert main.evaluate()["panoptic_seg"] == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("second_rank")
+def test_other_ranks_return_none(panoptic_dataset: Dataset, scenes: Any) -> None:
+    truth, _ = scenes
+    assert PanopticEvaluator(panoptic_dataset(truth)[0]).evaluate() is None
+
+
+def test_reset_forgets(panoptic_dataset: Dataset, scenes: Any) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    evaluator = PanopticEvaluator(name)
+    evaluator.process(records, outputs)
+    first = evaluator.evaluate()
+    evaluator.reset()
+    evaluator.process(records, outputs)
+    assert evaluator.evaluate() == first
+
+
+def test_errors_name_image_and_cure(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    evaluator = PanopticEvaluator(name)
+    small = {"panoptic_seg": (torch.zeros((2, 2), dtype=torch.int32), [])}
+    with pytest.raises(ValueError, match=r"1\.jpg \(image 1\): prediction has shape \(2, 2\)"):
+        evaluator.process(records[:1], [small])
+    with pytest.raises(ValueError, match="PANOPTIC_ON"):
+        evaluator.process(records[:1], [{"sem_seg": None}])
+    with pytest.raises(ValueError, match="no annotation of image 77"):
+        evaluator.process([{**records[0], "image_id": 77}], outputs[:1])
+    (tmp_path / "panoptic" / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"2\.png: no such file"):
+        evaluator.process(records[1:2], outputs[1:2])
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "panoptic" / "3.png")
+    with pytest.raises(ValueError, match=r"3\.png: not an 8-bit colour PNG"):
+        evaluator.process(records[2:3], outputs[2:3])
+
+
+def test_broken_json_is_named(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
+    name, _ = panoptic_dataset(scenes[0])
+    text = (tmp_path / "panoptic.json").read_text()
+    (tmp_path / "panoptic.json").write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match=r"panoptic\.json: not complete JSON"):
+        PanopticEvaluator(name)
+    (tmp_path / "panoptic.json").write_text(text.replace('"category_id": 11', '"category_id": 99'))
+    truth = PanopticEvaluator(name).truth
+    with pytest.raises(ValueError, match=r"image \d, segment \d+: category_id 99"):
+        [truth.read(image_id) for image_id in truth.image_ids]
+
+
+def test_official_needs_a_folder(panoptic_dataset: Dataset, scenes: Any) -> None:
+    with pytest.raises(ValueError, match="output_folder"):
+        PanopticEvaluator(panoptic_dataset(scenes[0])[0], official=True)
+
+
+def test_real_coco_ground_truth_scores_100(real_data: Path, register: Callable[..., str]) -> None:
+    """Ground truth of real COCO images fed back as prediction."""
+    from padding.data.class_split import ClassSplit
+
+    folder = real_data / "coco_panoptic_sample"
+    content = json.loads((folder / "panoptic_examples.json").read_text())
+    categories = content.get("categories") or json.loads((folder / "panoptic_coco_categories.json").read_text())
+    split = ClassSplit.from_categories(categories, ())
+    name = register(
+        "real_panoptic",
+        [],
+        class_split=split,
+        panoptic_json=str(folder / "panoptic_examples.json"),
+        panoptic_root=str(folder / "panoptic_examples"),
+    )
+    evaluator = PanopticEvaluator(name)
+    for image_id in evaluator.truth.image_ids:
+        gt_map, gt = evaluator.truth.read(image_id)
+        record = {"file_name": f"{image_id}.jpg", "image_id": image_id}
+        # A crowd fed back would be an unmatched prediction on its own crowd region, which is forgiven.
+        evaluator.process([record], [{"panoptic_seg": (torch.from_numpy(gt_map.astype(np.int32)), gt)}])
+    assert evaluator.evaluate()["panoptic_seg"]["PQ"] == 100.0

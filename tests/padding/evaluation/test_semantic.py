@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from detectron2.evaluation import SemSegEvaluator as DetectronSemSegEvaluator
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from padding.evaluation.semantic import SemSegEvaluator, cityscapes_label_map, label_map_of_scores, read_label_map
+
+Dataset = Callable[..., tuple[str, list[dict[str, Any]]]]
+K = 5
+
+
+@pytest.fixture
+def scenes(random_scene: Callable[..., Any]) -> tuple[list[Any], list[dict[str, torch.Tensor]]]:
+    rng = np.random.default_rng(2)
+    truth = [random_scene(rng) for _ in range(6)]
+    return truth, [{"sem_seg": torch.rand((K, *m.shape), generator=torch.Generator().manual_seed(0))} for m, _ in truth]
+
+
+def scores_of(labels: np.ndarray) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.from_numpy(labels).long(), K).movedim(-1, 0).float()
+
+
+def test_perfect_and_all_wrong(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
+    name, records = panoptic_dataset(scenes[0])
+    truth = [read_label_map(tmp_path / "sem_seg" / f"{r['image_id']}.png").astype(np.int64) for r in records]
+    for shift, expected in ((0, 100.0), (1, 0.0)):
+        evaluator = SemSegEvaluator(name)
+        evaluator.process(records, [{"sem_seg": scores_of((np.where(t == 255, 0, t) + shift) % K)} for t in truth])
+        results = evaluator.evaluate()["sem_seg"]
+        keys = ["mIoU", "mIoU_seen", "mIoU_unseen", "mIoU_hm", "fwIoU", "mACC", "pACC"]
+        assert [results[key] for key in keys] == [expected] * 7
+
+
+@pytest.mark.reference
+def test_equals_detectron2_per_class(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth, stuff_classes=["cat", "dog", "zebra", "road", "sea"])
+    for record in records:  # Detectron2 wants the file in the dict
+        record["sem_seg_file_name"] = str(tmp_path / "sem_seg" / f"{record['image_id']}.png")
+    ours, theirs = SemSegEvaluator(name, tmp_path / "out"), DetectronSemSegEvaluator(name, distributed=False)
+    theirs.reset()
+    for evaluator in (ours, theirs):
+        evaluator.process(records, outputs)
+    results, expected = ours.evaluate()["sem_seg"], theirs.evaluate()["sem_seg"]
+    report = json.loads((tmp_path / "out" / "sem_seg_per_class.json").read_text())
+    for line in report["per_class"]:
+        assert line["IoU"] == pytest.approx(expected[f"IoU-{line['name']}"], rel=1e-12)
+        assert line["accuracy"] == pytest.approx(expected[f"ACC-{line['name']}"], rel=1e-12)
+    for key in ("mIoU", "fwIoU", "mACC", "pACC"):
+        assert results[key] == pytest.approx(expected[key], rel=1e-12)
+
+
+def test_absent_class_is_left_out_though_it_was_predicted(panoptic_dataset: Dataset) -> None:
+    """A class without a ground-truth pixel has no IoU; predicting it only hurts the true classes."""
+    id_map = np.full((2, 10), 3)
+    name, records = panoptic_dataset([(id_map, [{"id": 3, "category_id": 0, "iscrowd": 0}])])
+    pred = np.zeros((2, 10), dtype=np.int64)
+    pred[:, 8:] = 4
+    evaluator = SemSegEvaluator(name)
+    evaluator.process(records, [{"sem_seg": scores_of(pred)}])
+    results = evaluator.evaluate()["sem_seg"]
+    assert results["mIoU"] == results["mIoU_seen"] == pytest.approx(80.0)
+    assert np.isnan(results["mIoU_unseen"])
+    assert results["num_classes"] == 1
+
+
+def test_label_maps_are_accepted_as_predictions(panoptic_dataset: Dataset, scenes: Any) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    results = []
+    for batch in (outputs, [{"sem_seg": o["sem_seg"].argmax(0)} for o in outputs]):
+        evaluator = SemSegEvaluator(name)
+        evaluator.process(records, batch)
+        results.append(evaluator.evaluate())
+    assert results[0] == results[1]
+
+
+def test_best_class_equals_argmax_with_ties() -> None:
+    scores = torch.randint(0, 3, (K, 40, 50)).float()
+    torch.testing.assert_close(label_map_of_scores(scores, K), scores.argmax(0))
+
+
+def test_palette_is_not_looked_at(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 21, (6, 7), dtype=np.uint8)
+    image = Image.fromarray(labels, mode="P")
+    image.putpalette(np.random.default_rng(1).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    image.save(tmp_path / "voc.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "voc.png"), labels)
+
+
+def test_sixteen_bit_labels_are_read(tmp_path: Path) -> None:
+    labels = np.array([[0, 300], [65535, 7]], dtype=np.uint16)
+    Image.fromarray(labels).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "x.png"), labels)
+
+
+def test_colour_image_and_missing_file_are_errors(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "colour.png")
+    with pytest.raises(ValueError, match=r"colour\.png: a label image of mode RGB"):
+        read_label_map(tmp_path / "colour.png")
+    with pytest.raises(ValueError, match=r"gone\.png: no such label file"):
+        read_label_map(tmp_path / "gone.png")
+
+
+def test_cityscapes_ids_become_train_ids(tmp_path: Path) -> None:
+    ids = np.array([[0, 7, 8], [11, 33, 29], [255, 26, 6]], dtype=np.uint8)
+    Image.fromarray(ids).save(tmp_path / "x_labelIds.png")
+    label_map = cityscapes_label_map()
+    expected = [[255, 0, 1], [2, 18, 255], [255, 13, 255]]  # road 7, sidewalk 8, building 11, car 26, bicycle 33
+    np.testing.assert_array_equal(read_label_map(tmp_path / "x_labelIds.png", label_map), expected)
+    assert sorted(v for v in label_map.values() if v != 255) == list(range(19))
+    Image.fromarray(ids + 100).save(tmp_path / "odd.png")
+    with pytest.raises(ValueError, match=r"odd\.png: labels \[99, 100, .*sem_seg_label_map"):
+        read_label_map(tmp_path / "odd.png", label_map)
+
+
+def test_evaluator_reads_cityscapes_ids_through_the_metadata(tmp_path: Path, register: Callable[..., str]) -> None:
+    Image.fromarray(np.array([[7, 8, 0]], dtype=np.uint8)).save(tmp_path / "a.png")
+    records = [{"file_name": "a.jpg", "sem_seg_file_name": str(tmp_path / "a.png")}]
+    names = [category["name"] for category in CITYSCAPES_CATEGORIES]
+    name = register("city", records, stuff_classes=names, ignore_label=255, sem_seg_label_map=cityscapes_label_map())
+    evaluator = SemSegEvaluator(name)
+    evaluator.process(records, [{"sem_seg": torch.tensor([[0, 2, 5]])}])
+    results = evaluator.evaluate()["sem_seg"]
+    assert (results["mIoU"], results["num_classes"], results["pACC"]) == (50.0, 2, 50.0)
+
+
+def test_two_ranks_equal_one(panoptic_dataset: Dataset, scenes: Any, two_ranks: Callable[..., None]) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    whole, main, other = (SemSegEvaluator(name) for _ in range(3))
+    whole.process(records, outputs)
+    expected = whole.evaluate()
+    main.process(records[:2], outputs[:2])
+    other.process(records[2:], outputs[2:])
+    two_ranks(None, (other.confusion, 4, []))
+    assert main.evaluate() == expected
+
+
+@pytest.mark.usefixtures("second_rank")
+def test_other_ranks_return_none(panoptic_dataset: Dataset, scenes: Any) -> None:
+    assert SemSegEvaluator(panoptic_dataset(scenes[0])[0]).evaluate() is None
+
+
+def test_predictions_are_written_only_when_asked(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    for write in (False, True):
+        evaluator = SemSegEvaluator(name, tmp_path / f"{write}", write_predictions=write)
+        evaluator.process(records, outputs)
+        evaluator.evaluate()
+    assert not (tmp_path / "False" / "sem_seg_predictions.json").exists()
+    entries = json.loads((tmp_path / "True" / "sem_seg_predictions.json").read_text())
+    sea = next(e for e in entries if e["file_name"] == "1.jpg" and e["category_id"] == 12)
+    np.testing.assert_array_equal(mask_api.decode(sea["segmentation"]), outputs[0]["sem_seg"].argmax(0) == 4)
+    with pytest.raises(ValueError, match="output_folder"):
+        SemSegEvaluator(name, write_predictions=True)
+
+
+def test_errors_name_file_and_cure(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    evaluator = SemSegEvaluator(name)
+    with pytest.raises(ValueError, match=r"1\.png \(image 1\.jpg\): prediction has shape \(3, 4\)"):
+        evaluator.process(records[:1], [{"sem_seg": torch.rand(K, 3, 4)}])
+    with pytest.raises(ValueError, match=r"expected \(5, h, w\) scores"):
+        evaluator.process(records[:1], [{"sem_seg": torch.rand(K + 1, 24, 32)}])
+    with pytest.raises(ValueError, match="SEMANTIC_ON"):
+        evaluator.process(records[:1], [{"instances": None}])
+    with pytest.raises(ValueError, match="not an image of data set 'tiny_panoptic'"):
+        evaluator.process([{"file_name": "stranger.jpg"}], outputs[:1])
+    Image.fromarray(np.full((24, 32), 9, dtype=np.uint8)).save(tmp_path / "sem_seg" / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png .*ground truth holds labels \[9\]; expected 0..4 or 255"):
+        evaluator.process(records[:1], outputs[:1])
+
+
+def test_data_set_without_semantic_truth_is_an_error(panoptic_dataset: Dataset, scenes: Any) -> None:
+    name, _ = panoptic_dataset(scenes[0], sem_seg_root="")
+    with pytest.raises(ValueError, match=r"image 1\.jpg has no sem_seg_file_name"):
+        SemSegEvaluator(name)
