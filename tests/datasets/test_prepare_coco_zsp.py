@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datasets.prepare_coco_zsp import main
+from tests.scripts import DATASETS, load_script
 from tests.tiny_coco import HEIGHT, WIDTH, write_tiny_coco
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_coco_zsp.py"
+SCRIPT = DATASETS / "prepare_coco_zsp.py"
+main = load_script("prepare_coco_zsp").main
 ONE = ["--num-workers", "1"]
 
 

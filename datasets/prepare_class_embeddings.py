@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write tables of class embeddings (npz, found by class name), one subcommand for each kind.
+
+    python datasets/prepare_class_embeddings.py clip --output datasets/embeddings/clip_coco_panoptic.npz
+    python datasets/prepare_class_embeddings.py word2vec --vectors GoogleNews-vectors-negative300.bin.gz --output w.npz
+    python datasets/prepare_class_embeddings.py word2vec-csv --csv word_w2v.txt --names SEEN UNSEEN --output w.npz
+    python datasets/prepare_class_embeddings.py random --width 64 --seed 0 --output random.npz
+
+Class names: the 133 of COCO panoptic, or the lists given by --names, one after the other. With --unseen, the classes
+nearest to each unseen one are printed. Only `clip --download` uses the network. Exit status: 0 done, 2 unusable input.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+if __name__ == "__main__":
+    # `python datasets/prepare_class_embeddings.py` puts datasets/ on the path, not the repository.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import padding  # noqa: F401, I001  (the Detectron2 fixes come before Detectron2)
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+import numpy as np
+from torch import nn
+
+from padding.data.class_embeddings import (
+    FloatArray,
+    nearest_known_classes,
+    random_class_embeddings,
+    read_class_embeddings,
+    read_word2vec_csv,
+    save_class_embeddings,
+)
+from padding.data.class_split import read_name_list
+from padding.data.text_embeddings import (
+    TEMPLATE_SET_NAMES,
+    TextCache,
+    class_text_embeddings,
+    clean_names,
+    encode_texts,
+    templates_of,
+)
+from padding.data.word_vectors import read_word_vectors, word_embeddings
+
+# Files of one set of weights on the Hugging Face Hub, in the order of preference.
+_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+# Largest difference that storing the vectors as text can make.
+_SAME_COLUMN = 1e-6
+
+Table = tuple[FloatArray, str]
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line with one subcommand for each kind of table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    clip = kinds.add_parser("clip", help="text embeddings by open_clip")
+    clip.add_argument("--model", default="ViT-B-16-quickgelu", help="open_clip model (default: %(default)s)")
+    clip.add_argument("--pretrained", default="openai", help="open_clip tag of the weights (default: %(default)s)")
+    clip.add_argument("--checkpoint", type=Path, help="local weights of the model, instead of --pretrained")
+    clip.add_argument("--download", action="store_true", help="allow fetching the weights from the network")
+    clip.add_argument("--templates", choices=TEMPLATE_SET_NAMES, default="imagenet_select", help="set of prompts")
+    clip.add_argument("--clean-names", action="store_true", help="write sky-other-merged as sky, and so on")
+    clip.add_argument("--full-context", action="store_true", help="do not cut the context (slower, same numbers)")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "class_embeddings"
+    clip.add_argument("--cache-dir", type=Path, default=cache, help="finished classes (default: %(default)s)")
+    words = kinds.add_parser("word2vec", help="word vectors by gensim, from a local file")
+    words.add_argument("--vectors", type=Path, required=True, help="word2vec format: text, or binary (.bin, .bin.gz)")
+    words.add_argument("--limit", type=int, help="read only the first words of the file")
+    csv = kinds.add_parser("word2vec-csv", help="the word_w2v_withbg_*.txt files of zero-shot instance segmentation")
+    csv.add_argument("--csv", type=Path, required=True, help="comma-separated: background column, then the classes")
+    csv.add_argument("--reference", type=Path, help="npz of the other file: shared classes must have equal vectors")
+    csv.add_argument("--source", default="", help="where the numbers come from, stored in the table")
+    random = kinds.add_parser("random", help="unit vectors seeded by the class name, for trials")
+    random.add_argument("--width", type=int, default=512)
+    random.add_argument("--seed", type=int, default=0)
+    for kind in (clip, words, csv, random):
+        kind.add_argument("--names", type=Path, nargs="+", help="class lists; default: the 133 of COCO panoptic")
+        kind.add_argument("--unseen", type=Path, help="list of unseen classes: print the known classes nearest to each")
+        kind.add_argument("--output", type=Path, required=True, help="npz file to write")
+    return parser.parse_args(arguments)
+
+
+def clip_table(args: argparse.Namespace, names: list[str]) -> Table:
+    """CLIP text embeddings of the names."""
+    weights = args.checkpoint or find_weights(args.model, args.pretrained, download=args.download, output=args.output)
+    if not weights.is_file():
+        raise FileNotFoundError(f"No weights at {weights}; give the file of an open_clip checkpoint of {args.model}.")
+    with weights.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    templates = templates_of(args.templates)
+    texts = clean_names(names) if args.clean_names else names
+    cache = TextCache(args.cache_dir, model=f"{args.model} {digest}", templates=templates)
+    encode = _lazy_encoder(args.model, weights, cut_context=not args.full_context)
+    source = (
+        f"open_clip {args.model}, weights sha256 {digest[:16]}, templates {args.templates} ({len(templates)}), "
+        f"{'cleaned' if args.clean_names else 'raw'} names"
+    )
+    with hub_offline(not args.download):
+        return class_text_embeddings(texts, encode, templates, cache=cache), source
+
+
+@contextmanager
+def hub_offline(offline: bool) -> Iterator[None]:
+    """Refuse requests to the Hugging Face Hub for a while: some tokenizers would ask it without being told to."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def find_weights(model: str, tag: str, *, download: bool, output: Path) -> Path:
+    """Weights of an open_clip tag on this machine, or from the Hub when that is allowed.
+
+    Args:
+        model: open_clip model name.
+        tag: open_clip name of the weights.
+        download: whether the network may be used.
+        output: table to be written, for the command in the error.
+
+    Raises:
+        FileNotFoundError: not on disk and not allowed to fetch, with the command that fetches them.
+        ValueError: unknown model or tag.
+    """
+    import open_clip
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    config = open_clip.get_pretrained_cfg(model, tag)
+    if not config or not config.get("hf_hub"):
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise ValueError(f"open_clip knows no weights {tag!r} of {model!r}; its tags: {tags or 'none, unknown model'}")
+    repository, _, name = str(config["hf_hub"]).rpartition("/")
+    candidates = (name,) if name else _HUB_FILES
+    for candidate in candidates:
+        found = try_to_load_from_cache(repository, candidate)
+        if isinstance(found, str):
+            return Path(found)
+    if not download:
+        raise FileNotFoundError(
+            f"The weights {tag} of {model} are not on disk and nothing is downloaded by default. Run\n"
+            f"  python datasets/prepare_class_embeddings.py clip --model {model} --pretrained {tag} --output {output} "
+            "--download\n"
+            "or fetch them elsewhere and give the file: --checkpoint open_clip_model.safetensors "
+            f"(from the Hub repository {repository})"
+        )
+    for candidate in candidates:
+        try:
+            return Path(hf_hub_download(repository, candidate))
+        except EntryNotFoundError:
+            continue
+    raise FileNotFoundError(f"{repository} holds none of {', '.join(candidates)}; give the file with --checkpoint.")
+
+
+def load_model(model: str, weights: Path) -> nn.Module:
+    """An open_clip model with local weights, in eval mode on the CPU.
+
+    Raises:
+        ValueError: the weights do not belong to the model or cannot be read safely.
+    """
+    import open_clip
+
+    try:
+        network: nn.Module = open_clip.create_model(model, pretrained=str(weights), weights_only=True)
+    except Exception as error:  # open_clip and torch raise many kinds; each means "not these weights"
+        raise ValueError(
+            f"{weights} cannot be loaded as {model}: {error}. Give a plain state dict (.safetensors, .bin, .pt) of "
+            "that model; OpenAI's original TorchScript archives are not read."
+        ) from error
+    return network.eval()
+
+
+def word2vec_table(args: argparse.Namespace, names: list[str]) -> Table:
+    """Word vectors of the names."""
+    rows, notes = word_embeddings(names, read_word_vectors(args.vectors, limit=args.limit))
+    for name, note in notes.items():
+        print(f"{name}: {note}")
+    return rows, f"word vectors {args.vectors.name}, whole name or mean of its words"
+
+
+def csv_table(args: argparse.Namespace, names: list[str]) -> Table:
+    """The comma-separated vectors, with what can be checked about their columns.
+
+    Raises:
+        ValueError: the columns are in another order than the names, as far as the reference can tell.
+    """
+    rows, background = read_word2vec_csv(args.csv, names)
+    pool, pool_name = rows, "its own classes"
+    if args.reference is not None:
+        reference = read_class_embeddings(args.reference)
+        known = dict(zip(reference.names, reference.embeddings, strict=True))
+        shared = [(name, row) for name, row in zip(names, rows, strict=True) if name in known]
+        differing = [name for name, row in shared if not np.array_equal(row, known[name])]
+        if differing or not shared:
+            raise ValueError(
+                f"{args.csv}: {len(differing)} of {len(shared)} shared classes differ from {args.reference} "
+                f"({', '.join(differing[:5])}). The class lists are not in the order of the columns."
+            )
+        print(f"{len(shared)} classes have the same vector in {args.reference}")
+        pool, pool_name = reference.embeddings, f"the classes of {args.reference.name}"
+    difference = float(np.abs(background - pool.mean(axis=0, dtype=np.float64)).max())
+    # Both published files carry the mean of the 80 classes of the 65/15 file, so for 48/17 only --reference can match.
+    if args.reference is not None and difference > _SAME_COLUMN:
+        raise ValueError(
+            f"{args.csv}: the first column differs from the mean of {pool_name} by {difference:.1e}; it should be the "
+            "background. Is the first column missing, or the reference another table?"
+        )
+    print(f"background column (left out): differs from the mean of {pool_name} by {difference:.1e}")
+    return rows, args.source or f"{args.csv.name}, background column left out"
+
+
+def random_table(args: argparse.Namespace, names: list[str]) -> Table:
+    """Seeded unit vectors."""
+    return random_class_embeddings(names, args.width, args.seed), f"random unit vectors, seed {args.seed}"
+
+
+def class_names(files: list[Path] | None) -> list[str]:
+    """The class lists one after the other; without any, the COCO panoptic classes."""
+    if files is None:
+        return [str(category["name"]) for category in COCO_CATEGORIES]
+    return [name for file in files for name in read_name_list(file)]
+
+
+def print_nearest(names: list[str], rows: FloatArray, unseen_file: Path) -> None:
+    """For every unseen class the known classes that look most alike to the embeddings."""
+    unseen = set(read_name_list(unseen_file))
+    strange = sorted(unseen - set(names))
+    if strange:
+        raise ValueError(f"{unseen_file}: not among the {len(names)} classes of the table: {', '.join(strange)}")
+    for name, nearest in nearest_known_classes(rows, names, [n for n in names if n not in unseen]).items():
+        print(f"{name}: nearest known " + ", ".join(f"{other} {cosine:.3f}" for other, cosine in nearest))
+
+
+def _lazy_encoder(model: str, weights: Path, *, cut_context: bool) -> Callable[[list[str]], FloatArray]:
+    """Texts to embeddings; the network is built at the first text that is not cached."""
+    loaded: list[tuple[nn.Module, Callable[..., object]]] = []
+
+    def encode(texts: list[str]) -> FloatArray:
+        import open_clip
+
+        if not loaded:
+            loaded.append((load_model(model, weights), open_clip.get_tokenizer(model)))
+        network, tokenizer = loaded[0]
+        return encode_texts(network, tokenizer(texts), cut_context=cut_context)  # type: ignore[arg-type]
+
+    return encode
+
+
+_TABLES: dict[str, Callable[[argparse.Namespace, list[str]], Table]] = {
+    "clip": clip_table,
+    "word2vec": word2vec_table,
+    "word2vec-csv": csv_table,
+    "random": random_table,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parse_arguments(arguments)
+    try:
+        names = class_names(args.names)
+        rows, source = _TABLES[args.kind](args, names)
+        if args.unseen is not None:
+            print_nearest(names, rows, args.unseen)
+        save_class_embeddings(args.output, names, rows, source)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.output}: {rows.shape[0]} classes, {rows.shape[1]} wide ({source})")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
