@@ -135,23 +135,21 @@ def _add_classifier_keys(node: CfgNode) -> None:
 
 def _add_solver_keys(cfg: CfgNode) -> None:
     """Keys of the two optimisers; any key of SOLVER not given here is taken from SOLVER."""
-    cfg.SOLVER.GENERATOR = CfgNode(
-        {
-            "OPTIMIZER": "ADAM",
-            "BASE_LR": 5e-4,
-            "WEIGHT_DECAY": 0.0,
-            "LR_SCHEDULER_NAME": "WarmupMultiStepLR",
-            "WARMUP_ITERS": 0,
-        }
-    )
-    cfg.SOLVER.CLASSIFIER = CfgNode(
-        {
-            "OPTIMIZER": "SGD",
-            "BASE_LR": 1e-3,
-            "WEIGHT_DECAY": 5e-4,
-            "MOMENTUM": 0.9,
-            "NESTEROV": False,
-            "LR_SCHEDULER_NAME": "constant",
-            "WARMUP_ITERS": 0,
-        }
-    )
+    cfg.SOLVER.GENERATOR = _solver_node("ADAM", base_lr=5e-4, weight_decay=0.0)
+    cfg.SOLVER.CLASSIFIER = _solver_node("SGD", base_lr=1e-3, weight_decay=5e-4)
+
+
+def _solver_node(optimizer: str, *, base_lr: float, weight_decay: float) -> CfgNode:
+    node = CfgNode()
+    node.OPTIMIZER = optimizer
+    node.BASE_LR = base_lr
+    node.WEIGHT_DECAY = weight_decay
+    # Of "SGD" only.
+    node.MOMENTUM = 0.9
+    node.NESTEROV = False
+    # STEPS and GAMMA act with "WarmupMultiStepLR" only.
+    node.LR_SCHEDULER_NAME = "constant"
+    node.STEPS = (14000, 18500)
+    node.GAMMA = 0.1
+    node.WARMUP_ITERS = 0
+    return node
