@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registration: names, label spaces, metadata, repeated calls, and the two real COCO images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from padding.data import catalog
+from padding.data.catalog import class_split_of, coco_zsp_split, data_root, register_all, register_panoptic
+from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
+
+NAMES = (
+    "shapes_train_panoptic_zsp",
+    "shapes_val_panoptic_zsp",
+    "coco_2017_train_panoptic_zsp",
+    "coco_2017_train_panoptic_zsp_ignore_pixels",
+    "coco_2017_train_panoptic_zsp_wide",
+    "coco_2017_val_panoptic_zsp",
+)
+
+
+@pytest.fixture(autouse=True)
+def _restore_catalogs() -> Iterator[None]:
+    known = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - known:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+        catalog._registered.discard(name)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyPanoptic:
+    return write_tiny_panoptic(tmp_path / "tiny")
+
+
+def test_register_all_registers_the_table(tmp_path: Path) -> None:
+    register_all(tmp_path)
+    assert set(NAMES) <= set(DatasetCatalog.list())
+    sizes = {name: class_split_of(name).num_classes for name in NAMES}
+    assert sizes == dict(zip(NAMES, (35, 42, 119, 119, 133, 133), strict=True))
+    unseen = {name: len(class_split_of(name).unseen_ids) for name in NAMES}
+    assert unseen == dict(zip(NAMES, (0, 7, 0, 0, 14, 14), strict=True))
+
+
+def test_train_and_val_agree_by_name(tmp_path: Path) -> None:
+    register_all(tmp_path)
+    for train, val in (NAMES[:2], (NAMES[2], NAMES[5])):
+        wide = class_split_of(val)
+        assert class_split_of(train).names == tuple(wide.names[i] for i in wide.seen_ids)
+
+
+def test_metadata_speaks_detectron2(tmp_path: Path) -> None:
+    register_all(tmp_path)
+    metadata = MetadataCatalog.get("coco_2017_val_panoptic_zsp")
+    assert metadata.thing_classes == metadata.stuff_classes == list(coco_zsp_split().names)
+    assert len(metadata.thing_dataset_id_to_contiguous_id) == 80
+    assert metadata.thing_dataset_id_to_contiguous_id[21] == 19
+    assert len(metadata.stuff_dataset_id_to_contiguous_id) == 133
+    assert metadata.stuff_dataset_id_to_contiguous_id[200] == 132
+    assert len(metadata.stuff_colors) == len(metadata.thing_colors) == 133
+    assert (metadata.ignore_label, metadata.label_divisor) == (255, 1000)
+    assert metadata.evaluator_type == "coco_panoptic_seg"
+    assert metadata.panoptic_json == str(tmp_path / "coco/annotations/panoptic_val2017.json")
+    assert metadata.json_file == str(tmp_path / "coco/annotations/instances_val2017.json")
+
+
+def test_another_root_replaces_the_first(tmp_path: Path) -> None:
+    register_all(tmp_path / "a")
+    register_all(tmp_path / "b")
+    assert MetadataCatalog.get(NAMES[0]).image_root == str(tmp_path / "b/shapes/images/train")
+
+
+def test_missing_data_error_says_how_to_make_them(tmp_path: Path) -> None:
+    register_all(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"panoptic_train\.json.*prepare_shapes"):
+        DatasetCatalog.get("shapes_train_panoptic_zsp")
+    with pytest.raises(FileNotFoundError, match=r"panoptic_train2017_seen\.json.*prepare_coco_zsp"):
+        DatasetCatalog.get("coco_2017_train_panoptic_zsp")
+
+
+def test_data_root_follows_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/somewhere")
+    assert data_root() == Path("/somewhere")
+    assert data_root("here") == Path("here")
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    assert data_root() == Path("datasets")
+
+
+def test_own_data_set_loads_and_may_be_registered_again(tiny: TinyPanoptic) -> None:
+    for _ in range(2):
+        register_panoptic("tiny_catalog", **tiny.registration, json_file=tiny.json_file)
+    assert len(DatasetCatalog.get("tiny_catalog")) == 4
+    assert class_split_of("tiny_catalog") == tiny.class_split
+
+
+def test_foreign_name_is_not_overwritten(tiny: TinyPanoptic) -> None:
+    DatasetCatalog.register("tiny_foreign", list)
+    with pytest.raises(ValueError, match="'tiny_foreign' is registered already"):
+        register_panoptic("tiny_foreign", **tiny.registration)
+
+
+def test_class_split_of_detectron2_sets() -> None:
+    split = class_split_of("coco_2017_val_100_panoptic_separated")
+    assert split.names[0] == "things"
+    DatasetCatalog.register("tiny_plain", list)
+    MetadataCatalog.get("tiny_plain").set(thing_classes=["a"], stuff_classes=["a", "b"])
+    plain = class_split_of("tiny_plain")
+    assert plain.names == ("a", "b")
+    assert plain.is_thing == (True, False)
+
+
+def test_class_split_of_unknown_or_nameless_set() -> None:
+    with pytest.raises(ValueError, match="'tiny_absent' is not registered"):
+        class_split_of("tiny_absent")
+    DatasetCatalog.register("tiny_nameless", list)
+    with pytest.raises(ValueError, match="'tiny_nameless' has no class names"):
+        class_split_of("tiny_nameless")
+
+
+@pytest.mark.data
+def test_real_coco_images_both_hold_unseen_classes(real_data: Path) -> None:
+    folder = real_data / "coco_panoptic_sample"
+    files = {
+        "image_root": folder / "input_images",
+        "panoptic_root": folder / "panoptic_examples",
+        "panoptic_json": folder / "panoptic_examples.json",
+    }
+    split = coco_zsp_split()
+    register_panoptic("real_val", class_split=split, **files)
+    assert len(DatasetCatalog.get("real_val")) == 2
+    register_panoptic("real_train", class_split=split.seen_only(), **files)
+    with pytest.raises(ValueError, match=r"000000142238\.jpg holds"):
+        DatasetCatalog.get("real_train")
+    register_panoptic("real_train", class_split=split.seen_only(), unseen_policy="drop_image", **files)
+    assert DatasetCatalog.get("real_train") == []
+    register_panoptic("real_train", class_split=split.seen_only(), unseen_policy="ignore_pixels", **files)
+    entries = DatasetCatalog.get("real_train")
+    assert len(entries) == 2
+    assert all(entry["void_segment_ids"] and entry["segments_info"] for entry in entries)

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: NPY002  (Detectron2's augmentations draw from the global state)
+"""Mappers: what samples hold, agreement with the files, crowds, void, padding, and errors that name the file."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from PIL import Image
+
+from padding.data.catalog import coco_zsp_split, register_panoptic
+from padding.data.config import add_input_config
+from padding.data.mappers import MAPPER_REGISTRY, InstanceMapper, PanopticMapper, SegmentCropMapper, build_mapper
+from padding.data.panoptic_json import load_panoptic
+from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
+
+NAME = "tiny_for_mappers"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyPanoptic:
+    tiny = write_tiny_panoptic(tmp_path / "tiny")
+    register_panoptic(NAME, **tiny.registration)
+    return tiny
+
+
+def config(mapper: str, **keys: Any) -> CfgNode:
+    """Fixed-size settings for the 64 x 96 images: no scaling, no flip."""
+    cfg = get_cfg()
+    add_input_config(cfg)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (NAME,)
+    cfg.INPUT.DATASET_MAPPER_NAME = mapper
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE = 96, 1.0, 1.0
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 32
+    for key, value in keys.items():
+        cfg.merge_from_list([f"INPUT.{key}", value])
+    return cfg
+
+
+def entries_of(tiny: TinyPanoptic, **changes: Any) -> list[Any]:
+    return load_panoptic(**{**tiny.registration, **changes})
+
+
+def ids_in_file(path: str) -> np.ndarray:
+    channels = np.asarray(Image.open(path)).astype(int)
+    return channels[..., 0] + 256 * channels[..., 1] + 65536 * channels[..., 2]
+
+
+def test_panoptic_sample_equals_the_file(tiny: TinyPanoptic) -> None:
+    entry = entries_of(tiny)[0]
+    before = copy.deepcopy(entry)
+    sample = build_mapper(config("coco_panoptic_lsj"), is_train=True)(entry)
+    assert entry == before
+    assert sample is not None
+    image = sample["image"]
+    assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 96, 96))
+    np.testing.assert_array_equal(image[:, :64].permute(1, 2, 0), np.asarray(Image.open(entry["file_name"])))
+    assert (image[:, 64:] == 128).all()
+    instances = sample["instances"]
+    assert instances.gt_classes.tolist() == [3, 5, 0, 1]
+    assert (instances.gt_masks.dtype, instances.image_size) == (torch.bool, (96, 96))
+    ids = ids_in_file(entry["pan_seg_file_name"])
+    for mask, segment in zip(instances.gt_masks.numpy(), entry["segments_info"], strict=True):
+        np.testing.assert_array_equal(mask[:64], ids == segment["id"])
+        assert not mask[64:].any()
+    assert (sample["height"], sample["width"], sample["image_id"]) == (64, 96, 1)
+
+
+def test_crowd_and_void_are_no_panoptic_target(tiny: TinyPanoptic) -> None:
+    """Image 2: its tower (class 1) is a crowd; under "ignore_pixels" lake and gem are void as well."""
+    mapper = build_mapper(config("PanopticMapper"), is_train=True)
+    sample = mapper(entries_of(tiny)[1])
+    assert sample is not None
+    assert sample["instances"].gt_classes.tolist() == [3, 4, 0, 2]
+    narrow = entries_of(tiny, class_split=tiny.class_split.seen_only(), unseen_policy="ignore_pixels")[1]
+    sample = mapper(narrow)
+    assert sample is not None
+    assert sample["instances"].gt_classes.tolist() == [2, 0]
+
+
+def test_semantic_labels_follow_the_policy(tiny: TinyPanoptic) -> None:
+    narrow = tiny.class_split.seen_only()
+    register_panoptic(NAME, **{**tiny.registration, "class_split": narrow}, unseen_policy="ignore_pixels")
+    entry = DatasetCatalog.get(NAME)[1]
+    sample = build_mapper(config("SemanticMapper"), is_train=True)(entry)
+    assert sample is not None
+    wide = np.asarray(Image.open(tiny.sem_seg_root / "000000000002.png"))
+    # Wide box, tower, gem, sky, lake, ground are narrow box 0, tower 1, void, sky 2, void, ground 3.
+    expected = np.array([0, 1, 255, 2, 255, 3] + [255] * 250)[wide]
+    assert sample["sem_seg"].dtype == torch.int64
+    np.testing.assert_array_equal(sample["sem_seg"], expected)
+    assert sample["instances"].gt_classes.tolist() == [0, 1, 2]
+
+
+def test_semantic_png_and_panoptic_png_agree(tiny: TinyPanoptic) -> None:
+    mapper = build_mapper(config("SemanticMapper"), is_train=True)
+    for entry in entries_of(tiny, sem_seg_root=tiny.sem_seg_root):
+        from_panoptic = mapper(entry)
+        plain = {key: entry[key] for key in ("file_name", "height", "width", "sem_seg_file_name")}
+        from_semantic = mapper(plain)
+        assert from_panoptic is not None
+        assert from_semantic is not None
+        torch.testing.assert_close(from_panoptic["sem_seg"], from_semantic["sem_seg"])
+        torch.testing.assert_close(from_panoptic["instances"].gt_masks, from_semantic["instances"].gt_masks)
+        assert from_panoptic["sem_seg"].unique().tolist()[-1] == 255
+
+
+def test_semantic_masks_can_be_left_out(tiny: TinyPanoptic) -> None:
+    sample = build_mapper(config("SemanticMapper", SEMANTIC_MASKS=False), is_train=True)(entries_of(tiny)[0])
+    assert sample is not None
+    assert "instances" not in sample
+
+
+@pytest.mark.parametrize("name", ["mask_former_semantic", "mask_former_panoptic", "mask_former_instance"])
+def test_padded_crops_never_become_a_class(tiny: TinyPanoptic, name: str) -> None:
+    cfg = config(name, SIZE_DIVISIBILITY=80, COLOR_AUG_SSD=True)
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", (40, 72)
+    entry = {**entries_of(tiny)[0], "annotations": [{"category_id": 0, "segmentation": [[0, 0, 96, 0, 96, 64, 0, 64]]}]}
+    sample = build_mapper(cfg, is_train=True)(entry)
+    assert sample is not None
+    assert sample["image"].shape == (3, 80, 80)
+    assert (sample["image"][:, 40:] == 128).all()
+    assert (sample["image"][:, :, 72:] == 128).all()
+    masks = sample["instances"].gt_masks
+    assert masks[:, :40, :72].any()
+    assert not masks[:, 40:].any()
+    assert not masks[:, :, 72:].any()
+    if "sem_seg" in sample:
+        assert (sample["sem_seg"][40:] == 255).all()
+        assert (sample["sem_seg"][:, 72:] == 255).all()
+
+
+def test_crop_larger_than_the_padded_size_is_an_error(tiny: TinyPanoptic) -> None:
+    entry = entries_of(tiny)[0]
+    with pytest.raises(ValueError, match=r"000000000001\.png is 64 x 96 .*SIZE_DIVISIBILITY"):
+        build_mapper(config("SemanticMapper", SIZE_DIVISIBILITY=80), is_train=True)(entry)
+
+
+def test_masks_emptied_by_the_crop_are_dropped(tiny: TinyPanoptic) -> None:
+    """Over many crops of a zoomed image all masks have pixels, and some crop loses a segment."""
+    mapper = build_mapper(config("coco_panoptic_lsj", IMAGE_SIZE=32, MIN_SCALE=3.0, MAX_SCALE=3.0), is_train=True)
+    entry = entries_of(tiny)[0]
+    counts = set()
+    for seed in range(10):
+        np.random.seed(seed)
+        sample = mapper(entry)
+        assert sample is not None
+        assert sample["instances"].gt_masks.flatten(1).any(1).all()
+        counts.add(len(sample["instances"]))
+    assert min(counts) < 4
+
+
+def instance_entries(tiny: TinyPanoptic) -> list[Any]:
+    name = "tiny_for_mappers_instances"
+    entries = load_coco_json(json_file=str(tiny.json_file), image_root=str(tiny.root / "images"), dataset_name=name)
+    MetadataCatalog.remove(name)
+    return entries
+
+
+def test_instance_masks_equal_the_panoptic_ones(tiny: TinyPanoptic) -> None:
+    """The instance JSON holds the same things, as polygons and as run-length codes."""
+    forms = set()
+    for instance_entry, panoptic_entry in zip(instance_entries(tiny), entries_of(tiny), strict=True):
+        forms |= {type(annotation["segmentation"]) for annotation in instance_entry["annotations"]}
+        ours = build_mapper(config("coco_instance_lsj"), is_train=True)(instance_entry)
+        panoptic = build_mapper(config("coco_panoptic_lsj"), is_train=True)(panoptic_entry)
+        assert ours is not None
+        assert panoptic is not None
+        things = panoptic["instances"].gt_classes < 3
+        torch.testing.assert_close(ours["instances"].gt_classes, panoptic["instances"].gt_classes[things])
+        torch.testing.assert_close(ours["instances"].gt_masks, panoptic["instances"].gt_masks[things])
+        assert "annotations" not in ours
+        assert "annotations" in instance_entry
+    assert forms == {list, dict}
+
+
+def test_instance_masks_follow_the_flip(tiny: TinyPanoptic) -> None:
+    entry = entries_of(tiny)[0]
+    entry["annotations"] = [{"category_id": 2, "segmentation": [[10, 4, 30, 4, 30, 20, 10, 20]]}]
+    plain = np.zeros((96, 96), bool)
+    plain[4:20, 10:30] = True
+    outcomes = set()
+    for seed in range(8):
+        np.random.seed(seed)
+        sample = build_mapper(config("InstanceMapper", RANDOM_FLIP="horizontal"), is_train=True)(entry)
+        assert sample is not None
+        mask = sample["instances"].gt_masks[0].numpy()
+        outcomes.add((np.array_equal(mask, plain), np.array_equal(mask, plain[:, ::-1])))
+    assert outcomes == {(True, False), (False, True)}
+
+
+def test_segment_crops_show_their_class(tiny: TinyPanoptic) -> None:
+    mapper = build_mapper(config("segment_crops", SEGMENT_CROP_SIZE=16, RANDOM_FLIP="horizontal"), is_train=True)
+    entry = entries_of(tiny)[1]
+    labels = set()
+    for seed in range(40):
+        np.random.seed(seed)
+        sample = mapper(entry)
+        assert sample is not None
+        assert sample["image"].shape == (3, 16, 16)
+        assert isinstance(sample["label"], int)
+        labels.add(sample["label"])
+        # The colour of the class (noise of 8 grey values) covers a good part of the crop.
+        colour = torch.tensor(tiny.class_split.colors[sample["label"]])[:, None, None]
+        assert ((sample["image"].int() - colour).abs().amax(0) < 48).float().mean() > 0.2
+    assert labels == {0, 2, 3, 4}  # the tower, class 1, is a crowd
+
+
+def test_segment_crop_larger_than_the_image_is_padded(tiny: TinyPanoptic) -> None:
+    sample = build_mapper(config("segment_crops", SEGMENT_CROP_SIZE=80), is_train=True)(entries_of(tiny)[0])
+    assert sample is not None
+    assert (sample["image"][:, 64:] == 128).all()
+    assert (sample["image"][:, :64] != 128).any()
+
+
+def test_segment_crop_of_an_image_without_segments_is_none(tiny: TinyPanoptic) -> None:
+    entry = entries_of(tiny)[0]
+    entry["segments_info"] = [{**s, "iscrowd": 1} for s in entry["segments_info"]]
+    assert build_mapper(config("segment_crops"), is_train=True)(entry) is None
+
+
+def test_image_without_segments_gives_no_targets(tiny: TinyPanoptic) -> None:
+    entry = entries_of(tiny)[0]
+    Image.new("RGB", (96, 64)).save(entry["pan_seg_file_name"])
+    entry["segments_info"] = []
+    sample = build_mapper(config("coco_panoptic_lsj"), is_train=True)(entry)
+    assert sample is not None
+    assert sample["instances"].gt_masks.shape == (0, 96, 96)
+
+
+@pytest.mark.parametrize("name", ["SemanticMapper", "PanopticMapper", "InstanceMapper", "SegmentCropMapper"])
+def test_evaluation_sample_keeps_the_original_size_and_reads_no_label(tiny: TinyPanoptic, name: str) -> None:
+    entry = entries_of(tiny)[0]
+    Path(entry["pan_seg_file_name"]).unlink()
+    sample = build_mapper(config(name), is_train=False)(entry)
+    assert sample is not None
+    assert sample["image"].shape == (3, 32, 48)
+    assert {key: sample[key] for key in entry} == entry
+    assert set(sample) - set(entry) == {"image"}
+
+
+def test_extra_map_shares_crop_and_flip(tiny: TinyPanoptic) -> None:
+    """A grey map equal to the image's red channel stays equal to it under every geometry."""
+    entry = entries_of(tiny)[0]
+    red = np.asarray(Image.open(entry["file_name"]))[..., 0]
+    path = tiny.root / "saliency.png"
+    Image.fromarray(red).save(path)
+    entry["saliency_file_name"] = str(path)
+    cfg = config(
+        "PanopticMapper",
+        EXTRA_MAPS=["saliency"],
+        MIN_SCALE=0.4,
+        MAX_SCALE=2.0,
+        IMAGE_PAD_VALUE=0,
+        RANDOM_FLIP="horizontal",
+    )
+    for seed in range(6):
+        np.random.seed(seed)
+        sample = build_mapper(cfg, is_train=True)(entry)
+        assert sample is not None
+        assert (sample["saliency"].dtype, tuple(sample["saliency"].shape)) == (torch.float32, (1, 96, 96))
+        torch.testing.assert_close(sample["saliency"][0] * 255, sample["image"][0].float())
+
+
+def test_extra_map_errors(tiny: TinyPanoptic) -> None:
+    mapper = build_mapper(config("PanopticMapper", EXTRA_MAPS=["saliency"]), is_train=True)
+    entry = entries_of(tiny)[0]
+    with pytest.raises(ValueError, match=r"000000000001\.png: this data set has no 'saliency_file_name'"):
+        mapper(entry)
+    path = tiny.root / "s16.png"
+    Image.fromarray(np.zeros((64, 96), np.uint16)).save(path)
+    with pytest.raises(ValueError, match=r"s16\.png: a continuous map is an 8-bit grey image"):
+        mapper({**entry, "saliency_file_name": str(path)})
+
+
+def test_bgr_format_swaps_channels(tiny: TinyPanoptic) -> None:
+    entry = entries_of(tiny)[0]
+    rgb = build_mapper(config("PanopticMapper"), is_train=True)(entry)
+    bgr = build_mapper(config("PanopticMapper", FORMAT="BGR"), is_train=True)(entry)
+    assert rgb is not None
+    assert bgr is not None
+    torch.testing.assert_close(rgb["image"], bgr["image"].flip(0))
+
+
+def test_label_out_of_range_names_file_and_value(tiny: TinyPanoptic) -> None:
+    entry = entries_of(tiny)[0]
+    path = tiny.root / "labels.png"
+    Image.fromarray(np.full((64, 96), 6, np.uint8)).save(path)
+    plain = {"file_name": entry["file_name"], "height": 64, "width": 96, "sem_seg_file_name": str(path)}
+    with pytest.raises(ValueError, match=r"labels\.png: holds the label 6, but the data set has 6 classes"):
+        build_mapper(config("SemanticMapper"), is_train=True)(plain)
+
+
+def test_ignore_label_must_not_be_a_class(tiny: TinyPanoptic) -> None:
+    register_panoptic(NAME, **tiny.registration)
+    MetadataCatalog.get(NAME).__dict__["ignore_label"] = 2
+    with pytest.raises(ValueError, match="ignore label 2 is one of the 6 classes"):
+        build_mapper(config("SemanticMapper"), is_train=True)
+
+
+def test_png_ids_missing_from_the_json(tiny: TinyPanoptic) -> None:
+    entry = entries_of(tiny)[0]
+    removed = entry["segments_info"].pop()
+    with pytest.raises(ValueError, match=rf"000000000001\.png: holds the segment ids \[{removed['id']}\]"):
+        build_mapper(config("PanopticMapper"), is_train=True)(entry)
+
+
+@pytest.mark.parametrize("key", ["file_name", "pan_seg_file_name"])
+def test_size_mismatch_missing_and_damaged_files(tiny: TinyPanoptic, key: str) -> None:
+    entry = entries_of(tiny)[0]
+    mapper = build_mapper(config("PanopticMapper"), is_train=True)
+    path = Path(entry[key])
+    content = path.read_bytes()
+    Image.new("RGB", (96, 60)).save(path)
+    with pytest.raises(ValueError, match=rf"{path.parent.name}/{path.name}: the file is 60 x 96 .*say 64 x 96"):
+        mapper(entry)
+    path.write_bytes(content[:40])
+    with pytest.raises(ValueError, match=rf"{path.name}: cannot be decoded"):
+        mapper(entry)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{path.name}: no such file"):
+        mapper(entry)
+
+
+@pytest.mark.parametrize(
+    ("mapper", "key"),
+    [("PanopticMapper", "segments_info"), ("InstanceMapper", "annotations"), ("SemanticMapper", "sem_seg_file_name")],
+)
+def test_data_set_without_the_needed_labels(tiny: TinyPanoptic, mapper: str, key: str) -> None:
+    bare = {"file_name": entries_of(tiny)[0]["file_name"]}
+    with pytest.raises(ValueError, match=rf"000000000001\.png: this data set has no '{key}'"):
+        build_mapper(config(mapper), is_train=True)(bare)
+
+
+def test_names_and_aliases(tiny: TinyPanoptic) -> None:
+    classes = {
+        "coco_panoptic_lsj": PanopticMapper,
+        "mask_former_instance": InstanceMapper,
+        "segment_crops": SegmentCropMapper,
+    }
+    for name, expected in classes.items():
+        assert type(build_mapper(config(name), is_train=True)) is expected
+    with pytest.raises(ValueError, match=r"DATASET_MAPPER_NAME is 'lsj'; known mappers are .*coco_panoptic_lsj"):
+        build_mapper(config("lsj"), is_train=True)
+
+
+def test_a_new_mapper_needs_no_change_here(tiny: TinyPanoptic) -> None:
+    class OwnMapper(PanopticMapper):
+        pass
+
+    MAPPER_REGISTRY.register(OwnMapper)
+    try:
+        assert type(build_mapper(config("OwnMapper"), is_train=True)) is OwnMapper
+    finally:
+        MAPPER_REGISTRY._obj_map.pop("OwnMapper")
+
+
+@pytest.mark.data
+def test_real_coco_image(real_data: Path) -> None:
+    folder = real_data / "coco_panoptic_sample"
+    entry = load_panoptic(
+        image_root=folder / "input_images",
+        panoptic_root=folder / "panoptic_examples",
+        panoptic_json=folder / "panoptic_examples.json",
+        class_split=coco_zsp_split().seen_only(),
+        unseen_policy="ignore_pixels",
+    )[0]
+    cfg = config("coco_panoptic_lsj", IMAGE_SIZE=640)
+    sample = build_mapper(cfg, is_train=True)(entry)
+    assert sample is not None
+    ids = ids_in_file(entry["pan_seg_file_name"])
+    kept = [segment for segment in entry["segments_info"] if not segment["iscrowd"]]
+    assert sample["instances"].gt_classes.tolist() == [segment["category_id"] for segment in kept]
+    height, width = ids.shape
+    assert (height, width) == (427, 640)
+    for mask, segment in zip(sample["instances"].gt_masks.numpy(), kept, strict=True):
+        np.testing.assert_array_equal(mask[:height], ids == segment["id"])
+        assert mask.sum() == segment["area"]
