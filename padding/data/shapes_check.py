@@ -85,7 +85,19 @@ def _check_split(folder: Path, split: str, count: int, on_progress: Callable[[in
             return [f"{path}: not readable ({type(error).__name__}: {error}); {_MEND}"]
         if num_images != count:
             problems.append(f"{path}: lists {num_images} images, manifest.json says {count}; {_MEND}")
+    try:
+        return problems + _check_tables(folder, split, tables, on_progress)
+    except (KeyError, TypeError) as error:
+        where = folder / f"annotations/{{panoptic,instances}}_{split}.json"
+        return [*problems, f"{where}: an entry is missing or of the wrong kind: {error}; {_MEND}"]
+
+
+def _check_tables(
+    folder: Path, split: str, tables: dict[str, dict[str, Any]], on_progress: Callable[[int], None] | None
+) -> list[str]:
+    """Both annotation files against each other, the panoptic one against the PNGs."""
     panoptic = tables["panoptic"]
+    problems = []
     if [entry["id"] for entry in panoptic["categories"]] != [entry["id"] for entry in class_table()]:
         problems.append(f"{folder}/annotations/panoptic_{split}.json: its categories are not those of this generator")
     problems += _check_instances(folder / f"annotations/instances_{split}.json", panoptic, tables["instances"])
@@ -152,7 +164,10 @@ def _check_maps(
     semantic = np.full(ids.shape, 255, dtype=np.uint8)
     for segment_id, segment in segments.items():
         mask = ids == segment_id
-        class_id = classes.contiguous_id[segment["category_id"]]
+        class_id = classes.contiguous_id.get(segment["category_id"])
+        if class_id is None:
+            yield f"{where}: segment {segment_id} has the unknown category {segment['category_id']}; {_MEND}"
+            return
         semantic[mask] = class_id
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
         if np.count_nonzero(mask) != segment["area"] or [x, y, width, height] != segment["bbox"]:
