@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from padding.modeling.matcher import HungarianMatcher, Match
 from padding.modeling.point_sampling import Generators, image_generators, sample_at, uncertain_points
 
-__all__ = ["MaskCriterion", "classification_loss", "mask_bce_loss", "mask_dice_loss", "mean_over_processes"]
+__all__ = [
+    "MaskCriterion",
+    "classification_loss",
+    "mask_bce_loss",
+    "mask_dice_loss",
+    "mean_over_processes",
+    "world_size",
+]
 
 _TERMS = ("loss_ce", "loss_mask", "loss_dice")
 
@@ -68,13 +75,18 @@ def mask_dice_loss(logits: Tensor, targets: Tensor, num_masks: Tensor | float) -
     return (1 - overlap / (probs.sum(dim=1) + targets.sum(dim=1) + 1)).sum() / num_masks
 
 
+def world_size() -> int:
+    """Number of training processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def mean_over_processes(sums: Tensor) -> Tensor:
     """Mean of a vector of local sums over all processes: the divisor that undoes the averaging of gradients."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if world_size() == 1:
         return sums
     total = sums.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total / world_size()
 
 
 class MaskCriterion(nn.Module):
@@ -174,9 +186,8 @@ class MaskCriterion(nn.Module):
         """Divisors of cross-entropy, (T,), and of the mask losses, by one exchange between processes."""
         weight_sums = self.empty_weight[labels].flatten(1).sum(dim=1)
         means = mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([num_masks])]))
-        world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         # At least one mask in all processes together, so that the bound does not depend on how a batch is divided.
-        return means[:-1], means[-1].clamp(min=1.0 / world_size)
+        return means[:-1], means[-1].clamp(min=1.0 / world_size())
 
     def _mask_losses(
         self,

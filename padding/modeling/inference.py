@@ -169,12 +169,12 @@ def _top_pairs(class_logits: Tensor, top_k: int, keep_ids: frozenset[int] | None
     probs = class_logits.float().softmax(dim=-1)[:, :-1].flatten()
     scores, pairs = probs.topk(min(top_k, len(probs)))
     queries, labels = pairs // num_classes, pairs % num_classes
+    chosen = scores > 0  # a class the network does not know has probability 0 and is no detection
     if keep_ids is not None:
         wanted = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
         wanted[sorted(keep_ids)] = True
-        chosen = wanted[labels]
-        scores, queries, labels = scores[chosen], queries[chosen], labels[chosen]
-    return scores, queries, labels
+        chosen &= wanted[labels]
+    return scores[chosen], queries[chosen], labels[chosen]
 
 
 def instance_queries(class_logits: Tensor, *, top_k: int) -> Tensor:
