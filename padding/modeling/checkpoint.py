@@ -280,8 +280,8 @@ class CheckpointReport:
         if not fresh:
             return sentence + "."
         if not any(name.startswith(_BODY) for name in self.missing):
-            return f"{sentence}; {', '.join(fresh)} start afresh, as expected when a later training stage adds them."
-        return f"{sentence}; {', '.join(fresh)} keep initial values and must be trained before results mean anything."
+            return f"{sentence}; the rest starts afresh, as expected when a later stage adds it: {', '.join(fresh)}."
+        return f"{sentence}; the rest must be trained before results mean anything: {', '.join(fresh)}."
 
 
 def load_into(

@@ -112,7 +112,7 @@ class MaskFormer(nn.Module):
             "thing_ids": asked.thing_ids,
             "inference": _inference_options(cfg),
             "deep_supervision": options.DEEP_SUPERVISION,
-            "seed_points_by_image": options.get("SEED_POINTS_BY_IMAGE", False),
+            "seed_points_by_image": options.SEED_POINTS_BY_IMAGE,
             # A negative number asks for what the backbone needs, as in the published configs.
             "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,

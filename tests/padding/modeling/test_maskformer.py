@@ -53,13 +53,15 @@ def test_without_deep_supervision_only_the_last_prediction_counts(tiny_cfg: CfgN
     assert set(build_model(tiny_cfg)([make_sample([0])])) == {"loss_ce", "loss_mask", "loss_dice"}
 
 
-def test_points_seeded_by_image_make_losses_repeatable(tiny_model: nn.Module, make_sample: MakeSample) -> None:
+def test_points_seeded_by_image_make_losses_repeatable(tiny_cfg: CfgNode, make_sample: MakeSample) -> None:
     samples = [make_sample([0, 1], image_id=5)]
-    random_losses = [tiny_model(samples)["loss_mask"].item() for _ in range(2)]
-    tiny_model.seed_points_by_image = True
-    seeded_losses = [tiny_model(samples)["loss_mask"].item() for _ in range(2)]
-    assert random_losses[0] != random_losses[1]
-    assert seeded_losses[0] == seeded_losses[1]
+    values = {}
+    for seeded in (False, True):
+        tiny_cfg.MODEL.MASK_FORMER.SEED_POINTS_BY_IMAGE = seeded
+        model = build_model(tiny_cfg)
+        values[seeded] = [model(samples)["loss_mask"].item() for _ in range(2)]
+    assert values[False][0] != values[False][1]
+    assert values[True][0] == values[True][1]
 
 
 def test_predictions_have_the_contracted_form(tiny_model: nn.Module, make_sample: MakeSample) -> None:
