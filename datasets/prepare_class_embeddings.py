@@ -131,8 +131,7 @@ def find_weights(model: str, tag: str, *, download: bool, output: Path) -> Path:
         ValueError: unknown model or tag.
     """
     import open_clip
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config or not config.get("hf_hub"):
@@ -152,12 +151,27 @@ def find_weights(model: str, tag: str, *, download: bool, output: Path) -> Path:
             "or fetch them elsewhere and give the file: --checkpoint open_clip_model.safetensors "
             f"(from the Hub repository {repository})"
         )
+    return _fetch(repository, candidates)
+
+
+def _fetch(repository: str, candidates: tuple[str, ...]) -> Path:
+    """The first of the files that a Hub repository holds.
+
+    Raises:
+        FileNotFoundError: none of them could be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+
+    reasons = []
     for candidate in candidates:
         try:
             return Path(hf_hub_download(repository, candidate))
-        except EntryNotFoundError:
-            continue
-    raise FileNotFoundError(f"{repository} holds none of {', '.join(candidates)}; give the file with --checkpoint.")
+        except Exception as error:  # no such file, no connection, refused: many kinds, one consequence
+            reasons.append(f"{candidate}: {str(error).splitlines()[0]}")
+    raise FileNotFoundError(
+        f"Nothing could be fetched from the Hub repository {repository} ({'; '.join(reasons)}). "
+        "Fetch the weights elsewhere and give the file with --checkpoint."
+    )
 
 
 def load_model(model: str, weights: Path) -> nn.Module:
