@@ -55,8 +55,9 @@ def _mask_former_node() -> CfgNode:
     node.TRAIN_NUM_POINTS = 112 * 112  # points per mask for matching and loss
     node.OVERSAMPLE_RATIO = 3.0  # candidates per kept point, >= 1 (PointRend's k)
     node.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points at uncertain places, in [0, 1] (PointRend's beta)
+    node.SEED_POINTS_BY_IMAGE = False  # ours: draw those points from the image id, to compare runs exactly
     # Input and inference
-    node.SIZE_DIVISIBILITY = 32  # images are padded to multiples of this many pixels
+    node.SIZE_DIVISIBILITY = 32  # images are padded to multiples of this many pixels; negative: ask the backbone
     node.TEST = CfgNode()
     node.TEST.SEMANTIC_ON = True
     node.TEST.INSTANCE_ON = False

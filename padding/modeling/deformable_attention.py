@@ -163,7 +163,10 @@ def _locate(locations: Tensor, first_row: Tensor, layout: _Layout, num_rows: int
     """
 
     def split(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pixel = (coordinate * size).sub_(0.5)  # pixel centres have integer coordinates
+        # Pixel centres have integer coordinates. Rounded step by step as in grid_sample (by way of [-1, 1], the last
+        # product and difference fused): where a point lies on a pixel centre, its gradient jumps from one pixel pair to
+        # the next, and both formulations must choose the same pair.
+        pixel = torch.addcmul(size.new_tensor(-0.5), (coordinate * 2).sub_(1).add_(1), size / 2)
         inside = (pixel > -1) & (pixel < size)
         pixel = torch.clamp(pixel, size.new_tensor(-1.0), size)
         corner = torch.minimum(pixel.floor(), size - 1)  # in [-1, size - 1]: its neighbour is at most in the border
