@@ -50,7 +50,7 @@ _ALIASES = {
 }
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Mapping[str, Any]], dict[str, Any] | None]:
     """The mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
 
     Raises:

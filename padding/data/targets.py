@@ -7,6 +7,7 @@ for void, ``k + 1`` for segment ``k``. It is augmented like any label map; only 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ __all__ = [
     "semantic_labels",
     "transform_labels",
 ]
+
+_NUM_IDS = 1 << 24  # three bytes of a PNG
+_per_thread = threading.local()
 
 LabelMap = npt.NDArray[Any]  # (h, w) uint8 or uint16
 
@@ -119,6 +123,16 @@ def _value_counts(labels: LabelMap) -> npt.NDArray[np.float32]:
     return cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [size], [0, size]).ravel().astype(np.float32)
 
 
+def _lookup_table() -> npt.NDArray[np.uint16]:
+    """Zeros for every possible segment id, one table per thread, zeros again after use.
+
+    A new one for every image would cost more than all else that is done with the ids.
+    """
+    if not hasattr(_per_thread, "table"):
+        _per_thread.table = np.zeros(_NUM_IDS, np.uint16)
+    return _per_thread.table
+
+
 def segment_index_map(
     ids: npt.NDArray[np.uint32], segments: Sequence[SegmentInfo], *, void_ids: Sequence[int] = (), path: str | Path = ""
 ) -> LabelMap:
@@ -134,14 +148,19 @@ def segment_index_map(
         (h, w) uint8, or uint16 for more than 254 segments: 0 for void, k + 1 for segment k.
 
     Raises:
-        ValueError: the PNG holds an id that the JSON does not list.
+        ValueError: the PNG holds an id that the JSON does not list, or the JSON an id that no PNG can hold.
     """
     dtype = np.uint8 if len(segments) < np.iinfo(np.uint8).max else np.uint16
-    # Untouched pages of a zeroed table cost nothing, so one table over all 2^24 ids beats a search per pixel.
-    table = np.zeros(1 << 24, dtype)
-    unlisted = len(segments) + 1
-    table[[segment["id"] for segment in segments]] = np.arange(1, unlisted, dtype=dtype)
-    index = table[ids]
+    segment_ids = [segment["id"] for segment in segments]
+    if segment_ids and not 0 < min(segment_ids) <= max(segment_ids) < _NUM_IDS:
+        raise ValueError(
+            f"{path}: the panoptic JSON gives it segment ids from {min(segment_ids)} to {max(segment_ids)}; "
+            f"a PNG holds 1 to {_NUM_IDS - 1}, and 0 is void. Correct the JSON"
+        )
+    table = _lookup_table()
+    table[segment_ids] = np.arange(1, len(segments) + 1)
+    index = table[ids].astype(dtype)
+    table[segment_ids] = VOID_INDEX
     void = index == VOID_INDEX
     if np.count_nonzero(void) != np.count_nonzero(ids == 0):
         strange = np.setdiff1d(ids[void], [0, *void_ids])

@@ -111,6 +111,18 @@ def test_unlisted_segment_id_names_the_file() -> None:
         targets.segment_index_map(np.array([[1, 8]], np.uint32), segments_of((1, 0, 0)), path="p.png")
 
 
+@pytest.mark.parametrize("segment_id", [0, -3, 2**24])
+def test_impossible_segment_id_names_the_file(segment_id: int) -> None:
+    with pytest.raises(ValueError, match=rf"p\.png: the panoptic JSON gives it segment ids from {segment_id}"):
+        targets.segment_index_map(np.zeros((2, 2), np.uint32), segments_of((segment_id, 0, 0)), path="p.png")
+
+
+def test_index_maps_do_not_depend_on_earlier_ones() -> None:
+    targets.segment_index_map(np.array([[7, 7]], np.uint32), segments_of((7, 0, 0)))
+    with pytest.raises(ValueError, match=r"\[7\]"):
+        targets.segment_index_map(np.array([[7, 1]], np.uint32), segments_of((1, 0, 0)))
+
+
 def test_label_map_to_instances_equals_reference() -> None:
     labels = np.random.default_rng(0).integers(0, 12, (9, 13)).astype(np.uint8)
     labels[labels == 7] = 8
