@@ -100,6 +100,7 @@ class PADing(MaskFormer):
         self.generation = generation
         if generation is not None:
             self._add_generation(generation, embedding_dim)
+        self.train()  # new modules are in training mode, the segmentor's too: freeze it from the first batch on
 
     def _register_label_space(self, split: ClassSplit, class_embeddings: Tensor | None) -> None:
         """Constants of the label space; rebuilt from the configuration, so no part of a checkpoint."""

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two-optimiser loop: steps, schedules, exact resume, feature bank, accumulation, several processes."""
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from padding.engine.distributed import torchrun_process_group
+from padding.meta_arch import PADing
+from padding.trainer import GeneratorClassifierTrainer
+
+MakeCfg = Callable[..., CfgNode]
+QUIET = (
+    *("MODEL.PADING.GENERATOR.NOISE_STD", 0.0, "MODEL.PADING.GENERATOR.DROPOUT", 0.0),
+    *("MODEL.PADING.DISENTANGLE.DROPOUT", 0.0, "MODEL.PADING.CLASSIFIER.CLASSES_PER_ITER", 0),
+    *("MODEL.MASK_FORMER.SEED_POINTS_BY_IMAGE", True, "INPUT.RANDOM_FLIP", "none"),
+    # Adam turns the rounding of gradients that should be zero into whole steps.
+    *("SOLVER.GENERATOR.OPTIMIZER", "SGD"),
+)
+
+
+def train(cfg: CfgNode, *, resume: bool = False) -> GeneratorClassifierTrainer:
+    torch.manual_seed(cfg.SEED)
+    trainer = GeneratorClassifierTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def new_parameters(trainer: GeneratorClassifierTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.module.named_parameters() if p.requires_grad}
+
+
+def logged(cfg: CfgNode) -> dict[int, dict[str, float]]:
+    lines = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    return {line["iteration"]: line for line in lines if "loss_classifier" in line or "loss_mmd" in line}
+
+
+def test_both_optimisers_step_and_every_loss_is_logged(padding_cfg: MakeCfg) -> None:
+    cfg = padding_cfg()
+    torch.manual_seed(cfg.SEED)
+    before = {name: p.detach().clone() for name, p in build_model(cfg).named_parameters()}
+    trainer = train(cfg)
+    assert isinstance(trainer.optimizers["generator"], torch.optim.Adam)
+    assert isinstance(trainer.optimizers["classifier"], torch.optim.SGD)
+    assert trainer.optimizers["classifier"].param_groups[0]["momentum"] == 0.9
+    frozen = [n for n, p in trainer.module.named_parameters() if not p.requires_grad and not torch.equal(p, before[n])]
+    assert frozen == []
+    still = [n for n, p in trainer.module.named_parameters() if p.requires_grad and torch.equal(p, before[n])]
+    assert still == []
+    terms = {"mmd", "consistency", "align_seen", "align_unseen", "align_seen_unseen", "relation", "unrelated"}
+    for line in logged(cfg).values():
+        assert {f"loss_{term}" for term in (*terms, "reconstruction", "classifier")} <= set(line)
+        assert {"lr_generator", "lr_classifier"} <= set(line)
+
+
+@pytest.mark.parametrize("bank", [False, True])
+def test_resumed_training_equals_an_uninterrupted_one(padding_cfg: MakeCfg, tmp_path: Path, bank: bool) -> None:
+    common = ("MODEL.PADING.FEATURE_BANK.ENABLED", bank, "SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupCosineLR")
+    whole = padding_cfg(*common, "OUTPUT_DIR", str(tmp_path / "whole"))
+    expected = new_parameters(train(whole))
+    resumed = padding_cfg(*common, "OUTPUT_DIR", str(tmp_path / "resumed"))
+    torch.manual_seed(whole.SEED)
+    first = GeneratorClassifierTrainer(resumed)
+    first.resume_or_load(resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        stop_at(first, 4)
+    assert (tmp_path / "resumed" / "last_checkpoint").read_text() == "model_0000002.pth"
+    got = new_parameters(train(resumed, resume=True))
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=0, atol=0, msg=name)
+    a, b = logged(whole), logged(resumed)
+    for iteration in range(3, 6):
+        for key in ("loss_mmd", "loss_classifier", "lr_generator"):
+            assert b[iteration][key] == a[iteration][key], (iteration, key)
+
+
+def stop_at(trainer: GeneratorClassifierTrainer, iteration: int) -> None:
+    run_step = trainer.run_step
+
+    def stopping() -> None:
+        if trainer.iter == iteration:
+            raise KeyboardInterrupt
+        run_step()
+
+    trainer.run_step = stopping
+    trainer.train()
+
+
+def test_checkpoint_holds_both_optimisers_and_schedules(padding_cfg: MakeCfg) -> None:
+    cfg = padding_cfg()
+    train(cfg)
+    saved = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)["trainer"]
+    for kind in ("optimizers", "schedulers", "scalers"):
+        assert set(saved[kind]) == {"generator", "classifier"}
+    assert saved["optimizers"]["classifier"]["state"][0]["momentum_buffer"].abs().sum() > 0
+    assert saved["stream"] == {"position": 12}
+
+
+def test_sequential_schedule_trains_one_after_the_other(padding_cfg: MakeCfg) -> None:
+    cfg = padding_cfg(
+        *("MODEL.PADING.SCHEDULE", "sequential", "MODEL.PADING.GENERATOR_SHARE", 0.34),
+        *("SOLVER.CLASSIFIER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+    )
+    train(cfg)
+    lines = logged(cfg)
+    assert [("loss_mmd" in lines[i], "loss_classifier" in lines[i]) for i in range(6)] == (
+        [(True, False)] * 2 + [(False, True)] * 4
+    )
+    rates = [lines[i]["lr_classifier"] for i in range(6)]
+    # full rate until its own first iteration, then a cosine over its four
+    assert rates[:3] == [cfg.SOLVER.CLASSIFIER.BASE_LR] * 3
+    assert rates[4] == pytest.approx(0.5 * cfg.SOLVER.CLASSIFIER.BASE_LR)
+
+
+def test_each_optimiser_follows_its_own_solver_node(padding_cfg: MakeCfg) -> None:
+    cfg = padding_cfg(
+        *("SOLVER.GENERATOR.OPTIMIZER", "ADAMW", "SOLVER.GENERATOR.BASE_LR", 0.01),
+        *("SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.GENERATOR.STEPS", (2,)),
+        *("SOLVER.GENERATOR.GAMMA", 0.5, "SOLVER.CLASSIFIER.WARMUP_ITERS", 4, "SOLVER.WARMUP_FACTOR", 0.0),
+        *("SOLVER.CLASSIFIER.MOMENTUM", 0.5, "SOLVER.CLASSIFIER.NESTEROV", True),
+        *("SOLVER.CLASSIFIER.WEIGHT_DECAY", 0.25, "SOLVER.GENERATOR.WEIGHT_DECAY", 0.125),
+    )
+    trainer = GeneratorClassifierTrainer(cfg)
+    generator, classifier = trainer.optimizers["generator"], trainer.optimizers["classifier"]
+    assert isinstance(generator, torch.optim.AdamW)
+    assert max(group["weight_decay"] for group in generator.param_groups) == 0.125
+    group = classifier.param_groups[0]
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.5, True, 0.25)
+    trainer.train()
+    lines = logged(cfg)
+    assert [lines[i]["lr_generator"] for i in range(4)] == [0.01, 0.01, 0.005, 0.005]
+    assert [lines[i]["lr_classifier"] for i in range(3)] == pytest.approx([0.0, 2.5e-4, 5e-4])
+
+
+def test_projection_trains_the_classifier_alone(padding_cfg: MakeCfg) -> None:
+    cfg = padding_cfg("MODEL.PADING.METHOD", "projection")
+    trainer = train(cfg)
+    assert set(trainer.optimizers) == {"classifier"}
+    assert set(logged(cfg)) == set(range(6))
+
+
+def test_training_starts_from_a_segmentor(padding_cfg: MakeCfg, tmp_path: Path) -> None:
+    segmentor = build_model(padding_cfg("MODEL.META_ARCHITECTURE", "MaskFormer"))
+    torch.save({"model": segmentor.state_dict()}, tmp_path / "segmentor.pth")
+    trainer = GeneratorClassifierTrainer(padding_cfg("MODEL.WEIGHTS", str(tmp_path / "segmentor.pth")))
+    trainer.resume_or_load(resume=False)
+    bias = segmentor.sem_seg_head.predictor.class_embed.bias
+    torch.testing.assert_close(trainer.module.new_fc.bias[-1], bias[-1])
+
+
+def test_bank_gives_the_features_that_images_give(padding_cfg: MakeCfg) -> None:
+    """One view without augmentation: the same images in another order."""
+    cfg = padding_cfg(*QUIET, "MODEL.PADING.FEATURE_BANK.ENABLED", True, "MODEL.PADING.FEATURE_BANK.DTYPE", "float32")
+    trainer = GeneratorClassifierTrainer(cfg)
+    bank = trainer.open_feature_bank()
+    assert len(bank) == 4
+    images = GeneratorClassifierTrainer(padding_cfg(*QUIET, "SOLVER.IMS_PER_BATCH", 4))
+    images.module.load_state_dict(trainer.module.state_dict())
+    batch = images._next_features()
+    stored = bank.images(range(4))
+    assert sorted(batch.labels.tolist()) == sorted(stored.labels.tolist())
+    torch.testing.assert_close(batch.embeddings.sum(), stored.embeddings.sum(), rtol=1e-4, atol=1e-4)
+    stream = iter(trainer.stream)
+    assert next(stream).embeddings.shape == (2 * 8, 32)
+
+
+def test_bank_of_another_segmentor_is_refused(padding_cfg: MakeCfg) -> None:
+    cfg = padding_cfg("MODEL.PADING.FEATURE_BANK.ENABLED", True)
+    torch.manual_seed(0)
+    GeneratorClassifierTrainer(cfg).open_feature_bank()
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match=r"stale.*segmentor"):
+        GeneratorClassifierTrainer(cfg).open_feature_bank()
+
+
+def test_bank_options_are_read(padding_cfg: MakeCfg, tmp_path: Path) -> None:
+    node = "MODEL.PADING.FEATURE_BANK."
+    cfg = padding_cfg(
+        *(node + "ENABLED", True, node + "PATH", str(tmp_path / "bank"), node + "VIEWS", 2, node + "SEED", 7),
+        *(node + "NO_OBJECT_PER_IMAGE", 1, node + "IMAGES_PER_BATCH", 3),
+    )
+    trainer = GeneratorClassifierTrainer(cfg)
+    batch = trainer._next_features()
+    assert len(list((tmp_path / "bank").glob("shard_*"))) == 3  # 8 images, 3 in a file
+    assert (batch.labels == 6).sum() == 3
+    assert batch.weights[batch.labels == 6].sum() > 3
+
+
+def test_accumulation_equals_the_big_batch(padding_cfg: MakeCfg, tmp_path: Path) -> None:
+    def run(name: str, *opts: Any) -> dict[str, torch.Tensor]:
+        cfg = padding_cfg(*QUIET, "OUTPUT_DIR", str(tmp_path / name), "SOLVER.MAX_ITER", 3, *opts)
+        return new_parameters(train(cfg))
+
+    whole, parts = run("whole"), run("parts", "SOLVER.ACCUMULATE_STEPS", 2)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("MODEL.PADING.METHOD", "supervised"), "nothing to train"),
+        (("MODEL.PADING.SCHEDULE", "random"), "SCHEDULE is 'random'"),
+        (("MODEL.PADING.GENERATOR_SHARE", 1.5), r"GENERATOR_SHARE is 1\.5"),
+    ],
+)
+def test_wrong_choices_are_named(padding_cfg: MakeCfg, opts: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GeneratorClassifierTrainer(padding_cfg(*opts))
+
+
+def test_other_models_are_refused(padding_cfg: MakeCfg) -> None:
+    with pytest.raises(TypeError, match="trains PADing, not MaskFormer"):
+        GeneratorClassifierTrainer(padding_cfg("MODEL.META_ARCHITECTURE", "MaskFormer"))
+
+
+def test_trained_model_predicts_after_loading(padding_cfg: MakeCfg) -> None:
+    cfg = padding_cfg("SOLVER.MAX_ITER", 2)
+    trained = train(cfg).module
+    model = build_model(cfg)
+    GeneratorClassifierTrainer.load_weights(model, str(Path(cfg.OUTPUT_DIR) / "model_final.pth"), complete=True)
+    assert isinstance(model, PADing)
+    torch.testing.assert_close(model.new_fc.weight, trained.new_fc.weight)
+
+
+def _train_rank(rank: int, world_size: int, port: int, cfg: CfgNode) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GROUP_RANK": "0",
+    }
+    with torchrun_process_group("cpu"):
+        train(cfg)
+
+
+@pytest.mark.parametrize("bank", [False, True])
+def test_two_processes_equal_one(padding_cfg: MakeCfg, tmp_path: Path, bank: bool) -> None:
+    opts = (
+        *QUIET,
+        "SOLVER.MAX_ITER",
+        3,
+        "MODEL.PADING.FEATURE_BANK.ENABLED",
+        bank,
+        "SOLVER.GENERATOR.OPTIMIZER",
+        "SGD",
+    )
+    single = padding_cfg(*opts, "OUTPUT_DIR", str(tmp_path / "one"))
+    expected = new_parameters(train(single))
+    double = padding_cfg(*opts, "OUTPUT_DIR", str(tmp_path / "two"))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_train_rank, args=(rank, 2, port, double)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    saved = torch.load(tmp_path / "two" / "model_final.pth", weights_only=True)["model"]
+    for name, value in expected.items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    a, b = logged(single), logged(double)
+    for iteration in range(3):
+        assert b[iteration]["loss_mmd"] == pytest.approx(a[iteration]["loss_mmd"], rel=1e-4)
