@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
@@ -216,12 +216,16 @@ def load_training_entries(names: Sequence[str], *, filter_empty: bool) -> list[d
     """Entries of some registered data sets, one after the other.
 
     Args:
-        names: registered data sets; their label spaces must agree.
+        names: registered data sets, all with the same classes in the same order.
         filter_empty: drop images without a segment or object that could be a target (entries with neither are kept).
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left, or the label spaces differ.
     """
+    spaces = {name: getattr(MetadataCatalog.get(name), "class_split", None) for name in names}
+    if len({split.names for split in spaces.values() if split is not None}) > 1:
+        sizes = {name: split.num_classes for name, split in spaces.items() if split is not None}
+        raise ValueError(f"DATASETS.TRAIN mixes label spaces: {sizes} classes; train on sets with the same classes")
     entries: list[dict[str, Any]] = [entry for name in names for entry in DatasetCatalog.get(name)]
     kept = [entry for entry in entries if not filter_empty or _has_target(entry)]
     if len(kept) < len(entries):

@@ -198,6 +198,13 @@ def test_training_on_nothing_is_an_error(tiny: TinyPanoptic) -> None:
         DatasetCatalog.remove("tiny_empty")
 
 
+def test_label_spaces_must_agree(tiny: TinyPanoptic) -> None:
+    narrow = {**tiny.registration, "class_split": tiny.class_split.seen_only()}
+    register_panoptic("tiny_for_streams_narrow", **narrow, unseen_policy="ignore_pixels")
+    with pytest.raises(ValueError, match=r"mixes label spaces: .*'tiny_for_streams_narrow': 4"):
+        load_training_entries((NAME, "tiny_for_streams_narrow"), filter_empty=True)
+
+
 def test_unlabelled_entries_are_kept() -> None:
     DatasetCatalog.register("tiny_unlabelled", lambda: [{"file_name": "a"}])
     try:
