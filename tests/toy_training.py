@@ -2,21 +2,32 @@
 """A model of 200 parameters on 12 random images: all of the training loop in milliseconds a step.
 
 The mapper augments at random and the model drops at random, so that nothing but exact states gives equal losses.
+As a script under torchrun it dies once: ``torchrun ... tests/toy_training.py OUTPUT ITERATION``.
 """
 
 import json
+import os
 import random
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+import padding  # noqa: F401
+
+# isort: split
 from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import HookBase
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
 from torch import nn
 
 from padding.data.streams import TrainStream
 from padding.engine.config import add_solver_config
+from padding.engine.distributed import torchrun_process_group
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer
 
 NUM_IMAGES = 12
@@ -56,8 +67,6 @@ class ToyTrainer(Trainer):
     """The real loop over the toy images."""
 
     def build_stream(self, cfg: CfgNode) -> TrainStream:
-        from detectron2.utils import comm
-
         return TrainStream(
             [{"image_id": i} for i in range(NUM_IMAGES)],
             ToyMapper(),
@@ -110,3 +119,35 @@ def losses_by_iteration(output: Path) -> dict[int, tuple[float, float]]:
     """Read (loss_colour, lr) of every iteration from metrics.json; a repeated iteration keeps its last line."""
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     return {line["iteration"]: (line["loss_colour"], line["lr"]) for line in lines if "loss_colour" in line}
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class DieOnce(HookBase):
+    """End rank 1 without a word in one iteration of torchrun's first attempt."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_step(self) -> None:
+        first_attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if first_attempt and self.trainer.iter == self.iteration and comm.get_rank() == 1:
+            os._exit(1)
+
+
+@TRAINER_REGISTRY.register()
+class DyingTrainer(ToyTrainer):
+    """The toy loop that dies in the iteration given on the command line."""
+
+    def build_hooks(self) -> list[HookBase]:
+        return [*super().build_hooks(), DieOnce(int(sys.argv[2]))]
+
+
+if __name__ == "__main__":
+    with torchrun_process_group("cpu"):
+        train_toy(toy_cfg(Path(sys.argv[1]), "TRAINER", "DyingTrainer"))

@@ -52,12 +52,25 @@ def torchrun_process_group(device: str) -> Iterator[None]:
     if int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
-    dist.init_process_group(backend="nccl" if use_cuda else "gloo", timeout=GROUP_TIMEOUT)
+    _join_group("nccl" if use_cuda else "gloo")
     _create_local_group()
     yield
     # Not in a `finally`: after an exception the other ranks may be gone, and torchrun ends the process anyway.
     comm._LOCAL_PROCESS_GROUP = None
     dist.destroy_process_group()
+
+
+def _join_group(backend: str) -> None:
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=GROUP_TIMEOUT))
+    # torchrun's store outlives a failed attempt, addresses of dead processes included: each attempt needs its own keys.
+    attempt = f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}_of_{world_size}"
+    dist.init_process_group(
+        backend=backend,
+        store=dist.PrefixStore(attempt, store),
+        rank=rank,
+        world_size=world_size,
+        timeout=GROUP_TIMEOUT,
+    )
 
 
 def _create_local_group() -> None:

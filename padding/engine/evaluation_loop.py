@@ -34,10 +34,10 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     folder = Path(cfg.OUTPUT_DIR) / "inference"
     with preserved_random_state():
         for name in cfg.DATASETS.TEST:
+            logging.getLogger(__name__).info("Evaluating on %s", name)
             evaluator = build_evaluator(cfg, name, folder / name)
             results[name] = inference_on_dataset(model, build_eval_loader(cfg, name), evaluator)
             if comm.is_main_process():
-                logging.getLogger(__name__).info("Results on %s:", name)
                 print_csv_format(results[name])
     if not comm.is_main_process():
         return {}

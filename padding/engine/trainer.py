@@ -367,6 +367,6 @@ class Trainer(TrainerBase):
         for name in dict.fromkeys(name for entry in of_rank for name in entry["losses"]):
             present = [entry["losses"][name] for entry in of_rank if name in entry["losses"]]
             means[name] = sum(present) / len(present)
-        self.storage.put_scalars(**means)
-        if len(means) > 1:
+        if len(means) > 1:  # first, because the log shows losses in the order in which they came
             self.storage.put_scalar("total_loss", sum(value for name, value in means.items() if "loss" in name))
+        self.storage.put_scalars(**means)

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from detectron2.engine import HookBase
 from padding.engine.distributed import torchrun_process_group
 from padding.engine.trainer import Trainer, micro_batch_size
 from padding.modeling.checkpoint import CheckpointError
-from tests.toy_training import ToyTrainer, losses_by_iteration, toy_cfg, train_toy
+from tests.toy_training import ToyTrainer, free_port, losses_by_iteration, toy_cfg, train_toy
 
 # A forked child has torch imported already; a spawned one would need seconds.
 _FORK = multiprocessing.get_context("fork")
@@ -239,12 +238,6 @@ def test_every_optimizer_and_schedule_resumes(tmp_path: Path) -> None:
 
 
 # Several processes ------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def train_rank(rank: int, port: int, output: Path, opts: tuple[Any, ...], resume: bool) -> None:

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Segment your own images or videos and write the overlays; names of classes unseen in training end with ``*``.
+
+Example:
+  python demo.py --config-file configs/shapes_zsp.yaml --input photo.jpg --output output/pictures \
+      --opts MODEL.WEIGHTS model_final.pth
+
+``--input`` takes images, folders, glob patterns and videos, several at once.
+"""
+
+import padding  # noqa: F401  (first: it applies the fixes that Detectron2 needs)
+
+# isort: split
+import argparse
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import read_image
+from PIL import Image
+from tqdm import tqdm
+
+from padding.data.catalog import register_all
+from padding.engine import ConfigError, Predictor, load_cfg
+from train_net import METHODS
+
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+VIDEO_ENDINGS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
+KNOWN_ENDINGS = IMAGE_ENDINGS | VIDEO_ENDINGS
+
+
+class DemoError(ValueError):
+    """An input cannot be found or read."""
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="configuration of the trained model")
+    parser.add_argument("--input", required=True, nargs="+", help="images, folders, glob patterns or videos")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the overlays, made if missing")
+    parser.add_argument("--confidence", type=float, metavar="P", help="least class probability of a segment, 0 to 1")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; the last option")
+    return parser.parse_args(arguments)
+
+
+def find_inputs(patterns: Sequence[str]) -> list[Path]:
+    """Turn files, folders and glob patterns into a list of images and videos, sorted and without repetitions.
+
+    Raises:
+        DemoError: if a pattern matches nothing, or a file is neither image nor video.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_file():
+            if path.suffix.lower() not in KNOWN_ENDINGS:
+                raise DemoError(f"{path} is neither image nor video; expected {' '.join(sorted(KNOWN_ENDINGS))}")
+            candidates = [path]
+        elif path.is_dir():
+            candidates = sorted(path.iterdir())
+        else:
+            candidates = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  (absolute patterns)
+        usable = [p for p in candidates if p.is_file() and p.suffix.lower() in KNOWN_ENDINGS]
+        if not usable:
+            raise DemoError(
+                f"no image or video found for --input {pattern}; expected {' '.join(sorted(KNOWN_ENDINGS))}"
+            )
+        found.update(dict.fromkeys(usable))
+    return list(found)
+
+
+def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
+    """Read an image as RGB (h, w, 3) uint8, turned upright by its EXIF entry.
+
+    Raises:
+        DemoError: if the file is no readable image.
+    """
+    try:
+        return np.ascontiguousarray(read_image(str(path), format="RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DemoError(f"{path} cannot be read as an image: {error}") from error
+
+
+def video_frames(path: Path) -> tuple[float, int, Iterator[npt.NDArray[np.uint8]]]:
+    """Open a video.
+
+    Returns:
+        Frames per second, number of frames (0 if the file does not say), and the frames as RGB (h, w, 3) uint8.
+
+    Raises:
+        DemoError: if the file is no readable video.
+    """
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise DemoError(f"{path} cannot be opened as a video; convert it, for example to .mp4 with H.264")
+
+    def frames() -> Iterator[npt.NDArray[np.uint8]]:
+        try:
+            while True:
+                ok, frame = capture.read()
+                if not ok:
+                    return
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)  # type: ignore[misc]
+        finally:
+            capture.release()
+
+    return capture.get(cv2.CAP_PROP_FPS) or 25.0, max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), frames()
+
+
+class Demo:
+    """Draw predictions of one model into one folder."""
+
+    def __init__(self, predictor: Predictor, output: Path, *, confidence: float | None = None) -> None:
+        self._predictor = predictor
+        self._output = output
+        self._confidence = 0.5 if confidence is None else confidence
+        self._taken: set[str] = set()
+        output.mkdir(parents=True, exist_ok=True)
+
+    def run(self, inputs: Sequence[Path]) -> list[Path]:
+        """Process every input with a progress bar; return the written files."""
+        return [
+            self._draw_video(path) if path.suffix.lower() in VIDEO_ENDINGS else self._draw_image(path)
+            for path in tqdm(inputs, desc="inputs", disable=len(inputs) < 2)
+        ]
+
+    def _overlay(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return self._predictor.draw(image, self._predictor(image), confidence=self._confidence)
+
+    def _target(self, source: Path, ending: str) -> Path:
+        """Name the overlay after its source; equal names from different folders are numbered."""
+        name, number = f"{source.stem}{ending}", 1
+        while name in self._taken or (self._output / name).resolve() == source.resolve():
+            number += 1
+            name = f"{source.stem}_{number}{ending}"
+        self._taken.add(name)
+        return self._output / name
+
+    def _draw_image(self, path: Path) -> Path:
+        target = self._target(path, ".png")
+        Image.fromarray(self._overlay(read_rgb(path))).save(target)
+        return target
+
+    def _draw_video(self, path: Path) -> Path:
+        rate, count, frames = video_frames(path)
+        target = self._target(path, ".mp4")
+        writer: cv2.VideoWriter | None = None
+        try:
+            for frame in tqdm(frames, desc=path.name, total=count or None, unit="frame"):
+                overlay = self._overlay(frame)
+                if writer is None:
+                    height, width = overlay.shape[:2]
+                    writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
+                    if not writer.isOpened():
+                        raise DemoError(f"cannot write {target}: OpenCV has no mp4v encoder here")
+                writer.write(cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR))
+        finally:
+            if writer is not None:
+                writer.release()
+        if writer is None:
+            raise DemoError(f"{path} holds no readable frame")
+        return target
+
+
+def demo_cfg(args: argparse.Namespace) -> CfgNode:
+    """Return the frozen configuration; ``--confidence`` sets the model's threshold for panoptic segments too."""
+    opts = list(args.opts)
+    if args.confidence is not None:
+        if not 0.0 <= args.confidence <= 1.0:
+            raise DemoError(f"--confidence must lie between 0 and 1, got {args.confidence}")
+        opts += ["MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", str(args.confidence)]
+    return load_cfg(args.config_file, opts, METHODS)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Path]:
+    """Run the demo; return the written files."""
+    args = parse_arguments(arguments)
+    inputs = find_inputs(args.input)
+    cfg = demo_cfg(args)
+    register_all()
+    written = Demo(Predictor(cfg), Path(args.output), confidence=args.confidence).run(inputs)
+    print(f"{len(written)} file(s) in {args.output}")
+    return written
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ConfigError, DemoError) as error:
+        sys.exit(f"error: {error}")

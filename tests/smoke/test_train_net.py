@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""train_net.py from end to end: every smoke configuration trains, resumes and evaluates; processes; restarts."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+import train_net
+from padding.engine import ConfigError
+from tests.toy_training import free_port
+
+ROOT = Path(__file__).parents[2]
+SMOKE_CONFIGS = sorted((ROOT / "configs" / "smoke").glob("*.yaml"))
+
+
+def run(config: str | Path, output: Path, *opts: Any, flags: tuple[str, ...] = ()) -> dict[str, Any]:
+    words = ["--config-file", str(config), *flags, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(output), *map(str, opts)]
+    return train_net.main(default_argument_parser().parse_args(words))
+
+
+def losses(output: Path) -> dict[int, dict[str, float]]:
+    """Losses of every iteration; a repeated iteration keeps its last line."""
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    return {
+        line["iteration"]: {key: value for key, value in line.items() if "loss" in key}
+        for line in lines
+        if any("loss" in key for key in line)
+    }
+
+
+def train_resume_evaluate(config: str | Path, output: Path, *opts: Any) -> dict[str, Any]:
+    """Train two steps; go back to the checkpoint of the first and repeat the second; evaluate the end."""
+    opts = ("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.LOG_PERIOD", 1, *opts)
+    trained = run(config, output, *opts)
+    before = losses(output)
+    assert sorted(before) == [0, 1]
+    end = torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+    (output / "last_checkpoint").write_text("model_0000000.pth")
+    (output / "model_final.pth").unlink()
+    resumed = run(config, output, *opts, flags=("--resume",))
+    assert losses(output) == before
+    assert resumed == trained
+    again = torch.load(output / "model_final.pth", weights_only=True)["model"]
+    for name, value in end.items():
+        assert torch.equal(again[name], value), name
+
+    evaluated = run(config, output, *opts, flags=("--eval-only", "--resume"))
+    assert evaluated == trained
+    return evaluated
+
+
+@pytest.mark.smoke
+@pytest.mark.skipif(not SMOKE_CONFIGS, reason="configs/smoke holds no configuration")
+@pytest.mark.parametrize("config", SMOKE_CONFIGS, ids=lambda path: path.stem)
+def test_smoke_config_trains_resumes_and_evaluates(config: Path, shapes: Path, tmp_path: Path) -> None:
+    train_resume_evaluate(config, tmp_path / "out", "SEED", 1)
+
+
+def test_segmentor_trains_resumes_and_evaluates(tiny_config: str, shapes: Path, tmp_path: Path) -> None:
+    results = train_resume_evaluate(tiny_config, tmp_path / "out")
+    assert {"PQ", "PQ_seen", "PQ_unseen", "PQ_hm"} <= results["panoptic_seg"].keys()
+    written = json.loads((tmp_path / "out" / "inference" / "metrics.json").read_text())
+    assert written["shapes_val_panoptic_zsp"]["panoptic_seg"]["PQ"] == results["panoptic_seg"]["PQ"]
+    assert (tmp_path / "out" / "config.yaml").is_file()
+    assert "eta: 0:00:00" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_mixed_precision_and_periodic_evaluation(tiny_config: str, shapes: Path, tmp_path: Path) -> None:
+    run(tiny_config, tmp_path / "a", "SOLVER.AMP.ENABLED", True, "TEST.EVAL_PERIOD", 1)
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.json").read_text().splitlines()]
+    # After step 0 by the period, and once at the end, not twice.
+    assert [line["iteration"] for line in lines if "panoptic_seg/PQ" in line] == [0, 2]
+
+
+def test_expected_results_are_checked(tiny_config: str, shapes: Path, tmp_path: Path) -> None:
+    wrong = [["panoptic_seg", "PQ", 99.0, 0.5]]
+    with pytest.raises(SystemExit):
+        run(tiny_config, tmp_path / "out", "SOLVER.MAX_ITER", 1, "TEST.EXPECTED_RESULTS", wrong)
+
+
+def test_evaluation_needs_weights(tiny_config: str, shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing to evaluate: set MODEL\.WEIGHTS"):
+        run(tiny_config, tmp_path / "out", flags=("--eval-only",))
+
+
+def test_several_gpus_on_a_cpu_machine_point_to_torchrun(tiny_config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = default_argument_parser().parse_args(["--config-file", tiny_config, "--num-gpus", "2"])
+    with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2"):
+        train_net.start(args)
+
+
+# Two processes ------------------------------------------------------------------------------------------------------
+
+
+def start_rank(rank: int, port: int, words: list[str]) -> None:
+    """What torchrun does for one of two processes."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    train_net.start(default_argument_parser().parse_args(words))
+
+
+def test_segmentor_on_two_processes_equals_one(tiny_config: str, shapes: Path, tmp_path: Path) -> None:
+    opts = ["MODEL.MASK_FORMER.SEED_POINTS_BY_IMAGE", "True", "SOLVER.MAX_ITER", "3"]
+    run(tiny_config, tmp_path / "one", *opts)
+    words = ["--config-file", tiny_config, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "two"), *opts]
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    children = [fork.Process(target=start_rank, args=(rank, port, words)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert sorted(one) == sorted(two) == [0, 1, 2]
+    for iteration, terms in one.items():
+        assert two[iteration] == pytest.approx(terms, rel=1e-4), iteration
+    # The evaluation is shared between the processes, and its numbers are the same.
+    first, second = (
+        json.loads((tmp_path / name / "inference" / "metrics.json").read_text()) for name in ("one", "two")
+    )
+    assert second["shapes_val_panoptic_zsp"]["sem_seg"] == pytest.approx(
+        first["shapes_val_panoptic_zsp"]["sem_seg"], rel=1e-3
+    )
+
+
+@pytest.fixture
+def quiet_environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_and_resumes_by_itself(tmp_path: Path, quiet_environment: dict[str, str]) -> None:
+    """Rank 1 dies in iteration 4 of the first attempt; torchrun starts both again, and they go on from iteration 3."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "1", str(ROOT / "tests" / "toy_training.py"), str(tmp_path / "restarted"), "4"]
+    done = subprocess.run(command, env=quiet_environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    straight = [*command[:-1], "-1"]
+    straight[-2] = str(tmp_path / "straight")
+    subprocess.run(straight, env=quiet_environment, capture_output=True, timeout=300, check=True)
+    assert losses(tmp_path / "restarted") == losses(tmp_path / "straight")
+    log = (tmp_path / "restarted" / "metrics.json").read_text().splitlines()
+    iterations = [json.loads(line)["iteration"] for line in log]
+    assert iterations.count(3) == 2  # trained, lost, trained again
+    assert iterations.count(2) == 1  # in the checkpoint
+
+
+@pytest.mark.slow
+def test_command_line_under_torchrun(
+    tiny_config: str, shapes: Path, tmp_path: Path, quiet_environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "train_net.py"), "--config-file", tiny_config, "OUTPUT_DIR", str(tmp_path / "out")]
+    subprocess.run(command, env=quiet_environment, capture_output=True, timeout=300, check=True, cwd=ROOT)
+    assert sorted(losses(tmp_path / "out")) == [0, 1]
+    assert (tmp_path / "out" / "inference" / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_configuration_error_is_one_line(tmp_path: Path, quiet_environment: dict[str, str]) -> None:
+    (tmp_path / "c.yaml").write_text("SOLVER:\n  BASE_LRR: 1\n")
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(tmp_path / "c.yaml")]
+    done = subprocess.run(command, env=quiet_environment, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith("did you mean SOLVER.BASE_LR?")
