@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every YAML loads, builds and says how it is run; every key that this project defines is read by some code."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+import train_net
+from padding.data.catalog import class_split_of, register_all
+from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
+from padding.data.mappers import build_mapper
+from padding.engine import TRAINER_REGISTRY, add_core_config, load_cfg
+from padding.modeling.config import ACCEPTED_AND_IGNORED
+from tests.tiny_padding import register_tiny_data, tiny_padding_cfg
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RUNNABLE = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "_base_")
+HEADER = ("# Command:", "# Expected:", "# Hardware:")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> None:
+    register_all()
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+def test_header_says_how_it_is_run_and_what_to_expect(path: Path) -> None:
+    comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for entry in HEADER:
+        assert any(line.startswith(entry) for line in comment), f"{name_of(path)} has no line '{entry}'"
+    command = next(line for line in comment if line.startswith("# Command:"))
+    assert f"--config-file configs/{name_of(path)}" in command
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+def test_config_builds_its_model_optimisers_and_mapper(path: Path, tmp_path: Path) -> None:
+    cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu"], train_net.METHODS)
+    if cfg.MODEL.PADING.EMBEDDINGS.PATH:
+        names = class_split_of(cfg.DATASETS.TEST[0]).names
+        save_class_embeddings(tmp_path / "table.npz", names, random_class_embeddings(names, 64, seed=0))
+        cfg = load_cfg(
+            str(path),
+            ["MODEL.DEVICE", "cpu", "MODEL.PADING.EMBEDDINGS.PATH", str(tmp_path / "table.npz")],
+            train_net.METHODS,
+        )
+    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
+    model = build_model(cfg)
+    trainer = trainer_class.__new__(trainer_class)
+    trainer.cfg, trainer.max_iter = cfg, cfg.SOLVER.MAX_ITER
+    trainer.optimizers = trainer.build_optimizers(cfg, model)
+    schedulers = trainer.build_schedulers(cfg)
+    assert set(schedulers) == set(trainer.optimizers)
+    trained = {id(p) for o in trainer.optimizers.values() for group in o.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+    build_mapper(cfg, is_train=True)
+    assert cfg.SOLVER.IMS_PER_BATCH >= 1
+    assert str(Path("output") / Path(name_of(path)).with_suffix("")) == cfg.OUTPUT_DIR
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+def test_weights_come_from_another_config_or_a_model_zoo(path: Path) -> None:
+    weights = load_cfg(str(path), [], train_net.METHODS).MODEL.WEIGHTS
+    if not weights or "://" in weights:
+        return
+    outputs = {load_cfg(str(other), [], train_net.METHODS).OUTPUT_DIR for other in RUNNABLE}
+    assert Path(weights).name == "model_final.pth"
+    assert str(Path(weights).parent) in outputs
+
+
+def test_no_yaml_repeats_a_key() -> None:
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[str, Any]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{node.start_mark}: {keys}"
+        return {k: loader.construct_object(v, deep=True) for k, (_, v) in zip(keys, node.value, strict=True)}
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    for path in CONFIGS.rglob("*.yaml"):
+        assert isinstance(yaml.load(path.read_text(), Loader=Strict), dict)
+
+
+class RecordingNode(CfgNode):
+    """A configuration that notes the full name of every key that is looked at."""
+
+    read: set[str] = set()  # noqa: RUF012  (shared by all nodes of a configuration on purpose)
+
+    def __init__(self, init_dict: Any = None, key_list: Any = None, new_allowed: bool = False) -> None:
+        super().__init__(init_dict, key_list, new_allowed)
+        self.__dict__["_path"] = tuple(key_list or ())
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            self._note(name)
+        return super().__getattr__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        self._note(name)
+        return super().__getitem__(name)
+
+    def _note(self, name: str) -> None:
+        path = self.__dict__.get("_path", ())
+        RecordingNode.read.add(".".join((*path, name)))
+
+
+def leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def recording(cfg: CfgNode) -> RecordingNode:
+    def plain(node: Any) -> Any:
+        return {k: plain(v) for k, v in node.items()} if isinstance(node, CfgNode) else node
+
+    recorded = RecordingNode(plain(cfg))
+    recorded.freeze()
+    return recorded
+
+
+def core_and_padding_keys() -> set[str]:
+    """Keys added to Detectron2's by the shared core and by PADing."""
+    cfg = get_cfg()
+    theirs = set(leaves(cfg))
+    add_core_config(cfg)
+    train_net.padding.add_padding_config(cfg)
+    return set(leaves(cfg)) - theirs
+
+
+def test_every_key_of_ours_is_read(tmp_path: Path) -> None:
+    register_tiny_data(tmp_path)
+    RecordingNode.read.clear()
+    node, number = "MODEL.PADING.", iter(range(99))
+
+    def cfg_with(*opts: Any) -> RecordingNode:
+        return recording(tiny_padding_cfg(tmp_path, tmp_path / f"run{next(number)}", "SOLVER.MAX_ITER", 1, *opts))
+
+    def train_one_step(*opts: Any) -> None:
+        cfg = cfg_with("SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.CLIP_GRADIENTS.ENABLED", True, *opts)
+        TRAINER_REGISTRY.get(cfg.TRAINER)(cfg).train()
+
+    train_one_step(node + "FEATURE_BANK.ENABLED", True, "SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupMultiStepLR")
+    train_one_step(node + "SCHEDULE", "sequential", "SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupPolyLR")
+    train_one_step(node + "METHOD", "projection")
+    for mapper in ("mask_former_semantic", "coco_panoptic_lsj", "segment_crops"):
+        build_mapper(cfg_with("INPUT.DATASET_MAPPER_NAME", mapper, "INPUT.CROP.ENABLED", True), is_train=True)
+    # A sub-node of SOLVER is merged into a copy of SOLVER, where it is read under the name of the latter.
+    merged = {f"SOLVER.{name}." for name in ("GENERATOR", "CLASSIFIER")}
+    unread = {
+        key
+        for key in core_and_padding_keys() - set(ACCEPTED_AND_IGNORED) - RecordingNode.read
+        if not any(key.startswith(p) and "SOLVER." + key.removeprefix(p) in RecordingNode.read for p in merged)
+    }
+    assert unread == set()
