@@ -5,6 +5,7 @@ Detectron2's ``launch`` serves ``--num-gpus N``. Its v0.6 refuses several CPU pr
 torchrun, so a process that torchrun started joins its group here.
 """
 
+import inspect
 import logging
 import os
 import socket
@@ -124,11 +125,14 @@ def distribute(model: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
+    # Buffers are equal everywhere or, as running statistics, each rank's own. torch 2.15 renamed the option.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         find_unused_parameters=find_unused_parameters,
+        **{buffers: False},
     )
 
 

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""demo.py on images, folders, patterns and videos, and its error messages."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import demo
+from padding.data.catalog import register_all
+from padding.engine import load_cfg
+from tests.tiny_segmentor import write_config, write_untrained_weights
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Configuration file and weights of an untrained segmentor."""
+    folder = tmp_path_factory.mktemp("model")
+    register_all()
+    file, weights = write_config(folder), folder / "model.pth"
+    write_untrained_weights(load_cfg(str(file), [], demo.METHODS), weights)
+    return str(file), str(weights)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (40, 56)), ("b.JPG", (56, 40)), ("deep/a.png", (32, 32))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def run(model: tuple[str, str], output: Path, *words: str) -> list[Path]:
+    file, weights = model
+    return demo.main(["--config-file", file, "--output", str(output), *words, "--opts", "MODEL.WEIGHTS", weights])
+
+
+def test_folder_gives_one_overlay_per_image(model: tuple[str, str], pictures: Path, tmp_path: Path) -> None:
+    written = run(model, tmp_path / "out", "--input", str(pictures))
+    assert [path.name for path in written] == ["a.png", "b.png"]
+    assert Image.open(written[0]).size == (56, 40)
+    assert Image.open(written[1]).size == (40, 56)
+
+
+def test_pattern_and_file_together_keep_equal_names_apart(
+    model: tuple[str, str], pictures: Path, tmp_path: Path
+) -> None:
+    written = run(model, tmp_path / "out", "--input", str(pictures / "a.png"), str(pictures / "**" / "*.png"))
+    assert [path.name for path in written] == ["a.png", "a_2.png"]  # deep/a.png; a.png itself only once
+    assert all(path.is_file() for path in written)
+
+
+def test_output_never_overwrites_its_input(model: tuple[str, str], pictures: Path) -> None:
+    before = (pictures / "a.png").read_bytes()
+    (written,) = run(model, pictures, "--input", str(pictures / "a.png"))
+    assert written.name == "a_2.png"
+    assert (pictures / "a.png").read_bytes() == before
+
+
+def test_video_keeps_size_and_length(model: tuple[str, str], tmp_path: Path) -> None:
+    source = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write videos")
+    for shade in (30, 120, 220):
+        writer.write(np.full((48, 64, 3), shade, dtype=np.uint8))
+    writer.release()
+    (written,) = run(model, tmp_path / "out", "--input", str(source))
+    assert written.name == "clip.mp4"
+    rate, _, frames = demo.video_frames(written)
+    shapes = [frame.shape for frame in frames]
+    assert shapes == [(48, 64, 3)] * 3
+    assert rate == pytest.approx(10.0)
+
+
+def test_confidence_reaches_the_model(model: tuple[str, str]) -> None:
+    file, _ = model
+    words = ["--config-file", file, "--input", "x", "--output", "y"]
+    cfg = demo.demo_cfg(demo.parse_arguments([*words, "--confidence", "0.7"]))
+    assert cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD == 0.7
+    with pytest.raises(demo.DemoError, match=r"must lie between 0 and 1, got 7\.0"):
+        demo.demo_cfg(demo.parse_arguments([*words, "--confidence", "7"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.png", r"no image or video found for --input .*nowhere\.png; expected .*\.jpg"),
+        ("*.gif", r"no image or video found for --input .*\*\.gif"),
+        ("empty", "no image or video found for --input .*empty"),
+        ("pictures/notes.txt", r"notes\.txt is neither image nor video; expected"),
+    ],
+)
+def test_nothing_found_is_named(pictures: Path, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(demo.DemoError, match=message):
+        demo.find_inputs([str(tmp_path / name)])
+
+
+def test_unreadable_image_and_video_are_named(model: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(demo.DemoError, match=r"broken\.png cannot be read as an image"):
+        run(model, tmp_path / "out", "--input", str(tmp_path / "broken.png"))
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    with pytest.raises(demo.DemoError, match=r"broken\.mp4 cannot be opened as a video"):
+        demo.video_frames(tmp_path / "broken.mp4")
