@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation over all test sets: results by data set, plain JSON, no trace in a training that goes on."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from torch import nn
+
+from padding.engine import evaluation_loop
+from padding.engine.evaluation_loop import evaluate, write_metrics
+from tests.toy_training import toy_cfg
+
+
+class CountingEvaluator(DatasetEvaluator):
+    def reset(self) -> None:
+        self.images, self.trained = 0, False
+
+    def process(self, inputs: list[Any], outputs: list[Any]) -> None:
+        self.images += len(inputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        return {"sem_seg": {"images": float(self.images), "mIoU": float("nan")}}
+
+
+class Identity(nn.Module):
+    def forward(self, batch: list[Any]) -> list[Any]:
+        assert not self.training
+        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+        return batch
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"first": 3, "second": 2}
+    monkeypatch.setattr(evaluation_loop, "build_eval_loader", lambda cfg, name: [[i] for i in range(sizes[name])])
+    monkeypatch.setattr(evaluation_loop, "build_evaluator", lambda cfg, name, folder: CountingEvaluator())
+
+
+def test_one_set_is_flat_several_are_by_name(fakes: None, tmp_path: Path) -> None:
+    one = evaluate(toy_cfg(tmp_path, "DATASETS.TEST", ("first",)), Identity())
+    assert one["sem_seg"]["images"] == 3
+    several = evaluate(toy_cfg(tmp_path, "DATASETS.TEST", ("first", "second")), Identity())
+    assert [several[name]["sem_seg"]["images"] for name in ("first", "second")] == [3, 2]
+    written = json.loads((tmp_path / "inference" / "metrics.json").read_text())
+    assert written["second"]["sem_seg"] == {"images": 2.0, "mIoU": None}
+
+
+def test_training_mode_and_random_states_come_back(fakes: None, tmp_path: Path) -> None:
+    model = Identity().train()
+    before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    evaluate(toy_cfg(tmp_path, "DATASETS.TEST", ("first",)), model)
+    assert model.training
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
+
+
+def test_metrics_are_plain_json(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "deep" / "m.json", {"a": np.float32(0.5), "b": [torch.tensor(2), float("inf")], 3: "text"})
+    text = (tmp_path / "deep" / "m.json").read_text()
+    assert json.loads(text) == {"a": 0.5, "b": [2, None], "3": "text"}
