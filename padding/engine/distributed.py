@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -128,11 +129,12 @@ def distribute(model: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
     # Buffers are equal everywhere or, as running statistics, each rank's own. torch 2.15 renamed the option.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {buffers: False}
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
         find_unused_parameters=find_unused_parameters,
-        **{buffers: False},
+        **options,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import HookBase
 
+from padding.engine.checkpointer import TrainingCheckpointer
 from padding.engine.distributed import torchrun_process_group
 from padding.engine.trainer import Trainer, micro_batch_size
 from padding.modeling.checkpoint import CheckpointError
@@ -240,8 +241,8 @@ def test_every_optimizer_and_schedule_resumes(tmp_path: Path) -> None:
 # Several processes ------------------------------------------------------------------------------------------------
 
 
-def train_rank(rank: int, port: int, output: Path, opts: tuple[Any, ...], resume: bool) -> None:
-    """What torchrun does for one of two processes."""
+def set_rank(rank: int, port: int) -> None:
+    """Set what torchrun sets for one of two processes."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -251,19 +252,27 @@ def train_rank(rank: int, port: int, output: Path, opts: tuple[Any, ...], resume
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
+
+
+def train_rank(rank: int, port: int, output: Path, opts: tuple[Any, ...], resume: bool) -> None:
+    set_rank(rank, port)
     with torchrun_process_group("cpu"):
         assert dist.get_backend() == "gloo"
         train_toy(toy_cfg(output, *opts), resume=resume)
 
 
-def train_two_processes(output: Path, *opts: Any, resume: bool = False) -> None:
+def run_two_processes(target: Callable[..., None], *args: Any) -> None:
     port = free_port()
-    children = [_FORK.Process(target=train_rank, args=(rank, port, output, opts, resume)) for rank in range(2)]
+    children = [_FORK.Process(target=target, args=(rank, port, *args)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:
         child.join(60)
     assert [child.exitcode for child in children] == [0, 0]
+
+
+def train_two_processes(output: Path, *opts: Any, resume: bool = False) -> None:
+    run_two_processes(train_rank, output, opts, resume)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -293,3 +302,21 @@ def test_two_processes_resume_exactly(tmp_path: Path) -> None:
     one, two = (torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in (straight, cut))
     for name, value in one.items():
         assert torch.equal(two[name], value), name
+
+
+def read_without_shared_folder(rank: int, port: int, folder: Path) -> None:
+    set_rank(rank, port)
+    with torchrun_process_group("cpu"):
+        name = "model_final.pth" if rank == 0 else "only_on_the_other_machine.pth"
+        state = TrainingCheckpointer._read_on_every_rank(str(folder / name))
+        assert state["iteration"] == 7
+        if rank == 0:
+            (folder / name).write_bytes(b"cut")
+        with pytest.raises(CheckpointError, match=r"model_final\.pth \(3 bytes\) cannot be read"):
+            TrainingCheckpointer._read_on_every_rank(str(folder / name))
+
+
+def test_machines_without_a_shared_folder_resume_too(tmp_path: Path) -> None:
+    """Rank 0 reads and sends; its error reaches every rank, so that none waits for ever."""
+    train_toy(toy_cfg(tmp_path))
+    run_two_processes(read_without_shared_folder, tmp_path)
