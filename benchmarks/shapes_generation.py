@@ -27,7 +27,7 @@ def measure(config: ShapesConfig, folder: Path, num_workers: int) -> dict[str, A
     """Write the data set into an empty folder; returns wall and processor seconds and the digest."""
     before = _processor_seconds()
     start = time.perf_counter()
-    manifest = write_shapes(folder, config, num_workers=num_workers)
+    manifest = write_shapes(folder, config, num_workers=num_workers, start_method="fork")
     wall = time.perf_counter() - start
     return {"wall": wall, "processor": _processor_seconds() - before, "sha256": manifest["sha256"]}
 

@@ -87,7 +87,9 @@ def write(root: Path, config: ShapesConfig, workers: int, overwrite: bool) -> in
     start = time.perf_counter()
     try:
         with tqdm(total=config.num_train + config.num_val, unit=" images", desc="shapes", disable=None) as bar:
-            manifest = write_shapes(root, config, num_workers=workers, overwrite=overwrite, on_progress=bar.update)
+            manifest = write_shapes(
+                root, config, num_workers=workers, overwrite=overwrite, on_progress=bar.update, start_method="fork"
+            )
     except ValueError as error:
         print(f"error: {error}")
         return 2

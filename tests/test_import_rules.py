@@ -56,7 +56,7 @@ def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def is_allowed(layer: str, target: str) -> bool:
-    if target in CORE or (target == "padding" and layer in METHODS):
+    if target in CORE or (target == "padding" and layer in (*METHODS, "datasets")):
         return True
     for rule in ALLOWED[layer]:
         if rule.endswith("#root"):

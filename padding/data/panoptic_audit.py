@@ -4,10 +4,7 @@
 The audit answers one question: does anything that will be trained on show an unseen class?
 """
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,6 +16,7 @@ from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
 from padding.data.panoptic_png import IGNORE_LABEL, LabelResult, LabelTask, label_problems, write_labels
+from padding.data.worker_pool import worker_pool
 
 # Tasks handed to the pool at a time: bounds the memory, long enough to keep the workers busy.
 _BATCH = 256
@@ -138,17 +136,10 @@ def map_tasks(function: Callable[[LabelTask], T], tasks: Iterable[LabelTask], *,
     if num_workers <= 1:
         yield from map(function, tasks)
         return
-    # The workers run only numpy and Pillow, so forking is safe and saves importing torch in each of them.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
     waiting = iter(tasks)
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_leave_interrupts_to_parent) as pool:
+    with worker_pool(num_workers) as pool:
         while batch := list(islice(waiting, _BATCH)):
             yield from pool.map(function, batch, chunksize=8)
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _strays(expected: set[Path]) -> list[str]:

@@ -22,10 +22,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from pycocotools import mask as mask_util
 from padding.data.class_embeddings import save_class_embeddings
 from padding.data.shapes_classes import COARSE_NAMES, SPLITS, ShapesConfig, class_table, embed_classes, shapes_split
 from padding.data.shapes_render import RenderedImage, render_image
+from padding.data.worker_pool import worker_pool
 
 __all__ = ["FOLDER", "GENERATOR_VERSION", "IMAGE_FOLDERS", "file_digest", "write_shapes"]
 
@@ -57,6 +57,7 @@ def write_shapes(
     num_workers: int = 0,
     overwrite: bool = False,
     on_progress: Callable[[int], None] | None = None,
+    start_method: str = "forkserver",
 ) -> dict[str, Any]:
     """Write the data set to ``<root>/shapes``, or complete what is there.
 
@@ -70,6 +71,7 @@ def write_shapes(
         num_workers: processes; 0 and 1 stay in this one. The bytes do not depend on it.
         overwrite: replace a data set made with other parameters.
         on_progress: called with the number of images just finished.
+        start_method: of the processes, see ``padding.data.worker_pool.worker_pool``.
 
     Returns:
         The manifest, with ``rendered`` added: how many images were not there before.
@@ -89,7 +91,7 @@ def write_shapes(
     _write_atomic(folder / "manifest.json", _json_bytes({**manifest, "complete": False}, indent=2))
 
     rendered = 0
-    for count, new in _run_jobs(folder, config, num_workers):
+    for count, new in _run_jobs(folder, config, num_workers, start_method):
         rendered += new
         if on_progress is not None:
             on_progress(count)
@@ -161,25 +163,19 @@ def _jobs(config: ShapesConfig) -> Iterator[tuple[str, int, int]]:
             yield split, start, min(start + _CHUNK, config.count(split))
 
 
-def _run_jobs(folder: Path, config: ShapesConfig, num_workers: int) -> Iterator[tuple[int, int]]:
+def _run_jobs(folder: Path, config: ShapesConfig, num_workers: int, start_method: str) -> Iterator[tuple[int, int]]:
     """Numbers of images finished and of images rendered, per job in the order of completion."""
     if num_workers <= 1:
         for job in _jobs(config):
             yield _write_chunk(folder, config, *job)
         return
-    # A forked worker starts at once; a spawned one first spends seconds on importing torch.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context(method), _start_worker)
-    try:
+    with worker_pool(num_workers, start_method) as pool:
         futures = [pool.submit(_write_chunk, folder, config, *job) for job in _jobs(config)]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _records_path(folder: Path, split: str, start: int) -> Path:

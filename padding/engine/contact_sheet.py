@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of panoptic results side by side: image, truth, prediction, one row per image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
+
+from padding.engine.random_state import preserved_random_state
 
 __all__ = ["SheetRow", "draw_contact_sheet", "draw_panoptic"]
 
@@ -22,14 +24,14 @@ class SheetRow(NamedTuple):
     """One image of the sheet."""
 
     image: npt.NDArray[np.uint8]  # (h, w, 3) RGB
-    truth: tuple[npt.NDArray[Any], Sequence[dict[str, Any]]]  # (h, w) segment ids, segments with contiguous ids
-    prediction: tuple[npt.NDArray[Any], Sequence[dict[str, Any]]]
+    truth: tuple[npt.NDArray[Any], Sequence[Mapping[str, Any]]]  # (h, w) segment ids, segments with contiguous ids
+    prediction: tuple[npt.NDArray[Any], Sequence[Mapping[str, Any]]]
 
 
 def draw_panoptic(
     image: npt.NDArray[np.uint8],
     segment_ids: npt.NDArray[Any],
-    segments: Sequence[dict[str, Any]],
+    segments: Sequence[Mapping[str, Any]],
     metadata: Metadata,
     *,
     scale: float = 1.0,
@@ -47,21 +49,32 @@ def draw_panoptic(
         (h * scale, w * scale, 3) uint8, RGB.
     """
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-    enlarged = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    enlarged = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
     ids = cv2.resize(np.ascontiguousarray(segment_ids).astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
-    canvas = Visualizer(enlarged, metadata=metadata)
     if not segments:  # an empty list makes the visualizer blend the whole image with nothing
         return enlarged
     infos = [{key: s[key] for key in ("id", "category_id", "isthing")} for s in segments]
-    return canvas.draw_panoptic_seg(torch.from_numpy(ids), infos, alpha=0.55).get_image()
+    with preserved_random_state(with_cuda=False):
+        np.random.seed(0)  # noqa: NPY002  (the visualizer jitters colours by the global state; equal input, equal picture)
+        canvas = Visualizer(enlarged, metadata=metadata)
+        return canvas.draw_panoptic_seg(torch.from_numpy(ids), infos, alpha=0.55).get_image()
 
 
-def _header(titles: Sequence[str], width: int) -> npt.NDArray[np.uint8]:
-    strip = np.full((HEADER_PX, width * len(titles) + GAP_PX * (len(titles) - 1), 3), 255, np.uint8)
-    for column, title in enumerate(titles):
-        position = (column * (width + GAP_PX) + 6, HEADER_PX - 11)
+def _header(titles: Sequence[str], width: int, panels: int) -> npt.NDArray[np.uint8]:
+    step = width + GAP_PX
+    strip = np.full((HEADER_PX, step * len(titles) * panels - GAP_PX, 3), 255, np.uint8)
+    for column, title in enumerate([*titles] * panels):
+        position = (column * step + 6, HEADER_PX - 11)
         cv2.putText(strip, title, position, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (40, 40, 40), 1, cv2.LINE_AA)
     return strip
+
+
+def _joined(parts: Sequence[npt.NDArray[np.uint8]], axis: int) -> npt.NDArray[np.uint8]:
+    """Concatenate along an axis with white gaps between the parts."""
+    shape = list(parts[0].shape)
+    shape[axis] = GAP_PX
+    gap = np.full(shape, 255, np.uint8)
+    return np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=axis)
 
 
 def draw_contact_sheet(
@@ -70,7 +83,8 @@ def draw_contact_sheet(
     metadata: Metadata,
     *,
     scale: float = 1.0,
-    titles: Sequence[str] = ("image", "truth (* never seen in training)", "prediction"),
+    panels: int = 1,
+    titles: Sequence[str] = ("image", "truth (* unseen in training)", "prediction"),
 ) -> None:
     """Write image, truth and prediction of several images of one size as one picture.
 
@@ -79,26 +93,22 @@ def draw_contact_sheet(
         rows: the images, all of the same size.
         metadata: class names and colours.
         scale: enlargement of each image.
+        panels: images side by side, each with its three pictures; the last ones are left out if they fill no line.
         titles: headings of the three columns.
 
     Raises:
-        ValueError: without rows, or if the file cannot be written.
+        ValueError: with too few images for one line, or if the file cannot be written.
     """
-    if not rows:
-        raise ValueError("a contact sheet needs at least one image")
-    strips = []
-    for row in rows:
+    if len(rows) < panels:
+        raise ValueError(f"a contact sheet with {panels} panels needs at least that many images, got {len(rows)}")
+    cells = []
+    for row in rows[: len(rows) // panels * panels]:
         size = (round(row.image.shape[1] * scale), round(row.image.shape[0] * scale))
-        plain = cv2.resize(row.image, size, interpolation=cv2.INTER_CUBIC)
-        cells = [
-            plain,
-            *(draw_panoptic(row.image, *part, metadata, scale=scale) for part in (row.truth, row.prediction)),
-        ]
-        gap = np.full((size[1], GAP_PX, 3), 255, np.uint8)
-        strips.append(np.concatenate([cells[0], gap, cells[1], gap, cells[2]], axis=1))
-    between = np.full((GAP_PX, strips[0].shape[1], 3), 255, np.uint8)
-    stacked = [part for strip in strips for part in (strip, between)][:-1]
-    sheet = np.concatenate([_header(titles, size[0]), *stacked])
+        plain = np.asarray(cv2.resize(row.image, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+        drawn = (draw_panoptic(row.image, *part, metadata, scale=scale) for part in (row.truth, row.prediction))
+        cells.append(_joined([plain, *drawn], axis=1))
+    lines = [_joined(cells[i : i + panels], axis=1) for i in range(0, len(cells), panels)]
+    sheet = np.concatenate([_header(titles, size[0], panels), _joined(lines, axis=0)])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), sheet[:, :, ::-1]):

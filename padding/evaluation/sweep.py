@@ -51,7 +51,10 @@ class GroundTruth(Protocol):
     """What the sweep asks of a ground truth; ``panoptic.PanopticGroundTruth`` has it."""
 
     groups: ClassGroups
-    image_ids: Sequence[Any]
+
+    @property
+    def image_ids(self) -> Sequence[Any]:
+        """All annotated images, sorted."""
 
     def read(self, image_id: Any) -> tuple[npt.NDArray[Any], list[dict[str, Any]]]:
         """(h, w) segment ids and segments with contiguous category ids."""
