@@ -13,7 +13,9 @@ DOCUMENT = {
     "images": [{"id": 12345, "f": -1.5e-3}, {"id": 2, "nested": [[1, 2], {"a": None}]}],
     "numbers": [1, 22, 333, 4444],
     "nothing": [],
-    "annotations": [{"segments_info": [{"id": i, "iscrowd": i % 2} for i in range(5)], "image_id": k} for k in range(7)],
+    "annotations": [
+        {"segments_info": [{"id": i, "iscrowd": i % 2} for i in range(5)], "image_id": k} for k in range(7)
+    ],
     "flag": True,
     "last": 987654,
 }
