@@ -374,12 +374,14 @@ class SegmentCropMapper(Mapper):
         return sample
 
     def _crop(self, image: npt.NDArray[np.uint8], centre: tuple[float, float]) -> npt.NDArray[np.uint8]:
-        """Window of the crop size about the centre, moved inside the image where that is large enough."""
-        side = self.crop_size
-        top, left = (
-            int(np.clip(round(c - side / 2), 0, max(0, n - side))) for c, n in zip(centre, image.shape[:2], strict=True)
-        )
-        return targets.pad_to_size(image[top : top + side, left : left + side], (side, side), self.image_pad_value)
+        """Window of the crop size about the centre; what lies outside the image is padding.
+
+        Moved inside the image instead, a window near the border would show its neighbours in the middle.
+        """
+        side, half = self.crop_size, self.crop_size // 2
+        padded = np.pad(image, ((half, side - half), (half, side - half), (0, 0)), constant_values=self.image_pad_value)
+        top, left = (int(np.clip(round(c), 0, n)) for c, n in zip(centre, image.shape[:2], strict=True))
+        return padded[top : top + side, left : left + side]
 
 
 def _read_segment_index(sample: Mapping[str, Any], size: tuple[int, int]) -> targets.LabelMap:

@@ -214,11 +214,21 @@ def test_segment_crops_show_their_class(tiny: TinyPanoptic) -> None:
     assert labels == {0, 2, 3, 4}  # the tower, class 1, is a crowd
 
 
-def test_segment_crop_larger_than_the_image_is_padded(tiny: TinyPanoptic) -> None:
-    sample = build_mapper(config("segment_crops", SEGMENT_CROP_SIZE=80), is_train=True)(entries_of(tiny)[0])
-    assert sample is not None
-    assert (sample["image"][:, 64:] == 128).all()
-    assert (sample["image"][:, :64] != 128).any()
+@pytest.mark.parametrize("size", [16, 80])
+def test_segment_crop_has_its_segment_in_the_middle(tiny: TinyPanoptic, size: int) -> None:
+    mapper = build_mapper(config("segment_crops", SEGMENT_CROP_SIZE=size, RANDOM_FLIP="none"), is_train=True)
+    entry = entries_of(tiny)[1]
+    padded = 0
+    for seed in range(20):
+        np.random.seed(seed)
+        sample = mapper(entry)
+        assert sample is not None
+        assert sample["image"].shape == (3, size, size)
+        colour = torch.tensor(tiny.class_split.colors[sample["label"]])
+        middle = sample["image"][:, size // 2, size // 2].int()
+        assert (middle - colour).abs().amax() < 48, "also near the border, where the rest of the window is padding"
+        padded += int((sample["image"] == 128).all(0).any())
+    assert padded > 0
 
 
 def test_segment_crop_of_an_image_without_segments_is_none(tiny: TinyPanoptic) -> None:
