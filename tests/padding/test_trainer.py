@@ -142,6 +142,21 @@ def test_each_optimiser_follows_its_own_solver_node(padding_cfg: MakeCfg) -> Non
     assert [lines[i]["lr_classifier"] for i in range(3)] == pytest.approx([0.0, 2.5e-4, 5e-4])
 
 
+@pytest.mark.parametrize("bank", [False, True])
+def test_mixed_precision_stays_close(padding_cfg: MakeCfg, tmp_path: Path, bank: bool) -> None:
+    first = {}
+    for amp in (False, True):
+        cfg = padding_cfg(
+            *(*QUIET, "SOLVER.AMP.ENABLED", amp, "SOLVER.MAX_ITER", 1, "MODEL.PADING.FEATURE_BANK.ENABLED", bank),
+            *("OUTPUT_DIR", str(tmp_path / str(amp))),
+        )
+        trainer = train(cfg)
+        assert all(value.dtype == torch.float32 for value in new_parameters(trainer).values())
+        first[amp] = logged(cfg)[0]
+    for name in ("loss_mmd", "loss_relation", "loss_classifier"):
+        assert first[True][name] == pytest.approx(first[False][name], rel=0.1)
+
+
 def test_projection_trains_the_classifier_alone(padding_cfg: MakeCfg) -> None:
     cfg = padding_cfg("MODEL.PADING.METHOD", "projection")
     trainer = train(cfg)
