@@ -251,7 +251,9 @@ def shortfalls(metrics: dict[str, Any], preset: Preset) -> list[str]:
     floors = {"PQ_seen": preset.least_seen_pq, "PQ_unseen": preset.least_unseen_pq, "PQ_hm": preset.least_hm}
     means = {key: statistics.mean(entry[key] for entry in runs) for key in floors}
     return [
-        f"{key} is {means[key]:.1f}, expected at least {floor:g}" for key, floor in floors.items() if means[key] < floor
+        f"{key} is {means[key]:.1f}, expected at least {floor:g}"
+        for key, floor in floors.items()
+        if not means[key] >= floor  # a NaN misses it too
     ]
 
 

@@ -42,6 +42,14 @@ def test_whole_run_and_second_call(
     again = json.loads((tmp_path / "metrics.json").read_text())
     assert again["panoptic_seg"] == metrics["panoptic_seg"]
 
+    # The command line of the sweep reports the same numbers.
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    options = ["MODEL.WEIGHTS", str(tmp_path / "pading_seed0/model_final.pth")]
+    swept = seen_bias.main(["--config-file", shapes_zsp.SECOND_STAGE, "--output", str(tmp_path / "swept"), *options])
+    assert swept["PQ"]["AUSUC"] == pytest.approx(metrics["panoptic_seg"]["AUSUC"])
+    assert json.loads((tmp_path / "swept/seen_unseen_curve.json").read_text())["PQ"] == swept["PQ"]
+    assert (tmp_path / "swept/seen_unseen_curve.png").stat().st_size > 0
+
 
 def test_table_shows_each_row_with_and_without_gamma() -> None:
     lines = shapes_zsp.table({"PADing": [ROW, ROW]}).splitlines()
