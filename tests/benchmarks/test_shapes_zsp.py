@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import shapes_zsp
+from padding import seen_bias
 
 ROW = {
     "panoptic_seg": {f"{q}_{g}": 10.0 for q in ("PQ", "SQ", "RQ") for g in ("seen", "unseen", "hm")},
