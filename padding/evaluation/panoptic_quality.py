@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PanopticQuality", "PanopticScores"]
+__all__ = [
+    "FORGIVEN_FRAC",
+    "MATCH_IOU",
+    "PanopticQuality",
+    "PanopticScores",
+    "ground_truth_area",
+    "on_own_crowd",
+    "overlap_table",
+    "segment_columns",
+]
 
 VOID_ID = 0  # reserved by the COCO panoptic format in ground truth and predictions alike
 MATCH_IOU = 0.5  # exclusive: above it a match is unique, which is why no assignment problem arises
@@ -84,13 +93,13 @@ class PanopticQuality:
         """
         if pred_map.shape != gt_map.shape:
             raise ValueError(f"prediction has shape {pred_map.shape}, ground truth {gt_map.shape}; both must be equal")
-        gt_ids, gt_class = self._columns(gt_segments, "ground truth")
-        pred_ids, pred_class = self._columns(pred_segments, "prediction")
-        overlap = _overlap_table(gt_map, pred_map, gt_ids, pred_ids)  # (G+1, N+1), row 0 void, column 0 unlabelled
+        gt_ids, gt_class = segment_columns(gt_segments, self.num_classes, "ground truth")
+        pred_ids, pred_class = segment_columns(pred_segments, self.num_classes, "prediction")
+        overlap = overlap_table(gt_map, pred_map, gt_ids, pred_ids)  # (G+1, N+1), row 0 void, column 0 unlabelled
         pred_area = overlap.sum(axis=0)[1:]
         if not pred_area.all():
             raise ValueError(f"predicted segments {pred_ids[pred_area == 0].tolist()} have no pixel; leave them out")
-        gt_area = _ground_truth_area(gt_segments, overlap)
+        gt_area = ground_truth_area(gt_segments, overlap)
         crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in gt_segments], dtype=bool)
 
         shared, on_void = overlap[1:, 1:], overlap[0, 1:]
@@ -99,7 +108,7 @@ class PanopticQuality:
         iou = np.divide(shared, union, out=np.zeros(shared.shape), where=comparable)
         matched = iou > MATCH_IOU
         gt_row, pred_column = np.nonzero(matched)
-        forgiven_pixels = on_void + _on_own_crowd(shared, gt_class, pred_class, crowd)
+        forgiven_pixels = on_void + on_own_crowd(shared, gt_class, pred_class, crowd)
         false_alarm = ~matched.any(axis=0) & (forgiven_pixels / pred_area <= FORGIVEN_FRAC)
 
         self.tp += self._count(gt_class[gt_row])
@@ -139,24 +148,34 @@ class PanopticQuality:
     def _count(self, classes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.bincount(classes, minlength=self.num_classes)
 
-    def _columns(
-        self, segments: Sequence[Mapping[str, Any]], source: str
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Ids and checked categories of a segment list, (G,) or (N,) int64 each."""
-        ids = np.array([segment["id"] for segment in segments], dtype=np.int64)
-        classes = np.array([segment["category_id"] for segment in segments], dtype=np.int64)
-        unknown = (classes < 0) | (classes >= self.num_classes)
-        if unknown.any():
-            raise ValueError(
-                f"{source}: segments {ids[unknown].tolist()} have category_id {classes[unknown].tolist()}; expected "
-                f"contiguous ids 0..{self.num_classes - 1}"
-            )
-        if np.unique(ids).size != ids.size or (ids <= VOID_ID).any():
-            raise ValueError(f"{source}: segment ids {ids.tolist()} must be unique and above {VOID_ID}, which is void")
-        return ids, classes
+
+def segment_columns(
+    segments: Sequence[Mapping[str, Any]], num_classes: int, source: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Ids and checked categories of a segment list, (G,) or (N,) int64 each.
+
+    Args:
+        segments: ``{id, category_id}`` each.
+        num_classes: K; categories are contiguous.
+        source: named in errors.
+
+    Raises:
+        ValueError: if a category is unknown, or an id is void or not unique.
+    """
+    ids = np.array([segment["id"] for segment in segments], dtype=np.int64)
+    classes = np.array([segment["category_id"] for segment in segments], dtype=np.int64)
+    unknown = (classes < 0) | (classes >= num_classes)
+    if unknown.any():
+        raise ValueError(
+            f"{source}: segments {ids[unknown].tolist()} have category_id {classes[unknown].tolist()}; expected "
+            f"contiguous ids 0..{num_classes - 1}"
+        )
+    if np.unique(ids).size != ids.size or (ids <= VOID_ID).any():
+        raise ValueError(f"{source}: segment ids {ids.tolist()} must be unique and above {VOID_ID}, which is void")
+    return ids, classes
 
 
-def _overlap_table(
+def overlap_table(
     gt_map: npt.NDArray[np.integer],
     pred_map: npt.NDArray[np.integer],
     gt_ids: npt.NDArray[np.int64],
@@ -203,12 +222,13 @@ def _positions(values: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], source
     return target[slot]
 
 
-def _ground_truth_area(segments: Sequence[Mapping[str, Any]], overlap: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def ground_truth_area(segments: Sequence[Mapping[str, Any]], overlap: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Area of each ground-truth segment, (G,) int64: as given, otherwise counted in the (G+1, N+1) overlap table."""
     counted = overlap.sum(axis=1)[1:]
     return np.array([segment.get("area", pixels) for segment, pixels in zip(segments, counted, strict=True)], np.int64)
 
 
-def _on_own_crowd(
+def on_own_crowd(
     shared: npt.NDArray[np.int64],
     gt_class: npt.NDArray[np.int64],
     pred_class: npt.NDArray[np.int64],
