@@ -147,6 +147,8 @@ def _as_color(value: Sequence[int]) -> tuple[int, int, int]:
 def read_name_list(path: str | Path) -> tuple[str, ...]:
     """Names from a text file, one per line; lines starting with ``#`` and empty lines are skipped.
 
+    A line with tabs is a row of a table, such as ``coco_stuff_171.tsv``; its last column is the name.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file names nothing, or a name twice.
@@ -157,7 +159,7 @@ def read_name_list(path: str | Path) -> tuple[str, ...]:
             f"{path}: no such list of class names; the lists shipped with the project lie in {splits_dir()}"
         )
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    names = tuple(line for line in lines if line and not line.startswith("#"))
+    names = tuple(line.rpartition("\t")[2] for line in lines if line and not line.startswith("#"))
     if not names:
         raise ValueError(f"{path}: holds no name; write one class name per line")
     repeated = [name for name, count in Counter(names).items() if count > 1]

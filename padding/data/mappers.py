@@ -203,19 +203,28 @@ class SemanticMapper(Mapper):
     """Semantic label map ``sem_seg`` (H, W) int64 and, if asked for, one mask per class as ``instances``.
 
     Labels come from the panoptic PNG where the entry has one (its segments are in the label space of the data set),
-    else from ``sem_seg_file_name``.
+    else from ``sem_seg_file_name``, whose values the metadata may renumber (``sem_seg_label_map``).
     """
 
     default_augmentation = "crop"
 
     @configurable
-    def __init__(self, *, num_classes: int, ignore_label: int, with_masks: bool, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        ignore_label: int,
+        with_masks: bool,
+        label_map: Mapping[int, int] | None = None,
+        **settings: Any,
+    ) -> None:
         """Add to the settings of ``Mapper``.
 
         Args:
             num_classes: K; labels are 0 to K - 1.
             ignore_label: label of void.
             with_masks: whether samples carry ``instances``.
+            label_map: value in the semantic PNG -> label; None keeps the values.
             settings: see ``Mapper``.
 
         Raises:
@@ -230,17 +239,20 @@ class SemanticMapper(Mapper):
         self.num_classes = num_classes
         self.ignore_label = self.label_pad = ignore_label
         self.with_masks = with_masks
+        self.label_map = label_map
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
         """Settings for the first training set, or the first test set when not training."""
         dataset_name = (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)[0]
-        ignore_label = getattr(MetadataCatalog.get(dataset_name), "ignore_label", IGNORE_LABEL)
+        metadata = MetadataCatalog.get(dataset_name)
+        ignore_label = getattr(metadata, "ignore_label", IGNORE_LABEL)
         return {
             **cls._base_arguments(cfg, is_train, ignore_label),
             "num_classes": class_split_of(dataset_name).num_classes,
             "ignore_label": ignore_label,
             "with_masks": cfg.INPUT.SEMANTIC_MASKS,
+            "label_map": getattr(metadata, "sem_seg_label_map", None),
         }
 
     def read_labels(self, sample: Mapping[str, Any], size: tuple[int, int]) -> Labels:
@@ -251,6 +263,8 @@ class SemanticMapper(Mapper):
         path = _required(sample, "sem_seg_file_name")
         labels = targets.read_label_map(path)
         targets.check_size(path, labels.shape, {"height": size[0], "width": size[1]})
+        if self.label_map is not None:
+            labels = targets.translate_labels(labels, self.label_map, path=path)
         targets.check_label_range(labels, num_classes=self.num_classes, ignore_label=self.ignore_label, path=path)
         return labels, None
 

@@ -24,6 +24,7 @@ _SHOWN = 5
 _BAR: dict[str, Any] = {"unit": "img", "mininterval": 1.0, "dynamic_ncols": True}
 
 T = TypeVar("T")
+Task = TypeVar("Task")
 
 
 @dataclass
@@ -131,7 +132,7 @@ def check_all_labels(
     return len(expected), problems
 
 
-def map_tasks(function: Callable[[LabelTask], T], tasks: Iterable[LabelTask], *, num_workers: int) -> Iterator[T]:
+def map_tasks(function: Callable[[Task], T], tasks: Iterable[Task], *, num_workers: int) -> Iterator[T]:
     """`map` in order with a bounded pool of processes, closed in every case."""
     if num_workers <= 1:
         yield from map(function, tasks)

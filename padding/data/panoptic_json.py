@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from padding.data.class_split import ClassSplit
 from padding.data.sample import DatasetDict, SegmentInfo
 
-__all__ = ["UnseenPolicy", "load_panoptic", "read_json"]
+__all__ = ["UnseenPolicy", "check_files", "load_panoptic", "names_outside", "read_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def read_json(path: str | Path, *, required: Iterable[str] = (), cure: str = "")
         ) from error
     missing = [key for key in required if not isinstance(content, dict) or key not in content]
     if missing:
-        raise ValueError(f"{path}: lacks {missing}, which a COCO panoptic file holds. {cure}".rstrip())
+        raise ValueError(f"{path}: lacks {missing}, which this kind of COCO file holds. {cure}".rstrip())
     return content
 
 
@@ -94,7 +94,7 @@ def load_panoptic(
     allowed = class_split.contiguous_id
     if seen_only:
         allowed = {key: i for key, i in allowed.items() if i not in class_split.unseen_ids}
-    outside = _names_outside(content["categories"], class_split, allowed, panoptic_json)
+    outside = names_outside(content["categories"], class_split, allowed, panoptic_json)
     annotations = _annotations_by_image(content, panoptic_json)
     reader = _SegmentReader(allowed, class_split.thing_ids, outside, unseen_policy, str(panoptic_json))
     entries: list[DatasetDict] = []
@@ -115,8 +115,8 @@ def load_panoptic(
         if sem_seg_root:
             entry["sem_seg_file_name"] = os.path.join(sem_seg_root, name)  # noqa: PTH118
         entries.append(entry)
-    _check_files(image_root, [entry["file_name"] for entry in entries], cure)
-    _check_files(panoptic_root, [entry["pan_seg_file_name"] for entry in entries], cure)
+    check_files(image_root, [entry["file_name"] for entry in entries], cure)
+    check_files(panoptic_root, [entry["pan_seg_file_name"] for entry in entries], cure)
     reader.log_summary(kept=len(entries), total=len(content["images"]))
     return entries
 
@@ -189,7 +189,7 @@ class _SegmentReader:
             logger.info("%s: %d segments of unseen classes count as void", self.json_name, self.num_voided)
 
 
-def _names_outside(
+def names_outside(
     categories: Iterable[Mapping[str, Any]],
     class_split: ClassSplit,
     allowed: Mapping[int, int],
@@ -221,8 +221,11 @@ def _annotations_by_image(content: Mapping[str, Any], json_name: str | Path) -> 
     return annotations
 
 
-def _check_files(root: str | Path, paths: list[str], cure: str) -> None:
-    """One listing of the folder instead of one system call per file: a network drive answers in time."""
+def check_files(root: str | Path, paths: list[str], cure: str) -> None:
+    """Raise a FileNotFoundError naming the first of the paths that does not exist.
+
+    One listing of the folder instead of one system call per file: a network drive answers in time.
+    """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. {cure}".rstrip())

@@ -151,8 +151,8 @@ def write_labels(task: LabelTask) -> LabelResult:
     labels = semantic_labels(ids, task)
     # The semantic PNG goes last: where it stands, the masked one stands too.
     if task.masked_file is not None:
-        _save_png(_mask_ids(ids, task.ignored_ids), task.masked_file)
-    _save_png(labels, task.semantic_file)
+        save_png(_mask_ids(ids, task.ignored_ids), task.masked_file)
+    save_png(labels, task.semantic_file)
     return LabelResult(True, np.bincount(labels.ravel(), minlength=256))
 
 
@@ -231,7 +231,7 @@ def _mask_ids(ids: npt.NDArray[np.int32], ignored_ids: tuple[int, ...]) -> npt.N
     return np.stack([kept & 255, (kept >> 8) & 255, kept >> 16], axis=-1).astype(np.uint8)
 
 
-def _save_png(array: npt.NDArray[np.uint8], path: Path) -> None:
+def save_png(array: npt.NDArray[np.uint8], path: Path) -> None:
     """Write under a temporary name, then rename: a killed process leaves no half file under the final name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

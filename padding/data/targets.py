@@ -36,6 +36,7 @@ __all__ = [
     "segment_index_map",
     "semantic_labels",
     "transform_labels",
+    "translate_labels",
 ]
 
 _NUM_IDS = 1 << 24  # three bytes of a PNG
@@ -115,6 +116,35 @@ def check_label_range(labels: LabelMap, *, num_classes: int, ignore_label: int, 
             f"{path}: holds the label {', '.join(map(str, wrong[:5]))}, but the data set has {num_classes} classes "
             f"(0 to {num_classes - 1}) and the ignore label {ignore_label}; convert the labels, or register all classes"
         )
+
+
+def translate_labels(
+    labels: LabelMap, label_map: Mapping[int, int], *, path: str | Path
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """Renumber a label map.
+
+    Args:
+        labels: (h, w) uint8 or uint16, as in the file.
+        label_map: value in the file -> label returned, 0 to 65535.
+        path: the file, for the message.
+
+    Returns:
+        (h, w) uint8, or uint16 where a label is larger.
+
+    Raises:
+        ValueError: the file holds a value that the map does not.
+    """
+    found = np.flatnonzero(_value_counts(labels))
+    unknown = [int(value) for value in found if int(value) not in label_map]
+    if unknown:
+        raise ValueError(
+            f"{path}: holds the values {unknown[:5]}, which the sem_seg_label_map of the data set does not translate; "
+            "correct the file, or register the set with a complete map"
+        )
+    translated = [label_map[int(value)] for value in found]
+    table = np.zeros(int(np.iinfo(labels.dtype).max) + 1, np.uint8 if max(translated) <= 255 else np.uint16)
+    table[found] = translated
+    return table[labels]
 
 
 def _value_counts(labels: LabelMap) -> npt.NDArray[np.float32]:

@@ -43,6 +43,11 @@ class ClassGroups:
         """Data-set id to contiguous id."""
         return {dataset_id: index for index, dataset_id in enumerate(self.dataset_ids)}
 
+    @property
+    def counted_ids(self) -> frozenset[int]:
+        """Classes of the two groups; others (a ``subset`` left them out) are void in the ground truth."""
+        return frozenset((*self.seen_ids, *self.unseen_ids))
+
     def subset(self, class_ids: frozenset[int]) -> "ClassGroups":
         """The same classes and ids, with the groups narrowed to ``class_ids`` (e.g. to the things)."""
         return ClassGroups(
@@ -62,13 +67,16 @@ class ClassGroups:
 
         Args:
             metadata: Detectron2 ``Metadata`` with ``class_split``, or with ``stuff_classes`` or ``thing_classes``.
+                ``evaluated_ids``, where given, are the only classes that count (contiguous ids).
 
         Raises:
             ValueError: if the metadata names no classes.
         """
         split = metadata.get("class_split")
         if split is not None:
-            return cls(split.names, split.seen_ids, split.unseen_ids, split.thing_ids, split.dataset_ids)
+            groups = cls(split.names, split.seen_ids, split.unseen_ids, split.thing_ids, split.dataset_ids)
+            evaluated = metadata.get("evaluated_ids")
+            return groups if evaluated is None else groups.subset(frozenset(evaluated))
         names = tuple(metadata.get("stuff_classes") or metadata.get("thing_classes") or ())
         if not names:
             raise ValueError(

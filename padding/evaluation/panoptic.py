@@ -84,8 +84,8 @@ class PanopticGroundTruth:
         """Ground truth of one image.
 
         Returns:
-            The (h, w) uint32 segment ids, 0 = void, and the segments ``{id, category_id, iscrowd, area?}`` with
-            contiguous category ids.
+            The (h, w) uint32 segment ids, 0 = void or a class that does not count, and the segments
+            ``{id, category_id, iscrowd, area?}`` with contiguous category ids.
 
         Raises:
             ValueError: if the image is not annotated, its PNG is unreadable, or a category is unknown.
@@ -99,7 +99,12 @@ class PanopticGroundTruth:
                     f"{segment['category_id']} is not among the {self.groups.num_classes} classes of the data set"
                 )
             segments.append({**segment, "category_id": self._contiguous_id[segment["category_id"]]})
-        return read_panoptic_png(self.panoptic_root / annotation["file_name"]), segments
+        id_map = read_panoptic_png(self.panoptic_root / annotation["file_name"])
+        void = [segment["id"] for segment in segments if segment["category_id"] not in self.groups.counted_ids]
+        if void:
+            id_map = np.where(np.isin(id_map, void), 0, id_map).astype(np.uint32)
+            segments = [segment for segment in segments if segment["category_id"] in self.groups.counted_ids]
+        return id_map, segments
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -120,6 +125,11 @@ class PanopticEvaluator(DatasetEvaluator):
         if official and output_folder is None:
             raise ValueError("official=True writes the predictions for panopticapi: give an output_folder")
         self.truth = PanopticGroundTruth.of_dataset(dataset_name)
+        if official and len(self.truth.groups.counted_ids) < self.truth.groups.num_classes:
+            raise ValueError(
+                f"official=True counts the files of '{dataset_name}' as they are, in which seen classes are not void; "
+                "use it on the set of all classes"
+            )
         self._dataset_name = dataset_name
         self._output_folder = Path(output_folder) if output_folder is not None else None
         self._prediction_writer = (
@@ -202,7 +212,7 @@ def panoptic_results(scores: PanopticScores, groups: ClassGroups) -> dict[str, f
     per_class = _percent(scores)
     results = grouped_results(per_class, scores.present, groups)
     things = sorted(groups.thing_ids)
-    stuff = sorted(set(range(groups.num_classes)) - groups.thing_ids)
+    stuff = sorted(groups.counted_ids - groups.thing_ids)
     for name, values in per_class.items():
         # Two groups that are not seen and unseen, but averaged by the same rule.
         means = group_means(values, scores.present, things, stuff)

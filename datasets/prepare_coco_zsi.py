@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepare COCO 2014 for zero-shot instance segmentation, splits 48/17 and 65/15 (PADing, Tab. 5).
+
+    python datasets/prepare_coco_zsi.py                    # both splits, from <root>/annotations
+    python datasets/prepare_coco_zsi.py --split 65_15
+    python datasets/prepare_coco_zsi.py --check            # verify, write nothing
+
+Reads annotations/instances_{train,val}2014.json, writes three files a split to annotations/zsi. A finished file is not
+written again. Exit status: 0 done, 1 problems found, 2 input that cannot be used.
+"""
+
+import argparse
+import filecmp
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+if __name__ == "__main__":
+    # `python datasets/prepare_coco_zsi.py` puts datasets/ on the path, not the repository.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
+from padding.data.coco_instances import (
+    KINDS,
+    PUBLISHED_TRAIN_IMAGES,
+    Kind,
+    audit_instances,
+    filter_instances,
+    read_summary,
+)
+from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split
+from padding.data.panoptic_png import PreparationError
+
+_SHOWN_PROBLEMS = 20
+_TARGETS = {
+    "train": "instances_train2014_seen_{}.json",
+    "gzsi": "instances_val2014_gzsi_{}.json",
+    "unseen": "instances_val2014_unseen_{}.json",
+}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line; paths that are not given follow from --root."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
+    parser.add_argument("--root", type=Path, default=default_root, help="COCO folder (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder to write to (default: <root>/annotations/zsi)")
+    parser.add_argument("--split", choices=INSTANCE_SPLITS, action="append", help="default: both")
+    parser.add_argument("--any-count", action="store_true", help="do not compare with the published number of images")
+    parser.add_argument("--overwrite", action="store_true", help="write again although a result exists")
+    parser.add_argument("--check", action="store_true", help="verify prepared files and write nothing")
+    return parser.parse_args(arguments)
+
+
+def files(args: argparse.Namespace) -> Iterator[tuple[str, Kind, Path, Path]]:
+    """(split, kind, source, target) of every file."""
+    output = args.output or args.root / "annotations" / "zsi"
+    for name in args.split or INSTANCE_SPLITS:
+        for kind in KINDS:
+            subset = "train" if kind == "train" else "val"
+            source = args.root / "annotations" / f"instances_{subset}2014.json"
+            yield name, kind, source, output / _TARGETS[kind].format(name)
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Filter and audit; returns the exit status."""
+    problems = []
+    for name, kind, source, target in files(args):
+        split = coco_zsi_split(name)
+        expected = 0 if args.any_count else PUBLISHED_TRAIN_IMAGES.get(name, 0)
+        summary = filter_instances(source, target, split, kind=kind, expected_images=expected, overwrite=args.overwrite)
+        print("\n".join(summary.lines()))
+        if kind == "train":
+            problems += audit_instances(target, split)
+    for problem in problems:
+        print(f"LEAK: {problem}", file=sys.stderr)
+    if not problems:
+        print("no unseen class in what will be trained on")
+    return 1 if problems else 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Filter once more and compare, look up the images in the source; returns the exit status."""
+    problems = []
+    for name, kind, source, target in files(args):
+        split = coco_zsi_split(name)
+        summary = read_summary(target)
+        if summary is None:
+            problems.append(f"{target}: not prepared; run without --check.")
+            continue
+        print("\n".join(summary.lines()))
+        with tempfile.TemporaryDirectory() as folder:
+            again = Path(folder) / target.name
+            filter_instances(source, again, split, kind=kind)
+            if not filecmp.cmp(again, target, shallow=False):
+                problems.append(f"{target}: differs from what {source} gives; prepare again with --overwrite.")
+        if kind == "train":
+            problems += audit_instances(target, split, source=source)
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        print(f"problem: {problem}")
+    print(f"{len(problems)} problems" if problems else "checked: complete, as the source says, no unseen class")
+    return 1 if problems else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parse_arguments(arguments)
+    try:
+        return check(args) if args.check else prepare(args)
+    except PreparationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished files stay, the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Register one data set in one of three formats: COCO panoptic, semantic PNGs, COCO instances.
+
+Every set carries its label space in its metadata, as ``class_split``; a zero-shot training set is *narrow*, labelled
+with the seen classes alone, and a zero-shot (ZSL) test set counts unseen classes alone (PADing, Sec. 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from padding.data.class_split import ClassSplit
+from padding.data.instances_json import load_instances
+from padding.data.panoptic_json import UnseenPolicy, load_panoptic
+from padding.data.sample import IGNORE_LABEL, LABEL_DIVISOR, DatasetDict
+from padding.data.sem_seg_list import ImagePolicy, load_sem_seg
+
+__all__ = ["class_split_of", "register_instances", "register_panoptic", "register_sem_seg", "registered_names"]
+
+_registered: set[str] = set()
+
+
+def registered_names() -> tuple[str, ...]:
+    """Names registered by this project, sorted."""
+    return tuple(sorted(_registered))
+
+
+def class_split_of(dataset_name: str) -> ClassSplit:
+    """Label space of a registered data set.
+
+    Sets registered elsewhere (Detectron2's own, a user's) are described by their ``stuff_classes`` or
+    ``thing_classes``, everything seen.
+
+    Raises:
+        ValueError: the set is unknown or names no classes.
+    """
+    known = dataset_name in DatasetCatalog
+    metadata = MetadataCatalog.get(dataset_name) if known else None
+    split = getattr(metadata, "class_split", None)
+    if split is not None:
+        return split
+    things = tuple(getattr(metadata, "thing_classes", ()))
+    names = tuple(getattr(metadata, "stuff_classes", ())) or things
+    if not names:
+        why = "has no class names in its metadata" if known else f"is not registered; ours are {sorted(_registered)}"
+        raise ValueError(
+            f"data set '{dataset_name}' {why}. Call padding.data.catalog.register_all() or register your own"
+        )
+    is_thing = tuple(name in things for name in names)
+    return ClassSplit(names=names, is_thing=is_thing, dataset_ids=tuple(range(len(names))))
+
+
+def register_panoptic(  # noqa: PLR0913  (one argument per file or folder)
+    name: str,
+    *,
+    class_split: ClassSplit,
+    image_root: str | Path,
+    panoptic_root: str | Path,
+    panoptic_json: str | Path,
+    sem_seg_root: str | Path = "",
+    json_file: str | Path = "",
+    seen_only: bool = False,
+    unseen_policy: UnseenPolicy = "error",
+    evaluate_unseen_only: bool = False,
+    cure: str = "",
+) -> None:
+    """Register a data set in COCO panoptic format under ``name``; files are read when the set is first used.
+
+    Args:
+        name: new name; a set registered by this function earlier is replaced.
+        class_split: the label space of the set, for training usually ``split.seen_only()``.
+        image_root: folder of the images.
+        panoptic_root: folder of the PNGs with segment ids.
+        panoptic_json: COCO panoptic annotations.
+        sem_seg_root: folder of semantic PNGs whose values are the contiguous ids of ``class_split``; may be empty.
+        json_file: COCO instance annotations for instance evaluation; may be empty.
+        seen_only: no unseen class may appear though ``class_split`` holds some (training in a wide label space).
+        unseen_policy: see ``padding.data.panoptic_json.load_panoptic``.
+        evaluate_unseen_only: seen classes count as void in the evaluation (for MODEL.PADING.TEST.MODE "zsl").
+        cure: sentence for error messages: how the files are obtained.
+
+    Raises:
+        ValueError: ``name`` belongs to a data set that was registered by somebody else.
+    """
+    files = {
+        "image_root": str(image_root),
+        "panoptic_root": str(panoptic_root),
+        "panoptic_json": str(panoptic_json),
+        "sem_seg_root": str(sem_seg_root),
+    }
+    options = {"class_split": class_split, "seen_only": seen_only, "unseen_policy": unseen_policy, "cure": cure}
+    _register(
+        name,
+        partial(load_panoptic, **options, **files),  # type: ignore[arg-type]
+        class_split,
+        "coco_panoptic_seg",
+        unseen_only=evaluate_unseen_only,
+        json_file=str(json_file),
+        **files,
+    )
+
+
+def register_sem_seg(  # noqa: PLR0913  (one argument per file or folder)
+    name: str,
+    *,
+    class_split: ClassSplit,
+    image_root: str | Path,
+    sem_seg_root: str | Path,
+    image_list: str | Path,
+    label_map: Mapping[int, int] | None = None,
+    unseen_policy: ImagePolicy = "ignore_pixels",
+    evaluate_unseen_only: bool = False,
+    cure: str = "",
+) -> None:
+    """Register images with one semantic PNG each under ``name``; files are read when the set is first used.
+
+    Args:
+        name: new name; a set registered by this project earlier is replaced.
+        class_split: the label space of the set, for training usually ``split.seen_only()``.
+        image_root: folder of the images.
+        sem_seg_root: folder of index PNGs with the images' names.
+        image_list: JSON whose ``images`` are read, see ``padding.data.sem_seg_list.load_sem_seg``.
+        label_map: value in the PNG -> contiguous id of ``class_split`` or the ignore label 255; None: the values are
+            contiguous ids and 255 already.
+        unseen_policy: "ignore_pixels" (unseen pixels are 255 in the PNGs, or made so by ``label_map``) or
+            "drop_image" (images whose entry counts unseen pixels are left out).
+        evaluate_unseen_only: seen classes count as void in the evaluation (for MODEL.PADING.TEST.MODE "zsl").
+        cure: sentence for error messages: how the files are obtained.
+
+    Raises:
+        ValueError: ``name`` belongs to somebody else, or ``label_map`` leads outside the label space.
+    """
+    if label_map is not None:
+        outside = sorted({*label_map.values()} - {*range(class_split.num_classes), IGNORE_LABEL})
+        if outside:
+            raise ValueError(
+                f"data set '{name}': label_map leads to {outside[:5]}, but there are {class_split.num_classes} classes "
+                f"(0 to {class_split.num_classes - 1}) and the ignore label {IGNORE_LABEL}"
+            )
+    files = {"image_root": str(image_root), "sem_seg_root": str(sem_seg_root), "image_list": str(image_list)}
+    _register(
+        name,
+        partial(load_sem_seg, unseen_policy=unseen_policy, cure=cure, **files),
+        class_split,
+        "sem_seg",
+        unseen_only=evaluate_unseen_only,
+        label_map=label_map,
+        **files,
+    )
+
+
+def register_instances(
+    name: str,
+    *,
+    class_split: ClassSplit,
+    image_root: str | Path,
+    json_file: str | Path,
+    evaluate_unseen_only: bool = False,
+    cure: str = "",
+) -> None:
+    """Register a data set in COCO instance format under ``name``; files are read when the set is first used.
+
+    Args:
+        name: new name; a set registered by this project earlier is replaced.
+        class_split: the label space of the set, things only, for training usually ``split.seen_only()``.
+        image_root: folder of the images.
+        json_file: COCO instance annotations: polygons or run-length code.
+        evaluate_unseen_only: seen classes are left out of the evaluation (for MODEL.PADING.TEST.MODE "zsl").
+        cure: sentence for error messages: how the files are obtained.
+
+    Raises:
+        ValueError: ``name`` belongs to somebody else, or a class is stuff.
+    """
+    stuff = [class_name for class_name, thing in zip(class_split.names, class_split.is_thing, strict=True) if not thing]
+    if stuff:
+        raise ValueError(f"data set '{name}': instances of stuff {stuff[:5]}; restrict the class_split to its things")
+    files = {"image_root": str(image_root), "json_file": str(json_file)}
+    _register(
+        name,
+        partial(load_instances, class_split=class_split, cure=cure, **files),
+        class_split,
+        "coco_instance",
+        unseen_only=evaluate_unseen_only,
+        **files,
+    )
+
+
+def _register(
+    name: str,
+    loader: Callable[[], list[DatasetDict]],
+    class_split: ClassSplit,
+    evaluator_type: str,
+    *,
+    unseen_only: bool,
+    label_map: Mapping[int, int] | None = None,
+    **files: str,
+) -> None:
+    """Put loader and metadata into Detectron2's catalogs, replacing what this project put there before."""
+    if name in DatasetCatalog:
+        if name not in _registered:
+            raise ValueError(f"a data set '{name}' is registered already, not by this project; choose another name")
+        DatasetCatalog.remove(name)
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)  # a metadata field accepts one value only, so another root needs a new object
+    DatasetCatalog.register(name, loader)
+    thing_ids = {key: i for key, i in class_split.contiguous_id.items() if i in class_split.thing_ids}
+    metadata = MetadataCatalog.get(name).set(
+        class_split=class_split,
+        # One numbering for things and stuff: Detectron2's Visualizer then needs every name in both lists.
+        thing_classes=list(class_split.names),
+        stuff_classes=list(class_split.names),
+        thing_colors=list(class_split.colors),
+        stuff_colors=list(class_split.colors),
+        thing_dataset_id_to_contiguous_id=thing_ids,
+        stuff_dataset_id_to_contiguous_id=dict(class_split.contiguous_id),
+        ignore_label=IGNORE_LABEL,
+        label_divisor=LABEL_DIVISOR,
+        evaluator_type=evaluator_type,
+        **files,
+    )
+    if unseen_only:
+        metadata.set(evaluated_ids=class_split.unseen_ids)
+        label_map = _only_unseen(label_map, class_split)
+    if label_map is not None:
+        metadata.set(sem_seg_label_map=dict(label_map))
+    _registered.add(name)
+
+
+def _only_unseen(label_map: Mapping[int, int] | None, class_split: ClassSplit) -> dict[int, int]:
+    """The label map (default: none needed) with the seen classes made void."""
+    known = {i: i for i in (*range(class_split.num_classes), IGNORE_LABEL)} if label_map is None else label_map
+    unseen = frozenset(class_split.unseen_ids)
+    return {value: label if label in unseen else IGNORE_LABEL for value, label in known.items()}
