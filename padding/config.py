@@ -126,6 +126,11 @@ def _add_classifier_keys(node: CfgNode) -> None:
     # "float16" or "float32" on disk.
     node.FEATURE_BANK.DTYPE = "float16"
 
+    # Real features kept beside the checkpoint, of each class and of no-object: from them classes are added later.
+    node.STATISTICS = CfgNode({"PER_CLASS": 200, "NO_OBJECT": 3000})
+    # Adding classes: synthetic features of each unseen class, and steps of the optimiser (L-BFGS).
+    node.ADD_CLASSES = CfgNode({"NUM_PER_CLASS": 500, "ITERATIONS": 100})
+
     node.TEST = CfgNode()
     # "gzsl": all classes compete; "zsl": unseen classes and no-object only.
     node.TEST.MODE = "gzsl"

@@ -7,6 +7,7 @@ one of the two optimisers, so that DistributedDataParallel wraps both; in evalua
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from padding.data.sample import Prediction
 from padding.feature_bank import FeatureBatch
 from padding.losses import mmd, weighted_cross_entropy
 from padding.modeling.batching import prepare_targets, require_keys, sample_name
-from padding.modeling.inference import apply_seen_bias
+from padding.modeling.inference import apply_seen_bias, keep_classes
 from padding.modeling.label_space import evaluation_split
 from padding.modeling.maskformer import MaskFormer
 from padding.modeling.point_sampling import image_generators
@@ -104,6 +105,9 @@ class PADing(MaskFormer):
 
     def _register_label_space(self, split: ClassSplit, class_embeddings: Tensor | None) -> None:
         """Constants of the label space; rebuilt from the configuration, so no part of a checkpoint."""
+        self.label_space = split
+        self.num_test_classes = split.num_classes
+        self.thing_ids = split.thing_ids
         weight = torch.ones(split.num_classes + 1)
         weight[list(split.unseen_ids)] = self.options.unseen_weight
         weight[-1] = self.options.no_object_weight
@@ -114,7 +118,31 @@ class PADing(MaskFormer):
             "class_weight": weight,
         }
         for name, value in constants.items():
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value.to(self.device), persistent=False)
+
+    def widen(self, split: ClassSplit, class_embeddings: Tensor) -> None:
+        """Move to a label space with further classes behind the present ones; rows of the classifier start at zero.
+
+        Logits of the present classes and of no-object stay what they are. Optimisers hold on to the old classifier.
+
+        Args:
+            split: begins with the present classes.
+            class_embeddings: (K', E) in the order of ``split``.
+
+        Raises:
+            ValueError: if ``split`` does not begin with the present classes, METHOD is "supervised", or E differs.
+        """
+        old, names = self.num_test_classes, self.label_space.names
+        if split.names[:old] != names:
+            raise ValueError(f"the wider label space begins with {split.names[:3]}..., not with {names[:3]}...")
+        if self.method == "supervised":
+            raise ValueError("MODEL.PADING.METHOD 'supervised' knows no class embeddings; it cannot learn new classes")
+        expected = (split.num_classes, self.class_embeddings.shape[1])
+        if tuple(class_embeddings.shape) != expected:
+            raise ValueError(f"class embeddings of shape {tuple(class_embeddings.shape)}, expected {expected}")
+        self._register_label_space(split, class_embeddings)
+        if self.generation is not None:
+            self.new_fc = _wider_linear(self.new_fc, split.num_classes - old)
 
     def _add_generation(self, generation: Generation, embedding_dim: int) -> None:
         """Register the trainable parts under the names of the released checkpoints."""
@@ -262,8 +290,28 @@ class PADing(MaskFormer):
             logits = self.classify(outputs["pred_embeddings"].float()).float()
         seen_ids = self.seen_ids.tolist()
         if self.test_mode == "zsl":
-            logits = logits.index_fill(-1, self.seen_ids, float("-inf"))
-        return apply_seen_bias(logits, seen_ids, self.seen_bias)
+            return logits.index_fill(-1, self._left_out(), float("-inf"))
+        logits = apply_seen_bias(logits, seen_ids, self.seen_bias)
+        return logits if self.active_ids is None else keep_classes(logits, self.active_ids)
+
+    def restrict_to(self, class_ids: Sequence[int] | None) -> None:
+        """Predict some classes only. In mode ``zsl`` nothing else competes with them, else see ``MaskFormer``.
+
+        Raises:
+            ValueError: in mode ``zsl`` also for a seen class.
+        """
+        seen = [self.label_space.names[i] for i in class_ids or () if i in set(self.label_space.seen_ids)]
+        if seen and self.test_mode == "zsl":
+            raise ValueError(
+                f"MODEL.PADING.TEST.MODE is 'zsl', which predicts unseen classes only, but {seen} were seen in "
+                "training; leave them out, or set the mode to 'gzsl'"
+            )
+        super().restrict_to(class_ids)
+
+    def _left_out(self) -> Tensor:
+        """Ids of the classes that are no part of the label space in mode ``zsl``."""
+        kept = set(self.unseen_ids.tolist() if self.active_ids is None else self.active_ids)
+        return torch.tensor([i for i in range(self.num_test_classes) if i not in kept], device=self.device)
 
     def _generator_losses(self, batch: FeatureBatch, generation: Generation) -> dict[str, Tensor]:
         """MMD, classification consistency, and the structure losses."""
@@ -320,3 +368,14 @@ class PADing(MaskFormer):
         wanted = min(self.options.classes_per_iter or total, total)
         chosen = torch.randperm(total)[:wanted].to(self.device)
         return self.unseen_ids[chosen].repeat_interleave(self.options.num_per_class)
+
+
+def _wider_linear(narrow: nn.Linear, extra: int) -> nn.Linear:
+    """The same layer with ``extra`` rows of zeros before the last row, no-object."""
+    wide = nn.Linear(narrow.in_features, narrow.out_features + extra).to(narrow.weight)
+    with torch.no_grad():
+        for new, old in ((wide.weight, narrow.weight), (wide.bias, narrow.bias)):
+            new.zero_()
+            new[: len(old) - 1] = old[:-1]
+            new[-1] = old[-1]
+    return wide

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -32,6 +33,7 @@ from padding.feature_bank import (
     weights_digest,
 )
 from padding.meta_arch import STEPS, PADing
+from padding.seen_statistics import SeenStatistics, StatisticsHook
 
 __all__ = ["GeneratorClassifierTrainer"]
 
@@ -97,9 +99,23 @@ class GeneratorClassifierTrainer(Trainer):
         images = options.IMAGES_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
         return FeatureStream(self.open_feature_bank, images_per_batch=images, seed=self.seed)
 
+    def build_hooks(self) -> list[HookBase]:
+        """Those of the core, and one that keeps some features of every class, for classes added later."""
+        options = self.cfg.MODEL.PADING.STATISTICS
+        self.statistics = StatisticsHook(
+            SeenStatistics(self.segmentor.label_space.names, per_class=options.PER_CLASS, no_object=options.NO_OBJECT),
+            self.cfg.OUTPUT_DIR,
+            period=self.cfg.SOLVER.CHECKPOINT_PERIOD,
+            images_per_step=self.cfg.SOLVER.IMS_PER_BATCH,
+            origin=lambda: weights_digest([self.segmentor.backbone, self.segmentor.sem_seg_head]),
+            bank=self.open_feature_bank if self.cfg.MODEL.PADING.FEATURE_BANK.ENABLED else None,
+        )
+        return [*super().build_hooks(), self.statistics]
+
     def run_step(self) -> None:
         """One step of the generator and then of the classifier, on the same features."""
         features = self._next_features()
+        self.statistics.add(features)
         for step in self._active_steps():
             with self.autocast():
                 losses = self.model(features, step=step)

@@ -24,7 +24,7 @@ from iopath.common.file_io import get_cache_dir
 from tabulate import tabulate
 from torch import Tensor, nn
 
-__all__ = ["CheckpointError", "CheckpointReport", "load_into", "normalise_keys", "read_checkpoint"]
+__all__ = ["CheckpointError", "CheckpointReport", "load_into", "normalise_keys", "read_checkpoint", "read_entry"]
 
 State = dict[str, Tensor]
 
@@ -80,6 +80,18 @@ def read_checkpoint(path: str | Path) -> State:
             "The file is cut short or is something else: compare its size with the source and fetch it again."
         ) from error
     return {name: _as_tensor(local, name, value) for name, value in _weights_of(local, content).items()}
+
+
+def read_entry(path: str | Path, key: str) -> Any | None:
+    """An entry that a ``.pth`` file holds beside its weights, None without one; as safe as ``read_checkpoint``."""
+    local = _local_path(str(path))
+    if local.suffix not in (".pth", ".pt") or not local.is_file():
+        return None
+    try:
+        content = _read_torch(local)
+    except Exception:  # read_checkpoint names what is wrong with the file
+        return None
+    return content.get(key) if isinstance(content, Mapping) else None
 
 
 def _local_path(path: str) -> Path:
@@ -264,7 +276,9 @@ class CheckpointReport:
         rows: list[tuple[str, int, str, str]] = []
         changed = {new: old for old, new in self.renamed.items()}
         rows += _rows("loaded", [name for name in self.matched if name not in changed], "")
-        rows += _rows("loaded, renamed", [name for name in self.matched if name in changed], "older or shorter names")
+        rows += _rows(
+            "loaded, renamed", [name for name in self.matched if name in changed], "published under another name"
+        )
         for why in dict.fromkeys(self.skipped.values()):
             rows += _rows("skipped", [name for name, reason in self.skipped.items() if reason == why], why)
         rows += _rows("missing", self.missing, "not in the file: keeps its initial values")

@@ -17,6 +17,7 @@ __all__ = [
     "boxes_of_masks",
     "instance_inference",
     "instance_queries",
+    "keep_classes",
     "panoptic_inference",
     "panoptic_queries",
     "semantic_inference",
@@ -65,6 +66,25 @@ def apply_seen_bias(logits: Tensor, seen_ids: Iterable[int], gamma: float) -> Te
     bias = logits.new_zeros(logits.shape[-1])
     bias[list(seen_ids)] = gamma
     return logits - bias
+
+
+def keep_classes(logits: Tensor, class_ids: Iterable[int]) -> Tensor:
+    """Leave only some classes; the probability of all others goes to no-object.
+
+    The others still compete: a query that looks most like one of them becomes no-object, not the nearest class left.
+
+    Args:
+        logits: (..., K+1) float, no-object last.
+        class_ids: contiguous ids of the classes to keep.
+
+    Returns:
+        (..., K+1) float: -inf for the other classes, the same probabilities for those kept.
+    """
+    others = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    others[list(class_ids)] = False
+    kept = logits.masked_fill(others, float("-inf"))
+    kept[..., -1] = logits.masked_fill(~others, float("-inf")).logsumexp(dim=-1)
+    return kept
 
 
 def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:

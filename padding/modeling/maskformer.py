@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from padding.data.sample import Prediction
 from padding.modeling.batching import batch_images, prepare_targets, require_keys, sample_name
 from padding.modeling.criterion import MaskCriterion
-from padding.modeling.inference import widen_logits
+from padding.modeling.inference import keep_classes, widen_logits
 from padding.modeling.label_space import evaluation_split, training_split
 from padding.modeling.matcher import HungarianMatcher
 from padding.modeling.postprocessing import InferenceOptions, predict_image
@@ -79,6 +79,7 @@ class MaskFormer(nn.Module):
         self.class_ids = tuple(class_ids)
         self.num_test_classes = num_test_classes
         self.thing_ids = thing_ids
+        self.active_ids: tuple[int, ...] | None = None
         self.inference = inference
         self.deep_supervision = deep_supervision
         self.seed_points_by_image = seed_points_by_image
@@ -149,7 +150,25 @@ class MaskFormer(nn.Module):
 
     def class_logits(self, outputs: dict[str, Any]) -> Tensor:
         """(B, Q, K+1) class logits in the test label space; classes without training data get -inf."""
-        return widen_logits(outputs["pred_logits"].float(), self.class_ids, self.num_test_classes)
+        logits = widen_logits(outputs["pred_logits"].float(), self.class_ids, self.num_test_classes)
+        return logits if self.active_ids is None else keep_classes(logits, self.active_ids)
+
+    def restrict_to(self, class_ids: Sequence[int] | None) -> None:
+        """Predict some classes of the test label space only; what looks like any other becomes no-object.
+
+        Args:
+            class_ids: contiguous ids; None for all classes again.
+
+        Raises:
+            ValueError: for an empty list or an id outside of the label space.
+        """
+        if class_ids is None:
+            self.active_ids = None
+            return
+        wrong = [i for i in class_ids if not 0 <= i < self.num_test_classes]
+        if wrong or not class_ids:
+            raise ValueError(f"class ids {list(class_ids)}: expected at least one, all in [0, {self.num_test_classes})")
+        self.active_ids = tuple(sorted(set(class_ids)))
 
     def postprocess(
         self, class_logits: Tensor, pred_masks: Tensor, images: ImageList, batched_inputs: list[dict[str, Any]]
