@@ -168,18 +168,15 @@ def _register_coco_zss(folder: Path) -> None:
     """COCO-Stuff 156/15: the PNGs hold ids of the wide space, in which the seen classes come first."""
     split = coco_zss_split()
     register = partial(register_sem_seg, cure=_STUFF_CURE)
-    for name, policy in (
-        ("coco_2017_train_stuff_zss", "ignore_pixels"),
-        ("coco_2017_train_stuff_zss_drop_image", "drop_image"),
-    ):
-        register(
-            name,
-            class_split=split.seen_only(),
-            image_root=folder / "train2017",
-            sem_seg_root=folder / "stuff_zss" / "train2017",
-            image_list=folder / "annotations" / "zss" / "stuff_train2017.json",
-            unseen_policy=policy,
-        )
+    register_train = partial(
+        register,
+        class_split=split.seen_only(),
+        image_root=folder / "train2017",
+        sem_seg_root=folder / "stuff_zss" / "train2017",
+        image_list=folder / "annotations" / "zss" / "stuff_train2017.json",
+    )
+    register_train("coco_2017_train_stuff_zss", unseen_policy="ignore_pixels")
+    register_train("coco_2017_train_stuff_zss_drop_image", unseen_policy="drop_image")
     for name in ("coco_2017_val_stuff_zss", "coco_2017_val_stuff_zss_unseen"):
         register(
             name,

@@ -181,26 +181,21 @@ def check_stuff(
     """
     problems: list[str] = []
     audit, entries = StuffAudit(tasks[0].num_visible), []
-    for task, (result, problem) in zip(
-        tasks,
-        tqdm(map_tasks(_check, tasks, num_workers=num_workers), total=len(tasks), desc=title, **_BAR),
-        strict=True,
-    ):
+    results = map_tasks(_check, tasks, num_workers=num_workers)
+    for result, problem in tqdm(results, total=len(tasks), desc=title, **_BAR):
         if problem:
             problems.append(problem)
         if result is None:
             continue
         entries.append(result.entry)
-        _count(audit, task, result)
+        _count(audit, result)
     audit.strays = _strays(tasks)
     problems += [f"{stray}: belongs to no image; delete it." for stray in audit.strays]
     if audit.leaked_pixels:
         problems.append(f"{tasks[0].target.parent}: {audit.leaked_pixels} pixels of labels that must not occur.")
     listed = _listed(image_list)
     if listed != entries:
-        problems.append(
-            f"{image_list}: lists {len(listed)} images, the PNGs give {len(entries)} others; prepare again."
-        )
+        problems.append(f"{image_list}: lists {len(listed)} images, not the {len(entries)} of the PNGs; prepare again.")
     return audit, problems
 
 
@@ -209,22 +204,20 @@ def _run(
 ) -> tuple[StuffAudit, list[dict[str, Any]]]:
     audit, entries = StuffAudit(tasks[0].num_visible), []
     results: Iterator[StuffResult] = map_tasks(function, tasks, num_workers=num_workers)
-    for task, result in zip(tasks, tqdm(results, total=len(tasks), desc=title, **_BAR), strict=True):
+    for result in tqdm(results, total=len(tasks), desc=title, **_BAR):
         entries.append(result.entry)
-        _count(audit, task, result)
+        _count(audit, result)
     audit.strays = _strays(tasks)
     return audit, entries
 
 
-def _count(audit: StuffAudit, task: StuffTask, result: StuffResult) -> None:
+def _count(audit: StuffAudit, result: StuffResult) -> None:
     unseen = result.entry["unseen_pixels"]
     audit.num_images += 1
     audit.written += result.written
     audit.pixels += result.pixels
     audit.clean_images += unseen == 0
-    audit.hidden_pixels += (
-        unseen if task.num_visible == audit.num_classes < int(task.lookup[:IGNORE_LABEL].max()) else 0
-    )
+    audit.hidden_pixels += unseen
 
 
 def _compute(task: StuffTask) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:

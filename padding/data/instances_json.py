@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loader of COCO instance JSON files into data-set entries, in the label space of the data set.
 
-Detectron2's own loader numbers the classes by sorted id; zero-shot splits have an order of their own, seen classes first
-(PADing, Tab. 5), and a narrow training space. Categories are found by id and checked by name.
+Detectron2's own loader numbers the classes by sorted id; zero-shot splits have an order of their own, seen classes
+first (PADing, Tab. 5), and a narrow training space. Categories are found by id and checked by name.
 """
 
 from __future__ import annotations

@@ -99,8 +99,7 @@ def register_panoptic(  # noqa: PLR0913  (one argument per file or folder)
         class_split,
         "coco_panoptic_seg",
         unseen_only=evaluate_unseen_only,
-        json_file=str(json_file),
-        **files,
+        files={**files, "json_file": str(json_file)},
     )
 
 
@@ -149,7 +148,7 @@ def register_sem_seg(  # noqa: PLR0913  (one argument per file or folder)
         "sem_seg",
         unseen_only=evaluate_unseen_only,
         label_map=label_map,
-        **files,
+        files=files,
     )
 
 
@@ -185,7 +184,7 @@ def register_instances(
         class_split,
         "coco_instance",
         unseen_only=evaluate_unseen_only,
-        **files,
+        files=files,
     )
 
 
@@ -196,8 +195,8 @@ def _register(
     evaluator_type: str,
     *,
     unseen_only: bool,
+    files: Mapping[str, str],
     label_map: Mapping[int, int] | None = None,
-    **files: str,
 ) -> None:
     """Put loader and metadata into Detectron2's catalogs, replacing what this project put there before."""
     if name in DatasetCatalog:

@@ -118,9 +118,7 @@ def check_label_range(labels: LabelMap, *, num_classes: int, ignore_label: int, 
         )
 
 
-def translate_labels(
-    labels: LabelMap, label_map: Mapping[int, int], *, path: str | Path
-) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+def translate_labels(labels: LabelMap, label_map: Mapping[int, int], *, path: str | Path) -> LabelMap:
     """Renumber a label map.
 
     Args:
