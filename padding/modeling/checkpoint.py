@@ -66,6 +66,7 @@ def read_checkpoint(path: str | Path) -> State:
         ".pkl": _read_pickle,
         ".pth": _read_torch,
         ".pt": _read_torch,
+        ".bin": _read_torch,
         ".safetensors": safetensors.torch.load_file,
     }
     if local.suffix not in readers:

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Import published weights: official Mask2Former, official PADing, Mask2Former of Hugging Face transformers.
+
+``python -m padding.import_weights --from LAYOUT INPUT --output OUT.pth [--config-file FILE] [KEY VALUE ...]`` renames
+every tensor, prints what became of each, and writes a file that MODEL.WEIGHTS takes. With a configuration the network
+is built and loaded: the file then holds what this network uses, its class rows placed in this network's label space.
+"""
+
+import argparse
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
+from torch import Tensor, nn
+
+from padding.checkpoint import CLASSIFIER, HEAD, load_padding_weights, repair_class_head
+from padding.config import add_padding_config
+from padding.data.catalog import register_all
+from padding.data.class_split import read_name_list
+from padding.engine.setup import load_cfg
+from padding.engine.trainer import TRAINER_REGISTRY
+from padding.meta_arch import PADing
+from padding.modeling.checkpoint import (
+    CheckpointError,
+    CheckpointReport,
+    load_into,
+    normalise_keys,
+    read_checkpoint,
+)
+from padding.modeling.importers import (
+    Imported,
+    finish_import,
+    import_huggingface,
+    import_mask2former,
+    layout_of,
+)
+from padding.modeling.label_space import evaluation_split
+
+__all__ = ["IMPORTERS", "fit_to_network", "import_pading", "import_weights", "reorder_class_rows"]
+
+State = dict[str, Tensor]
+
+# Everything of a released PADing file beside the segmentor.
+PADING_NAMES = re.compile(
+    r"""^(?:
+    (?:new_fc|fc_projection|relation\.fc[12])\.(?:weight|bias)
+    | dict_feature\.weight
+    | generator\.norm\.(?:weight|bias)
+    | generator\.layers\.\d+\.(?:
+        (?:self_attn|multihead_attn)\.(?:in_proj_(?:weight|bias)|out_proj\.(?:weight|bias))
+        | (?:linear[12]|norm[123])\.(?:weight|bias))
+    | projection_(?:un)?related\.encoder\.\d+\.(?:weight|bias)
+    | decoder\.decoder\.\d+\.(?:weight|bias)
+    )$""",
+    re.VERBOSE,
+)
+OFFICIAL_PRESET = "configs/_base_/padding_official.yaml"
+
+
+def import_pading(state: Mapping[str, Tensor]) -> Imported:
+    """Released PADing file; a misplaced no-object row of its class heads is moved to the end.
+
+    Args:
+        state: name -> tensor as in the file.
+
+    Raises:
+        CheckpointError: for names that no released PADing has, or if an essential part is absent.
+    """
+    named, renamed = normalise_keys(state)
+    imported = finish_import(Imported(named, renamed), PADING_NAMES)
+    for head in (HEAD, CLASSIFIER):
+        names = (f"{head}.weight", f"{head}.bias")
+        if not all(name in imported.state for name in names):
+            continue
+        weight, bias, repaired = repair_class_head(*(imported.state[name] for name in names))
+        if repaired:
+            imported.state |= dict(zip(names, (weight, bias), strict=True))
+            imported.notes.append(
+                f"{head}: the released converter left the no-object row behind the seen classes; moved to the end"
+            )
+    return imported
+
+
+IMPORTERS: dict[str, Callable[[Mapping[str, Tensor]], Imported]] = {
+    "mask2former": import_mask2former,
+    "pading": import_pading,
+    "huggingface": import_huggingface,
+}
+
+
+def import_weights(state: Mapping[str, Tensor], source: str) -> Imported:
+    """Import a file of a stated kind.
+
+    Args:
+        state: name -> tensor as in the file.
+        source: one of ``IMPORTERS``.
+
+    Raises:
+        CheckpointError: if the names are those of another kind, or do not make a whole network.
+    """
+    layout = layout_of(state)
+    # Before its second stage the released PADing is a plain Mask2Former.
+    if layout != source and (layout, source) != ("mask2former", "pading"):
+        raise CheckpointError(f"the names in the file are of layout '{layout}', not '{source}'; pass --from {layout}")
+    return IMPORTERS[source](state)
+
+
+def reorder_class_rows(state: State, file_names: Sequence[str], wanted: Sequence[str]) -> State:
+    """Bring the rows of all class heads from the file's order of classes to another one, no-object last.
+
+    Args:
+        state: imported names.
+        file_names: classes of the file, in the order of its rows.
+        wanted: classes of the network; heads of another number of rows are left alone.
+
+    Raises:
+        CheckpointError: if the two lists are not the same classes, or no head has that many rows.
+    """
+    differing = sorted(set(file_names) ^ set(wanted))
+    if differing or len(file_names) != len(wanted):
+        raise CheckpointError(
+            f"the class list has {len(file_names)} names, the network {len(wanted)}; in only one of them: "
+            f"{', '.join(differing[:10]) or 'none, but one list repeats a name'}"
+        )
+    position = {name: row for row, name in enumerate(file_names)}
+    order = torch.tensor([*(position[name] for name in wanted), len(wanted)])
+    heads = [f"{head}.{leaf}" for head in (HEAD, CLASSIFIER) for leaf in ("weight", "bias")]
+    moved = {name: state[name][order] for name in heads if name in state and len(state[name]) == len(order)}
+    if not moved:
+        rows = len(state[f"{HEAD}.bias"])
+        raise CheckpointError(f"the class list has {len(file_names)} names, but the class head of the file {rows} rows")
+    return {**state, **moved}
+
+
+def fit_to_network(cfg: CfgNode, imported: Imported, file_names: Sequence[str] = ()) -> tuple[State, CheckpointReport]:
+    """Load an imported file into the network of a configuration.
+
+    Args:
+        cfg: the full configuration; its data sets must be registered.
+        imported: the file.
+        file_names: classes in the order of the file's rows, as far as that differs from the evaluated data set's.
+
+    Returns:
+        The tensors of the network that came from the file, and the report.
+
+    Raises:
+        CheckpointError: if backbone or head do not fit, or PADing's own parts are in the file but fit only in part.
+    """
+    if file_names:
+        imported.state = reorder_class_rows(imported.state, file_names, evaluation_split(cfg).names)
+    model = TRAINER_REGISTRY.get(cfg.TRAINER).build_model(cfg)
+    if isinstance(model, PADing):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "imported.pth"
+            torch.save({"model": imported.state}, path)
+            report = load_padding_weights(model, str(path), complete=False)
+        _check_second_stage(model, imported, report)
+    else:
+        report = load_into(model, imported.state)
+    own = model.state_dict()
+    report.renamed = {old: new for old, new in imported.renamed.items() if new in own}
+    report.skipped = imported.skipped | report.skipped
+    return {name: own[name].detach().cpu() for name in report.matched}, report
+
+
+def _check_second_stage(model: nn.Module, imported: Imported, report: CheckpointReport) -> None:
+    """A file with a generator must fill the whole second stage: half a generator is none."""
+    if not any(name.startswith("generator.") for name in imported.state):
+        return
+    reshaped = [name for name, why in report.skipped.items() if why.startswith("shape")]
+    unfit = [name for name in (*report.missing, *reshaped) if not name.startswith("criterion.")]
+    if unfit:
+        raise CheckpointError(
+            f"{len(unfit)} tensors of {type(model).__name__} do not fit the released file, first {unfit[0]!r}. "
+            f"Released networks have the preset 'official': add {OFFICIAL_PRESET} to _BASE_, and check "
+            f"MODEL.PADING.GENERATOR and the width of the class embeddings.\n{report}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> CheckpointReport:
+    """Command line; returns the report that it prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="source", required=True, choices=sorted(IMPORTERS))
+    parser.add_argument("input", metavar="INPUT", help="local .pkl, .pth, .pt, .bin or .safetensors file")
+    parser.add_argument("--output", required=True, type=Path, metavar="OUT.pth")
+    parser.add_argument("--config-file", metavar="FILE", help="fit the weights to the network of this configuration")
+    parser.add_argument("--class-names", metavar="FILE", help="classes in the order of the file's rows, one per line")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration")
+    args = parser.parse_args(arguments)
+    if (args.class_names or args.opts) and not args.config_file:
+        parser.error("--class-names and KEY VALUE pairs need --config-file")
+    if args.output.suffix != ".pth":
+        parser.error(f"--output {args.output} must end in .pth")
+    setup_logger(name="padding")
+    logger = logging.getLogger("padding")
+    imported = import_weights(read_checkpoint(args.input), args.source)
+    state, report = imported.state, imported.report()
+    if args.config_file:
+        cfg = load_cfg(args.config_file, args.opts, (add_padding_config,))
+        register_all()
+        names = read_name_list(args.class_names) if args.class_names else ()
+        state, report = fit_to_network(cfg, imported, names)
+    for note in imported.notes:
+        logger.info("%s", note)
+    _save(args.output, state)
+    logger.info("%s -> %s\n%s", args.input, args.output, report)
+    return report
+
+
+def _save(path: Path, state: State) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save({"model": state}, temporary)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()
