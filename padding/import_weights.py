@@ -9,6 +9,7 @@ is built and loaded: the file then holds what this network uses, its class rows 
 import argparse
 import logging
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from padding.checkpoint import CLASSIFIER, HEAD, load_padding_weights, repair_cl
 from padding.config import add_padding_config
 from padding.data.catalog import register_all
 from padding.data.class_split import read_name_list
-from padding.engine.setup import load_cfg
+from padding.engine.setup import ConfigError, load_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.meta_arch import PADing
 from padding.modeling.checkpoint import (
@@ -190,8 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> CheckpointReport:
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.pth")
     parser.add_argument("--config-file", metavar="FILE", help="fit the weights to the network of this configuration")
     parser.add_argument("--class-names", metavar="FILE", help="classes in the order of the file's rows, one per line")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration")
-    args = parser.parse_args(arguments)
+    parser.add_argument("opts", nargs="*", default=[], help="KEY VALUE pairs of the configuration")
+    args = parser.parse_intermixed_args(arguments)
     if (args.class_names or args.opts) and not args.config_file:
         parser.error("--class-names and KEY VALUE pairs need --config-file")
     if args.output.suffix != ".pth":
@@ -220,4 +221,7 @@ def _save(path: Path, state: State) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (CheckpointError, ConfigError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
