@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seen-unseen curve of a trained model: panoptic quality over the bias gamma on the seen classes.
+"""The seen-unseen curve of a trained model: its quality over the bias gamma on the seen classes.
 
 ``python -m padding.seen_bias --config-file FILE [--output DIR] KEY VALUE ...`` evaluates MODEL.WEIGHTS on the first set
-of DATASETS.TEST, writes ``seen_unseen_curve.json`` and ``.png``, and prints area (AUSUC) and best harmonic mean.
+of DATASETS.TEST, writes ``seen_unseen_curve.json`` and ``.png``, and prints area (AUSUC) and best harmonic mean. The
+data set's evaluator type decides what is measured: panoptic quality, mean IoU, or AP50 and recall of instances.
 """
 
 import argparse
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
+from torch import Tensor
 from tqdm import tqdm
 
 from padding.config import add_padding_config
@@ -22,33 +29,80 @@ from padding.data.catalog import register_all
 from padding.data.streams import build_eval_loader
 from padding.engine.setup import load_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
+from padding.evaluation.grouping import ClassGroups
+from padding.evaluation.instance import InstanceGroundTruth, mask_entries
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.report import write_text_atomically
-from padding.evaluation.sweep import GAMMAS, PanopticSweep, Postprocess, RawPrediction, draw_curve, sweep_panoptic
+from padding.evaluation.semantic import SemanticGroundTruth
+from padding.evaluation.sweep import GAMMAS, Postprocess, RawPrediction, Sweep, draw_curve, sweep_panoptic
 from padding.evaluation.sweep import sweep_results as results_of
+from padding.evaluation.task_sweeps import Detect, QueryMasks, sweep_instances, sweep_semantic
 from padding.modeling.batching import resize_logits
-from padding.modeling.inference import apply_seen_bias, panoptic_inference
+from padding.modeling.inference import apply_seen_bias, binary_masks, panoptic_inference, top_pairs
 from padding.modeling.maskformer import MaskFormer
+from padding.modeling.postprocessing import predict_image
 
-__all__ = ["load_model", "postprocess_with_bias", "raw_predictions", "sweep_model"]
+__all__ = [
+    "QUANTITIES",
+    "QueryPrediction",
+    "load_model",
+    "postprocess_with_bias",
+    "query_predictions",
+    "raw_predictions",
+    "sweep_model",
+    "sweep_summary",
+]
+
+# What is measured on each type of data set: name in reports -> field of the scores. The first one is drawn.
+QUANTITIES = {
+    "coco_panoptic_seg": {"PQ": "pq", "SQ": "sq", "RQ": "rq"},
+    "sem_seg": {"mIoU": "iou"},
+    "coco_instance": {"AP50": "ap50", "recall100": "recall", "AP": "ap"},
+}
+
+
+@dataclass(frozen=True)
+class QueryPrediction:
+    """What the network says of one image: class logits (Q, K+1), mask logits (Q, H', W') at its own resolution."""
+
+    image_id: int | str
+    class_logits: Tensor
+    mask_logits: Tensor
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+    def full_masks(self) -> Tensor:
+        """(Q, h, w) mask logits at the original size."""
+        return resize_logits(
+            self.mask_logits, image_size=self.image_size, output_size=self.output_size, padded_size=self.padded_size
+        )
 
 
 @torch.no_grad()
-def raw_predictions(model: MaskFormer, loader: Iterable[list[dict[str, Any]]]) -> Iterator[RawPrediction]:
-    """Class logits (Q, K+1) and mask logits (Q, h, w) at the original size, image by image, on the CPU."""
+def query_predictions(model: MaskFormer, loader: Iterable[list[dict[str, Any]]]) -> Iterator[QueryPrediction]:
+    """Run the network image by image; tensors stay on its device."""
     for batch in loader:
         images = model.preprocess(batch)
         outputs = model.predict_queries(images)
-        padded_size = tuple(images.tensor.shape[-2:])
         logits = model.class_logits(outputs)
+        height, width = images.tensor.shape[-2:]
         for i, (sample, size) in enumerate(zip(batch, images.image_sizes, strict=True)):
-            masks = resize_logits(
-                outputs["pred_masks"][i].float(),
-                image_size=tuple(size),
+            yield QueryPrediction(
+                image_id=sample["image_id"],
+                class_logits=logits[i],
+                mask_logits=outputs["pred_masks"][i].float(),
+                padded_size=(height, width),
+                image_size=(size[0], size[1]),
                 output_size=(sample["height"], sample["width"]),
-                padded_size=padded_size,
             )
-            yield {"class_logits": logits[i].cpu(), "mask_logits": masks.cpu(), "image_id": sample["image_id"]}
+
+
+def raw_predictions(model: MaskFormer, loader: Iterable[list[dict[str, Any]]]) -> Iterator[RawPrediction]:
+    """Class logits (Q, K+1) and mask logits (Q, h, w) at the original size, image by image, on the CPU."""
+    for raw in query_predictions(model, loader):
+        masks = raw.full_masks().cpu()
+        yield {"class_logits": raw.class_logits.cpu(), "mask_logits": masks, "image_id": raw.image_id}
 
 
 def postprocess_with_bias(model: MaskFormer, seen_ids: Sequence[int], gamma: float) -> Postprocess:
@@ -66,8 +120,35 @@ def postprocess_with_bias(model: MaskFormer, seen_ids: Sequence[int], gamma: flo
     return postprocess
 
 
-def sweep_model(cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMAS) -> tuple[PanopticSweep, Any]:
-    """Sweep gamma on the first test set.
+def label_map_with_bias(
+    model: MaskFormer, seen_ids: Sequence[int], gamma: float
+) -> Callable[[QueryPrediction], npt.NDArray[np.int64]]:
+    """Return a function from the network's output to labels (h, w), gamma subtracted from the seen logits."""
+    options = replace(model.inference, semantic_on=True, panoptic_on=False, instance_on=False)
+
+    def label_map(raw: QueryPrediction) -> npt.NDArray[np.int64]:
+        prediction = predict_image(
+            apply_seen_bias(raw.class_logits, seen_ids, gamma),
+            raw.mask_logits,
+            options=options,
+            thing_ids=model.thing_ids,
+            padded_size=raw.padded_size,
+            image_size=raw.image_size,
+            output_size=raw.output_size,
+        )
+        return prediction["sem_seg"].max(dim=0).indices.cpu().numpy()
+
+    return label_map
+
+
+def detect_with_bias(model: MaskFormer, seen_ids: Sequence[int], gamma: float) -> Detect:
+    """Return a function from class logits to detections, gamma subtracted from the seen logits."""
+    keep_ids = model.thing_ids if model.inference.panoptic_on else None
+    return lambda logits: top_pairs(apply_seen_bias(logits, seen_ids, gamma), model.inference.top_k, keep_ids)
+
+
+def sweep_model(cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMAS) -> tuple[Sweep, ClassGroups]:
+    """Sweep gamma on the first test set, in the measure that its evaluator type asks for.
 
     Args:
         cfg: the full configuration; MODEL.PADING.TEST.SEEN_BIAS should be 0, it is added to every gamma.
@@ -76,15 +157,65 @@ def sweep_model(cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMA
 
     Returns:
         The sweep and the groups of its classes.
+
+    Raises:
+        ValueError: for a data set of another type.
     """
     dataset = cfg.DATASETS.TEST[0]
-    truth = PanopticGroundTruth.of_dataset(dataset)
-    seen_ids = truth.groups.seen_ids
+    sweeps = {"coco_panoptic_seg": _panoptic, "sem_seg": _semantic, "coco_instance": _instances}
+    evaluator_type = _evaluator_type(dataset)
     model.eval()
-    raw = raw_predictions(model, build_eval_loader(cfg, dataset))
-    progress = tqdm(raw, total=len(truth.image_ids), desc="sweep over gamma", unit="image", mininterval=2.0)
-    at: Callable[[float], Postprocess] = lambda gamma: postprocess_with_bias(model, seen_ids, gamma)  # noqa: E731
-    return sweep_panoptic(progress, at, truth, gammas), truth.groups
+    return sweeps[evaluator_type](model, dataset, build_eval_loader(cfg, dataset), gammas)
+
+
+def _evaluator_type(dataset: str) -> str:
+    found = MetadataCatalog.get(dataset).get("evaluator_type")
+    if found not in QUANTITIES:
+        raise ValueError(f"data set '{dataset}' has evaluator_type {found!r}; gamma is swept on {sorted(QUANTITIES)}")
+    return found
+
+
+def _panoptic(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[float]) -> tuple[Sweep, ClassGroups]:
+    truth = PanopticGroundTruth.of_dataset(dataset)
+    at = partial(postprocess_with_bias, model, truth.groups.seen_ids)
+    raw = _with_progress(raw_predictions(model, loader), len(truth.image_ids))
+    return sweep_panoptic(raw, at, truth, gammas), truth.groups
+
+
+def _semantic(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[float]) -> tuple[Sweep, ClassGroups]:
+    truth = SemanticGroundTruth.of_dataset(dataset)
+    at = partial(label_map_with_bias, model, truth.groups.seen_ids)
+    raw = ((raw.image_id, raw) for raw in query_predictions(model, loader))
+    return sweep_semantic(_with_progress(raw, len(truth.image_ids)), at, truth, gammas), truth.groups
+
+
+def _instances(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[float]) -> tuple[Sweep, ClassGroups]:
+    truth = InstanceGroundTruth.of_dataset(dataset)
+
+    def kept() -> Iterator[QueryMasks]:
+        for raw in query_predictions(model, loader):
+            masks, scores = binary_masks(raw.full_masks())
+            shapes = mask_entries(masks.cpu(), truth.image(raw.image_id))
+            yield {
+                "image_id": raw.image_id,
+                "class_logits": raw.class_logits.cpu(),
+                "shapes": shapes,
+                "mask_scores": scores.cpu(),
+            }
+
+    at = partial(detect_with_bias, model, truth.groups.seen_ids)
+    return sweep_instances(_with_progress(kept(), len(truth.image_ids)), at, truth, gammas), truth.groups
+
+
+def _with_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    return tqdm(items, total=total, desc="sweep over gamma", unit="image", mininterval=2.0)
+
+
+def sweep_summary(cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMAS) -> dict[str, dict[str, Any]]:
+    """Numbers of a sweep for each quantity of the data set; see ``sweep.sweep_results``. The first one leads."""
+    sweep, groups = sweep_model(cfg, model, gammas)
+    quantities = QUANTITIES[_evaluator_type(cfg.DATASETS.TEST[0])]
+    return {name: results_of(sweep, groups, attribute) for name, attribute in quantities.items()}
 
 
 def load_model(cfg: CfgNode) -> MaskFormer:
@@ -105,19 +236,28 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     setup_logger(name="padding")
     cfg = load_cfg(args.config_file, args.opts, (add_padding_config,))
     register_all()
-    sweep, groups = sweep_model(cfg, load_model(cfg))
-    results = {quantity.upper(): results_of(sweep, groups, quantity) for quantity in ("pq", "sq", "rq")}
+    results = sweep_summary(cfg, load_model(cfg))
     folder = Path(args.output or cfg.OUTPUT_DIR)
-    write_text_atomically(folder / "seen_unseen_curve.json", json.dumps(results, indent=2) + "\n")
-    points = [(point["seen"], point["unseen"]) for point in results["PQ"]["curve"]]
-    draw_curve(folder / "seen_unseen_curve.png", {Path(args.config_file).stem: points})
-    pq = results["PQ"]
+    write_text_atomically(folder / "seen_unseen_curve.json", json.dumps(_without_nan(results), indent=2) + "\n")
+    name, main_result = next(iter(results.items()))
+    points = [(point["seen"], point["unseen"]) for point in main_result["curve"]]
+    draw_curve(folder / "seen_unseen_curve.png", {Path(args.config_file).stem: points}, name)
     logging.getLogger("padding").info(
-        "AUSUC %.4f, best harmonic mean %.2f (seen %.2f, unseen %.2f) at gamma %g; written to %s",
-        *(pq[key] for key in ("AUSUC", "best_hm", "best_hm_seen", "best_hm_unseen", "best_hm_gamma")),
+        "%s: AUSUC %.4f, best harmonic mean %.2f (seen %.2f, unseen %.2f) at gamma %g; written to %s",
+        name,
+        *(main_result[key] for key in ("AUSUC", "best_hm", "best_hm_seen", "best_hm_unseen", "best_hm_gamma")),
         folder,
     )
     return results
+
+
+def _without_nan(value: Any) -> Any:
+    """Strict JSON has no NaN: a number that does not exist is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from torch import Tensor
 from padding.evaluation.grouping import ClassGroups, grouped_results
 from padding.evaluation.report import build_report, publish
 
-__all__ = ["DetectionScores", "InstanceEvaluator", "detection_scores"]
+__all__ = ["DetectionScores", "InstanceEvaluator", "InstanceGroundTruth", "detection_scores", "mask_entries"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,68 @@ class DetectionScores:
     ap50: npt.NDArray[np.float64]
     recall: npt.NDArray[np.float64]
     present: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class InstanceGroundTruth:
+    """Objects of a data set, and the backend that compares with them.
+
+    Attributes:
+        json_file: the annotations.
+        groups: the thing classes that count.
+        coco: COCO object of the backend.
+        backend: one of ``BACKENDS``.
+    """
+
+    json_file: str
+    groups: ClassGroups
+    coco: Any
+    backend: str
+
+    @classmethod
+    def of_dataset(cls, dataset_name: str, *, backend: str = "auto") -> "InstanceGroundTruth":
+        """Read the annotations of a registered data set.
+
+        Args:
+            dataset_name: registered data set with ``json_file``.
+            backend: "faster_coco_eval", "pycocotools", or "auto" for the first of them that is installed.
+
+        Raises:
+            ValueError: if there is no ground truth, or it lacks a thing class of the data set.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        json_file = metadata.get("json_file")
+        if not json_file or not Path(json_file).is_file():
+            raise ValueError(
+                f"data set '{dataset_name}' needs an instances JSON as json_file in its metadata, got {json_file!r}; "
+                "prepare it, or switch MODEL.MASK_FORMER.TEST.INSTANCE_ON off"
+            )
+        groups = ClassGroups.from_metadata(metadata)
+        backend = _backend_name(backend)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = _backend_classes(backend)[0](str(json_file))
+        missing = sorted({groups.dataset_ids[i] for i in groups.thing_ids} - set(coco.getCatIds()))
+        if missing:
+            raise ValueError(
+                f"{json_file}: lacks categories {missing[:10]}, thing classes of data set '{dataset_name}'"
+            )
+        return cls(str(json_file), groups.subset(groups.thing_ids), coco, backend)
+
+    @property
+    def image_ids(self) -> list[Any]:
+        """Ids of all images, sorted."""
+        return sorted(self.coco.imgs)
+
+    def image(self, image_id: Any, file_name: str = "") -> Mapping[str, Any]:
+        """Entry of an image with its ``height`` and ``width``.
+
+        Raises:
+            ValueError: the annotations do not list it.
+        """
+        image = self.coco.imgs.get(image_id)
+        if image is None:
+            raise ValueError(f"{self.json_file}: has no image {image_id!r} ({file_name})")
+        return image
 
 
 class InstanceEvaluator(DatasetEvaluator):
@@ -82,27 +144,11 @@ class InstanceEvaluator(DatasetEvaluator):
         Raises:
             ValueError: if there is no ground truth, or it lacks a thing class of the data set.
         """
-        metadata = MetadataCatalog.get(dataset_name)
-        json_file = metadata.get("json_file")
-        if not json_file or not Path(json_file).is_file():
-            raise ValueError(
-                f"data set '{dataset_name}' needs an instances JSON as json_file in its metadata, got {json_file!r}; "
-                "prepare it, or switch MODEL.MASK_FORMER.TEST.INSTANCE_ON off"
-            )
-        groups = ClassGroups.from_metadata(metadata)
-        self.groups = groups.subset(groups.thing_ids)
+        self.truth = InstanceGroundTruth.of_dataset(dataset_name, backend=backend)
+        self.groups = self.truth.groups
         self._dataset_name = dataset_name
         self._output_folder = output_folder
         self._iou_types = tuple(iou_types)
-        self._backend = _backend_name(backend)
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = _backend_classes(self._backend)[0](str(json_file))
-        missing = sorted({groups.dataset_ids[i] for i in groups.thing_ids} - set(self._truth.getCatIds()))
-        if missing:
-            raise ValueError(
-                f"{json_file}: lacks categories {missing[:10]}, thing classes of data set '{dataset_name}'"
-            )
-        self._json_file = json_file
         self.reset()
 
     def reset(self) -> None:
@@ -126,9 +172,7 @@ class InstanceEvaluator(DatasetEvaluator):
                     f"{record['file_name']}: the prediction has only {sorted(output)}, not 'instances'; switch "
                     "MODEL.MASK_FORMER.TEST.INSTANCE_ON on"
                 )
-            image = self._truth.imgs.get(record["image_id"])
-            if image is None:
-                raise ValueError(f"{self._json_file}: has no image {record['image_id']!r} ({record['file_name']})")
+            image = self.truth.image(record["image_id"], record["file_name"])
             self._image_ids.append(record["image_id"])
             try:
                 self._detections += self._as_entries(output["instances"], image)
@@ -142,7 +186,7 @@ class InstanceEvaluator(DatasetEvaluator):
             return []
         instances = instances.to(torch.device("cpu"))[keep]
         if instances.has("pred_masks"):
-            shapes = _mask_entries(instances.pred_masks, image)
+            shapes = mask_entries(instances.pred_masks, image)
         elif "segm" in self._iou_types:
             raise ValueError("instances without pred_masks cannot be compared by 'segm'; ask for iou_types=('bbox',)")
         else:
@@ -166,11 +210,12 @@ class InstanceEvaluator(DatasetEvaluator):
             return None
         detections = [entry for part in parts for entry in part[0]]
         image_ids = sorted({image_id for part in parts for image_id in part[1]})
-        if len(image_ids) < len(self._truth.imgs):
-            logger.warning("%s: evaluated %d of %d images", self._dataset_name, len(image_ids), len(self._truth.imgs))
+        total = len(self.truth.image_ids)
+        if len(image_ids) < total:
+            logger.warning("%s: evaluated %d of %d images", self._dataset_name, len(image_ids), total)
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         for iou_type in self._iou_types:
-            scores = detection_scores(self._truth, detections, image_ids, iou_type, self.groups, self._backend)
+            scores = detection_scores(self.truth, detections, image_ids, iou_type)
             results[iou_type] = self._report(iou_type, scores)
             results[iou_type]["num_images"] = len(image_ids)
         return results
@@ -183,29 +228,27 @@ class InstanceEvaluator(DatasetEvaluator):
 
 
 def detection_scores(
-    truth: Any,
+    truth: InstanceGroundTruth,
     detections: Sequence[Mapping[str, Any]],
     image_ids: Sequence[int],
     iou_type: IouType,
-    groups: ClassGroups,
-    backend: str,
 ) -> DetectionScores:
     """Run the COCO evaluation and read its tables class by class.
 
     Args:
-        truth: COCO object of the backend.
+        truth: the ground truth.
         detections: result entries with data-set category ids; may be empty.
         image_ids: images that were evaluated.
         iou_type: "segm" or "bbox".
-        groups: the thing classes.
-        backend: "faster_coco_eval" or "pycocotools".
 
     Returns:
         (K,) scores over all contiguous ids; classes that are no things are NaN and not present.
     """
+    groups = truth.groups
     class_ids = sorted(groups.thing_ids)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _backend_classes(backend)[1](truth, _result_set(truth, detections, iou_type), iou_type)
+        results = _result_set(truth.coco, detections, iou_type)
+        evaluation = _backend_classes(truth.backend)[1](truth.coco, results, iou_type)
         evaluation.params.imgIds = list(image_ids)
         evaluation.params.catIds = [groups.dataset_ids[class_id] for class_id in class_ids]
         evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -241,8 +284,16 @@ def _result_set(truth: Any, detections: Sequence[Mapping[str, Any]], iou_type: I
     )
 
 
-def _mask_entries(masks: Tensor, image: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """RLE and tight box of each mask (N, h, w)."""
+def mask_entries(masks: Tensor, image: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Run-length code and tight box of masks, as result entries hold them.
+
+    Args:
+        masks: (N, h, w) bool, or numbers of which the positive ones are inside; on the CPU.
+        image: entry of the ground truth with ``height`` and ``width``.
+
+    Raises:
+        ValueError: the masks have another size than the image.
+    """
     from pycocotools import mask as mask_api
 
     height, width = image["height"], image["width"]

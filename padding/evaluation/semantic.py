@@ -11,6 +11,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,69 @@ from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.report import build_report, publish, write_text_atomically
 
-__all__ = ["SemSegEvaluator", "cityscapes_label_map", "label_map_of_scores", "read_label_map"]
+__all__ = ["SemSegEvaluator", "SemanticGroundTruth", "cityscapes_label_map", "label_map_of_scores", "read_label_map"]
 
 logger = logging.getLogger(__name__)
 
 INDEX_MODES = ("P", "L", "I;16", "I")
+
+
+@dataclass(frozen=True)
+class SemanticGroundTruth:
+    """Where the labels of a data set lie and how they are numbered.
+
+    Attributes:
+        dataset_name: for messages.
+        groups: the classes.
+        ignore_label: label of pixels that do not count.
+        label_map: label on disk -> contiguous id or ``ignore_label``; None: nothing to translate.
+        files: image file -> label file.
+        image_files: image id -> image file.
+    """
+
+    dataset_name: str
+    groups: ClassGroups
+    ignore_label: int
+    label_map: Mapping[int, int] | None
+    files: Mapping[str, Path]
+    image_files: Mapping[int | str, str]
+
+    @classmethod
+    def of_dataset(cls, dataset_name: str) -> "SemanticGroundTruth":
+        """Find the files of a registered data set.
+
+        Raises:
+            ValueError: an image has no label file.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        records = DatasetCatalog.get(dataset_name)
+        return cls(
+            dataset_name=dataset_name,
+            groups=ClassGroups.from_metadata(metadata),
+            ignore_label=int(metadata.get("ignore_label", 255)),
+            label_map=metadata.get("sem_seg_label_map"),
+            files=_truth_files(dataset_name, records, metadata.get("sem_seg_root")),
+            image_files={record["image_id"]: record["file_name"] for record in records if "image_id" in record},
+        )
+
+    @property
+    def image_ids(self) -> list[int | str]:
+        """Ids of all images, sorted."""
+        return sorted(self.image_files)  # type: ignore[type-var]
+
+    def file_of(self, image_file: str) -> Path:
+        """Label file of an image.
+
+        Raises:
+            ValueError: the image does not belong to the data set.
+        """
+        if image_file not in self.files:
+            raise ValueError(f"{image_file}: not an image of data set '{self.dataset_name}'")
+        return self.files[image_file]
+
+    def read(self, image_id: int | str) -> npt.NDArray[np.integer]:
+        """(h, w) contiguous labels of an image."""
+        return read_label_map(self.file_of(self.image_files[image_id]), self.label_map)
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -54,12 +113,8 @@ class SemSegEvaluator(DatasetEvaluator):
         """
         if write_predictions and output_folder is None:
             raise ValueError("write_predictions=True needs an output_folder")
-        metadata = MetadataCatalog.get(dataset_name)
-        self.groups = ClassGroups.from_metadata(metadata)
-        self._dataset_name = dataset_name
-        self._ignore_label = int(metadata.get("ignore_label", 255))
-        self._label_map = metadata.get("sem_seg_label_map")
-        self._truth_file = _truth_files(dataset_name, metadata.get("sem_seg_root"))
+        self.truth = SemanticGroundTruth.of_dataset(dataset_name)
+        self.groups = self.truth.groups
         self._output_folder = Path(output_folder) if output_folder is not None else None
         self._write_predictions = write_predictions
         self.reset()
@@ -87,13 +142,11 @@ class SemSegEvaluator(DatasetEvaluator):
                     f"{record['file_name']}: the prediction has only {sorted(output)}, not 'sem_seg'; switch "
                     "MODEL.MASK_FORMER.TEST.SEMANTIC_ON on"
                 )
-            if record["file_name"] not in self._truth_file:
-                raise ValueError(f"{record['file_name']}: not an image of data set '{self._dataset_name}'")
-            path = self._truth_file[record["file_name"]]
-            gt = read_label_map(path, self._label_map)
+            path = self.truth.file_of(record["file_name"])
+            gt = read_label_map(path, self.truth.label_map)
             pred = label_map_of_scores(output["sem_seg"], num_classes).cpu().numpy()
             try:
-                self.confusion += confusion_matrix(pred, gt, num_classes, self._ignore_label)
+                self.confusion += confusion_matrix(pred, gt, num_classes, self.truth.ignore_label)
             except ValueError as error:
                 raise ValueError(f"{path} (image {record['file_name']}): {error}") from error
             self._num_images += 1
@@ -191,9 +244,9 @@ def cityscapes_label_map(ignore_label: int = 255) -> dict[int, int]:
     return label_map
 
 
-def _truth_files(dataset_name: str, sem_seg_root: str | None) -> dict[str, Path]:
+def _truth_files(dataset_name: str, records: Sequence[Mapping[str, Any]], sem_seg_root: str | None) -> dict[str, Path]:
     files = {}
-    for record in DatasetCatalog.get(dataset_name):
+    for record in records:
         if record.get("sem_seg_file_name"):
             files[record["file_name"]] = Path(record["sem_seg_file_name"])
         elif sem_seg_root:

@@ -6,6 +6,7 @@ et al., Generalized Zero-Shot Learning, ECCV 2016) moves along the curve, and on
 dwarfs its post-processing, so the sweep runs on cached raw predictions, all gammas in one pass.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +18,20 @@ import numpy.typing as npt
 from torch import Tensor
 
 from padding.evaluation.grouping import ClassGroups, group_means, harmonic_mean
-from padding.evaluation.panoptic_quality import PanopticQuality, PanopticScores
+from padding.evaluation.panoptic_quality import PanopticQuality
 
 __all__ = [
     "GAMMAS",
+    "AccumulatedSweep",
     "BestHarmonicMean",
-    "PanopticSweep",
+    "ClassScores",
     "RawPrediction",
     "SeenUnseenCurve",
+    "Sweep",
     "area_under_curve",
     "best_harmonic_mean",
     "draw_curve",
+    "half_of_images",
     "seen_unseen_curve",
     "sweep_panoptic",
     "sweep_results",
@@ -94,28 +98,51 @@ class BestHarmonicMean:
     hm_chosen_on: float
 
 
+class ClassScores(Protocol):
+    """Per-class fractions under task-specific names (``pq``, ``iou``, ``ap50`` ...), each (K,)."""
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """(K,) classes that count."""
+
+
+class Sweep(Protocol):
+    """What curves are made of."""
+
+    @property
+    def gammas(self) -> tuple[float, ...]:
+        """Ascending."""
+
+    def scores(self, half: str) -> Sequence[ClassScores]:
+        """Per-class scores at each gamma on half "a", half "b", or "all" images."""
+
+
 @dataclass
-class PanopticSweep:
-    """Accumulators of a sweep, one per gamma and half of the images."""
+class AccumulatedSweep:
+    """Accumulators of a sweep, one per gamma and half of the images; they have ``merge`` and ``compute``."""
 
     gammas: tuple[float, ...]
-    half_a: list[PanopticQuality]
-    half_b: list[PanopticQuality]
+    half_a: list[Any]
+    half_b: list[Any]
 
-    def scores(self, half: str) -> list[PanopticScores]:
+    def scores(self, half: str) -> list[Any]:
         """Per-class scores at each gamma.
 
         Args:
             half: "a", "b", or "all" for both together.
         """
         if half == "all":
-            pairs = zip(self.half_a, self.half_b, strict=True)
-            return [PanopticQuality(a.num_classes).merge(a).merge(b).compute() for a, b in pairs]
-        return [quality.compute() for quality in {"a": self.half_a, "b": self.half_b}[half]]
+            return [copy.deepcopy(a).merge(b).compute() for a, b in zip(self.half_a, self.half_b, strict=True)]
+        return [accumulator.compute() for accumulator in {"a": self.half_a, "b": self.half_b}[half]]
+
+
+def half_of_images(image_ids: Sequence[Any]) -> dict[Any, int]:
+    """Half of each image: 0 (A) for even rank among the sorted ids, else 1 (B), whatever the order of arrival."""
+    return {image_id: rank % 2 for rank, image_id in enumerate(sorted(image_ids))}
 
 
 def seen_unseen_curve(
-    gammas: Sequence[float], scores: Sequence[PanopticScores], groups: ClassGroups, quantity: str = "pq"
+    gammas: Sequence[float], scores: Sequence[ClassScores], groups: ClassGroups, quantity: str = "pq"
 ) -> SeenUnseenCurve:
     """Average the seen and the unseen classes at each gamma.
 
@@ -123,7 +150,7 @@ def seen_unseen_curve(
         gammas: G numbers, ascending.
         scores: G per-class scores.
         groups: seen and unseen classes.
-        quantity: "pq", "sq" or "rq".
+        quantity: name of the (K,) fractions among the scores, such as "pq", "iou" or "ap50".
     """
     means = [
         group_means(100 * getattr(score, quantity), score.present, groups.seen_ids, groups.unseen_ids)
@@ -189,11 +216,10 @@ def sweep_panoptic(
     postprocess_at: Callable[[float], Postprocess],
     truth: GroundTruth,
     gammas: Sequence[float] = GAMMAS,
-) -> PanopticSweep:
+) -> AccumulatedSweep:
     """Panoptic quality at every gamma, in one pass over cached predictions.
 
-    Halves are fixed by the data set, not by the order of the predictions: images of even rank among the sorted ids form
-    half A, the others half B.
+    Halves are those of ``half_of_images``.
 
     Args:
         predictions: cached raw predictions; each image once.
@@ -205,7 +231,7 @@ def sweep_panoptic(
     postprocesses = [postprocess_at(gamma) for gamma in gammas]
     num_classes = truth.groups.num_classes
     halves = [[PanopticQuality(num_classes) for _ in gammas] for _ in range(2)]
-    half_of = {image_id: rank % 2 for rank, image_id in enumerate(truth.image_ids)}
+    half_of = half_of_images(truth.image_ids)
     for prediction in predictions:
         image_id = prediction["image_id"]
         gt_map, gt_segments = truth.read(image_id)
@@ -213,16 +239,16 @@ def sweep_panoptic(
             pred_map, pred_segments = postprocess(prediction)
             pred_array = pred_map.cpu().numpy() if isinstance(pred_map, Tensor) else np.asarray(pred_map)
             quality.update(pred_array, pred_segments, gt_map, gt_segments)
-    return PanopticSweep(tuple(gammas), halves[0], halves[1])
+    return AccumulatedSweep(tuple(gammas), halves[0], halves[1])
 
 
-def sweep_results(sweep: PanopticSweep, groups: ClassGroups, quantity: str = "pq") -> dict[str, Any]:
+def sweep_results(sweep: Sweep, groups: ClassGroups, quantity: str = "pq") -> dict[str, Any]:
     """Numbers of a sweep, ready for JSON.
 
     Args:
-        sweep: result of ``sweep_panoptic``.
+        sweep: of any task.
         groups: seen and unseen classes.
-        quantity: "pq", "sq" or "rq".
+        quantity: name of the (K,) fractions among the scores: "pq", "sq", "rq"; "iou"; "ap50", "ap", "recall".
 
     Returns:
         ``AUSUC`` (all images), ``best_hm``, ``best_hm_seen``, ``best_hm_unseen`` (half B, percent), ``best_hm_gamma``,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "apply_seen_bias",
+    "binary_masks",
     "boxes_of_masks",
     "instance_inference",
     "instance_queries",
@@ -21,6 +22,7 @@ __all__ = [
     "panoptic_inference",
     "panoptic_queries",
     "semantic_inference",
+    "top_pairs",
     "widen_logits",
 ]
 
@@ -183,8 +185,17 @@ def _assign_segments(
     return ids, segments
 
 
-def _top_pairs(class_logits: Tensor, top_k: int, keep_ids: frozenset[int] | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, query indices and class ids of the best (query, class) pairs; filtered after the choice, as published."""
+def top_pairs(class_logits: Tensor, top_k: int, keep_ids: frozenset[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The best (query, class) pairs; filtered after the choice, as published.
+
+    Args:
+        class_logits: (Q, K+1) float, no-object last.
+        top_k: number of pairs considered.
+        keep_ids: classes kept of those pairs; None keeps all.
+
+    Returns:
+        (N,) class probabilities, best first, (N,) query indices and (N,) class ids.
+    """
     num_classes = class_logits.shape[-1] - 1
     probs = class_logits.float().softmax(dim=-1)[:, :-1].flatten()
     scores, pairs = probs.topk(min(top_k, len(probs)))
@@ -199,7 +210,7 @@ def _top_pairs(class_logits: Tensor, top_k: int, keep_ids: frozenset[int] | None
 
 def instance_queries(class_logits: Tensor, *, top_k: int) -> Tensor:
     """Indices of the queries among the ``top_k`` best (query, class) pairs: (M,) int64, ascending, M <= Q."""
-    return _top_pairs(class_logits, top_k, None)[1].unique()
+    return top_pairs(class_logits, top_k, None)[1].unique()
 
 
 def instance_inference(
@@ -217,13 +228,10 @@ def instance_inference(
         Instances with ``pred_masks`` (N, h, w) bool, ``pred_boxes``, ``pred_classes`` (N,) int64 and ``scores`` (N,):
         class probability x mean mask probability inside the mask. Best class probability first.
     """
-    class_scores, queries, labels = _top_pairs(class_logits, top_k, keep_ids)
+    class_scores, queries, labels = top_pairs(class_logits, top_k, keep_ids)
     # Masks, their scores and boxes belong to a query: computed once however many classes it appears under.
     used, row = queries.unique(return_inverse=True)
-    logits = mask_logits[used].float()
-    masks = logits > 0
-    mask_sums = (logits.sigmoid() * masks).flatten(1).sum(dim=1)
-    mask_scores = mask_sums / (masks.flatten(1).sum(dim=1) + _AREA_EPS)
+    masks, mask_scores = binary_masks(mask_logits[used])
     height, width = mask_logits.shape[-2:]
     result = Instances((height, width))
     result.pred_masks = masks[row]
@@ -231,6 +239,21 @@ def instance_inference(
     result.scores = class_scores * mask_scores[row]
     result.pred_classes = labels
     return result
+
+
+def binary_masks(mask_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks of instances, and how sure they are.
+
+    Args:
+        mask_logits: (N, h, w) float.
+
+    Returns:
+        (N, h, w) bool, and (N,) mean probability inside each mask, 0 for an empty one.
+    """
+    logits = mask_logits.float()
+    masks = logits > 0
+    sums = (logits.sigmoid() * masks).flatten(1).sum(dim=1)
+    return masks, sums / (masks.flatten(1).sum(dim=1) + _AREA_EPS)
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ def test_falls_back_to_pycocotools(random_case: Any, monkeypatch: pytest.MonkeyP
                 importlib.util, "find_spec", lambda n, absent=absent, f=find_spec: None if n == absent else f(n)
             )
             evaluator = InstanceEvaluator(name)
-        assert isinstance(evaluator._truth, COCO) == (absent == "faster_coco_eval" or len(BACKENDS) == 1)
+        assert isinstance(evaluator.truth.coco, COCO) == (absent == "faster_coco_eval" or len(BACKENDS) == 1)
         evaluator.process(records, outputs)
         results.append(evaluator.evaluate())
     for task in ("segm", "bbox"):
