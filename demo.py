@@ -5,6 +5,9 @@ Example:
   python demo.py --config-file configs/shapes_zsp.yaml --input photo.jpg --output output/pictures \
       --opts MODEL.WEIGHTS model_final.pth
 
+``--classes "zebra,traffic cone"`` shows these classes only; ``python -m padding.add_classes`` adds new ones to a model.
+With ``MODEL.PADING.TEST.MODE zsl`` the listed unseen classes do not even compete with others.
+
 ``--input`` takes images, folders, glob patterns and videos, several at once.
 """
 
@@ -45,6 +48,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--input", required=True, nargs="+", help="images, folders, glob patterns or videos")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the overlays, made if missing")
     parser.add_argument("--confidence", type=float, metavar="P", help="least class probability of a segment, 0 to 1")
+    parser.add_argument("--weights", metavar="FILE", help="trained model, short for --opts MODEL.WEIGHTS FILE")
+    parser.add_argument(
+        "--classes", metavar="NAMES", help='only these classes, "zebra,traffic cone"; all others are left unlabelled'
+    )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; the last option")
     return parser.parse_args(arguments)
 
@@ -171,11 +178,28 @@ class Demo:
 def demo_cfg(args: argparse.Namespace) -> CfgNode:
     """Return the frozen configuration; ``--confidence`` sets the model's threshold for panoptic segments too."""
     opts = list(args.opts)
+    if args.weights:
+        opts += ["MODEL.WEIGHTS", args.weights]
     if args.confidence is not None:
         if not 0.0 <= args.confidence <= 1.0:
             raise DemoError(f"--confidence must lie between 0 and 1, got {args.confidence}")
         opts += ["MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", str(args.confidence)]
     return load_cfg(args.config_file, opts, METHODS)
+
+
+def restrict_classes(predictor: Predictor, listed: str) -> None:
+    """Restrict a predictor to a comma-separated list of known or added classes.
+
+    Raises:
+        DemoError: for an empty list, an unknown name (with the nearest ones), or a model that cannot be restricted.
+    """
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if not names:
+        raise DemoError(f'--classes names no class, got "{listed}"; expected for example "zebra,traffic cone"')
+    try:
+        predictor.restrict_to(names)
+    except (ValueError, TypeError) as error:
+        raise DemoError(f"--classes: {error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Path]:
@@ -184,7 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     inputs = find_inputs(args.input)
     cfg = demo_cfg(args)
     register_all()
-    written = Demo(Predictor(cfg), Path(args.output), confidence=args.confidence).run(inputs)
+    predictor = Predictor(cfg)
+    if args.classes is not None:
+        restrict_classes(predictor, args.classes)
+    written = Demo(predictor, Path(args.output), confidence=args.confidence).run(inputs)
     print(f"{len(written)} file(s) in {args.output}")
     return written
 

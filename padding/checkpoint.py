@@ -3,19 +3,40 @@
 
 The segmentor's head is narrow (the training classes) or wide (all test classes); PADing keeps the narrow one for
 matching and starts the wide classifier ``new_fc`` from its rows.
+
+A model that was extended by new classes is saved with its label space, which widens the model that loads it.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from padding.data.class_split import ClassSplit
 from padding.engine.weights import load_weights
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import CheckpointError, CheckpointReport, load_into, normalise_keys, read_checkpoint
+from padding.modeling.checkpoint import (
+    CheckpointError,
+    CheckpointReport,
+    load_into,
+    normalise_keys,
+    read_checkpoint,
+    read_entry,
+)
 
-__all__ = ["fit_class_head", "load_padding_weights", "repair_class_head", "widen_rows"]
+__all__ = [
+    "LABEL_SPACE_ENTRY",
+    "describe_label_space",
+    "fit_class_head",
+    "load_padding_weights",
+    "repair_class_head",
+    "widen_rows",
+]
+
+# Name of the label space inside a checkpoint whose model was extended.
+LABEL_SPACE_ENTRY = "label_space"
 
 HEAD = "sem_seg_head.predictor.class_embed"
 CLASSIFIER = "new_fc"
@@ -103,9 +124,14 @@ def load_padding_weights(model: PADing, path: str, *, complete: bool) -> Checkpo
         What was matched, renamed, skipped and why.
     """
     logger = logging.getLogger(__name__)
+    described = read_entry(path, LABEL_SPACE_ENTRY)
     if complete:
+        if described is not None:
+            _adopt_label_space(model, described, path)
         return load_weights(model, path, complete=True)
     state, _ = normalise_keys(read_checkpoint(path))
+    if described is not None:
+        _drop_added_rows(state, model, described, path)
     names = [f"{HEAD}.{parameter}" for parameter in _PARAMETERS]
     if all(name in state for name in names):
         weight, bias, repaired = repair_class_head(*(state[name] for name in names))
@@ -120,6 +146,57 @@ def load_padding_weights(model: PADing, path: str, *, complete: bool) -> Checkpo
     report = load_into(model, state)
     logger.info("Weights from %s:\n%s", path, report)
     return report
+
+
+def describe_label_space(model: PADing) -> dict[str, Any]:
+    """Classes and embeddings of a model as tensors and plain values, for ``LABEL_SPACE_ENTRY``."""
+    split = model.label_space
+    return {
+        "names": list(split.names),
+        "is_thing": list(split.is_thing),
+        "dataset_ids": list(split.dataset_ids),
+        "unseen_names": sorted(split.unseen_names),
+        "colors": [list(color) for color in split.colors],
+        "class_embeddings": model.class_embeddings.cpu(),
+    }
+
+
+def _read_label_space(described: Mapping[str, Any], path: str) -> tuple[ClassSplit, Tensor]:
+    try:
+        split = ClassSplit(
+            names=tuple(described["names"]),
+            is_thing=tuple(described["is_thing"]),
+            dataset_ids=tuple(described["dataset_ids"]),
+            unseen_names=frozenset(described["unseen_names"]),
+            colors=tuple((red, green, blue) for red, green, blue in described["colors"]),
+        )
+        return split, described["class_embeddings"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its entry '{LABEL_SPACE_ENTRY}' is damaged ({error})") from error
+
+
+def _adopt_label_space(model: PADing, described: Mapping[str, Any], path: str) -> None:
+    """Widen a model by the classes that the checkpoint has in addition."""
+    split, embeddings = _read_label_space(described, path)
+    names = model.label_space.names
+    if split.names[: len(names)] != names:
+        other = next((a, b) for a, b in zip((*split.names, None), names, strict=False) if a != b)
+        raise CheckpointError(
+            f"{path} has class {other[0]!r} where the label space of DATASETS.TEST has {other[1]!r}; it was extended "
+            "from a model of another data set"
+        )
+    if split.num_classes > len(names):
+        model.widen(split, torch.cat([model.class_embeddings, embeddings[len(names) :].to(model.class_embeddings)]))
+        logging.getLogger(__name__).info("%s adds the classes %s", path, ", ".join(split.names[len(names) :]))
+
+
+def _drop_added_rows(state: dict[str, Tensor], model: PADing, described: Mapping[str, Any], path: str) -> None:
+    """Keep the classifier's rows of the model's own classes: a training does not start with added ones."""
+    split, _ = _read_label_space(described, path)
+    kept = [*split.ids_of(model.label_space.names), split.num_classes]
+    for name in (f"{CLASSIFIER}.{parameter}" for parameter in _PARAMETERS):
+        if name in state:
+            state[name] = state[name][kept]
 
 
 def _fit_parameter(state: dict[str, Tensor], model: PADing, parameter: str, *, starts_classifier: bool) -> None:

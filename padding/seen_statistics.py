@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trained model remembers of its training features: a few real ones of every class, and how frequent each class is.
+"""What a trained model remembers of its training: a few real features of every class, and how frequent each class is.
 
 Written beside the checkpoint at the end of the second stage, some megabytes. With it new classes are added later
 without images, without the feature bank and without the segmentor (``padding/refit.py``). Not in the paper.
@@ -147,7 +147,7 @@ class SeenStatistics:
         try:
             description = json.loads(state["description"])
             if description["format"] != FORMAT_VERSION:
-                raise ValueError(f"format {description['format']}, expected {FORMAT_VERSION}")  # noqa: TRY301
+                raise ValueError(f"format {description['format']}, expected {FORMAT_VERSION}")
             capacity = state["capacity"]
             result = cls(
                 tuple(description["names"]),

@@ -7,7 +7,7 @@ of all ranks together, so that several processes give what one would.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +20,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from padding.checkpoint import load_padding_weights
 from padding.data.mappers import build_mapper
 from padding.data.streams import TrainStream, load_training_entries
+from padding.engine.distributed import unwrap
 from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer
+from padding.extension import ExtensionReport, add_classes_to
 from padding.feature_bank import (
     BankSpec,
     FeatureBank,
@@ -33,6 +35,7 @@ from padding.feature_bank import (
     weights_digest,
 )
 from padding.meta_arch import STEPS, PADing
+from padding.modeling.label_space import evaluation_split
 from padding.seen_statistics import SeenStatistics, StatisticsHook
 
 __all__ = ["GeneratorClassifierTrainer"]
@@ -55,6 +58,25 @@ class GeneratorClassifierTrainer(Trainer):
         if not isinstance(model, PADing):
             raise TypeError(f"TRAINER 'GeneratorClassifierTrainer' trains PADing, not {type(model).__name__}.")
         load_padding_weights(model, path, complete=complete)
+
+    @classmethod
+    def add_classes(cls, cfg: CfgNode, model: nn.Module, names: Sequence[str], **options: Any) -> ExtensionReport:
+        """Add classes to a trained PADing, in place; see ``padding.extension.add_classes_to``."""
+        if not isinstance(model, PADing):
+            raise TypeError(f"TRAINER 'GeneratorClassifierTrainer' extends PADing, not {type(model).__name__}.")
+        return add_classes_to(model, cfg, names, **options)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate on DATASETS.TEST; classes that were added to the model compete, but are no part of the results."""
+        module = cast(PADing, unwrap(model))
+        known, active = evaluation_split(cfg).num_classes, module.active_ids
+        if module.num_test_classes > known:
+            module.restrict_to([i for i in active or range(known) if i < known])
+        try:
+            return super().test(cfg, model)
+        finally:
+            module.active_ids = active
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """One optimiser for each step that has parameters.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image in, prediction and picture out, for every method of this project."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
 
 from padding.data.augmentation import View, resize_for_test
+from padding.data.catalog import class_split_of
+from padding.data.class_split import ClassSplit
 from padding.engine.trainer import TRAINER_REGISTRY
 
 __all__ = ["UNSEEN_MARK", "Predictor", "display_metadata"]
@@ -19,12 +22,18 @@ __all__ = ["UNSEEN_MARK", "Predictor", "display_metadata"]
 UNSEEN_MARK = "*"
 
 
-def display_metadata(dataset_name: str) -> Metadata:
+def display_metadata(dataset_name: str, split: ClassSplit | None = None) -> Metadata:
     """Copy what the visualizer needs from a data set's metadata; names of unseen classes end with ``*``.
+
+    Args:
+        dataset_name: registered data set.
+        split: label space to show instead of the data set's, for a model that knows further classes.
 
     Raises:
         ValueError: if the data set is not registered with class names.
     """
+    if split is not None:
+        return _display_split(dataset_name, split)
     source = MetadataCatalog.get(dataset_name)
     names = source.get("stuff_classes") or source.get("thing_classes")
     if not names:
@@ -38,6 +47,13 @@ def display_metadata(dataset_name: str) -> Metadata:
         if source.get(key):
             shown.set(**{key: [tuple(color) for color in source.get(key)]})
     return shown
+
+
+def _display_split(name: str, split: ClassSplit) -> Metadata:
+    marked = [f"{name}{UNSEEN_MARK}" if name in split.unseen_names else name for name in split.names]
+    colors = list(split.colors)
+    shown = Metadata(name=f"{name} (display)")
+    return shown.set(thing_classes=marked, stuff_classes=marked, thing_colors=colors, stuff_colors=colors)
 
 
 class Predictor:
@@ -61,10 +77,12 @@ class Predictor:
             raise ValueError("DATASETS.TEST is empty; its first data set gives the class names")
         trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
         self.cfg = cfg
-        self.metadata = display_metadata(cfg.DATASETS.TEST[0])
+        display_metadata(cfg.DATASETS.TEST[0])  # an unknown data set is reported before the model is built
+        self._trainer_class = trainer_class
         self.model = trainer_class.build_model(cfg)
         trainer_class.load_weights(self.model, cfg.MODEL.WEIGHTS, complete=True)
         self.model.eval()
+        self._show_label_space()
         self._resize = resize_for_test(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
 
     @torch.no_grad()
@@ -91,6 +109,52 @@ class Predictor:
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         prediction = self.model([{"image": tensor, "height": height, "width": width}])[0]
         return {key: _to_cpu(value) for key, value in prediction.items()}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes the model can predict, added ones included, without marks."""
+        return self._label_space().names
+
+    def restrict_to(self, names: Sequence[str] | None) -> None:
+        """Predict some classes only, known or added; None: all again.
+
+        All classes still compete, and what looks like another class is left unlabelled; with MODEL.PADING.TEST.MODE
+        "zsl" the listed classes have no competitors but no-object.
+
+        Raises:
+            ValueError: for an unknown name, with the nearest spelling.
+            TypeError: if the model cannot be restricted.
+        """
+        restrict = getattr(self.model, "restrict_to", None)
+        if restrict is None:
+            raise TypeError(f"{type(self.model).__name__} always predicts all its classes; leave the list out")
+        restrict(None if names is None else self._label_space().ids_of(names))
+
+    def add_classes(self, names: Sequence[str], embeddings: Any = None, **options: Any) -> Any:
+        """Teach the model new classes by their names, without images; see ``padding.extension.add_classes_to``.
+
+        Args:
+            names: new class names.
+            embeddings: npz table or (A, E) array; None: the table of the configuration.
+            options: ``stuff``, ``statistics``, ``refit``.
+
+        Returns:
+            A report; ``str()`` is a table.
+
+        Raises:
+            TypeError: if the model cannot learn from names.
+        """
+        report = self._trainer_class.add_classes(self.cfg, self.model, names, embeddings=embeddings, **options)
+        self.model.eval()
+        self._show_label_space()
+        return report
+
+    def _label_space(self) -> ClassSplit:
+        split = getattr(self.model, "label_space", None)
+        return split if split is not None else class_split_of(self.cfg.DATASETS.TEST[0])
+
+    def _show_label_space(self) -> None:
+        self.metadata = display_metadata(self.cfg.DATASETS.TEST[0], getattr(self.model, "label_space", None))
 
     def draw(
         self, image: npt.NDArray[np.uint8], prediction: dict[str, Any], *, confidence: float = 0.5

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,24 @@ class Trainer(TrainerBase):
             complete: True to evaluate (every parameter must be in the file), False to start a training.
         """
         load_weights(model, path, complete=complete)
+
+    @classmethod
+    def add_classes(
+        cls,
+        cfg: CfgNode,  # noqa: ARG003  (for those who override it)
+        model: nn.Module,
+        names: Sequence[str],
+        **options: Any,  # noqa: ARG003
+    ) -> Any:
+        """Add classes to a trained model by their names; a method that can overrides this.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(model).__name__} (TRAINER {cls.__name__}) cannot learn {', '.join(names)} from "
+            "names alone; PADing can"
+        )
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Build every optimiser by name."""

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Add classes to a trained model by their names: no images, no training of the network, seconds on a CPU.
+
+python -m padding.add_classes --config-file FILE --weights model_final.pth --names "zebra,traffic cone" --output new.pth
+    [--embeddings FILE.npz] [--stuff ["NAMES"]] [--statistics FILE_OR_BANK] [--refit] [--opts KEY VALUE ...]
+
+The new file holds the wider classifier, names, kinds and embeddings of all classes, and the seen statistics, so that it
+can be extended again. ``demo.py`` and ``Predictor`` take it as MODEL.WEIGHTS with the same configuration.
+"""
+
+import padding  # first: it applies the fixes that Detectron2 needs
+
+# isort: split
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from padding.checkpoint import LABEL_SPACE_ENTRY, describe_label_space
+from padding.data.catalog import register_all
+from padding.engine.setup import load_cfg
+from padding.extension import STATISTICS_ENTRY, ExtensionReport, add_classes_to, find_statistics
+from padding.meta_arch import PADing
+from padding.seen_bias import load_model
+from padding.seen_statistics import SeenStatistics
+
+__all__ = ["extended_checkpoint", "main", "split_names"]
+
+
+def split_names(listed: str) -> list[str]:
+    """Names of a comma-separated list, stripped; empty parts are left out."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def extended_checkpoint(model: PADing, statistics: SeenStatistics) -> dict[str, Any]:
+    """Everything that is needed to use an extended model or to extend it again: tensors and plain values only."""
+    return {
+        "model": model.state_dict(),
+        LABEL_SPACE_ENTRY: describe_label_space(model),
+        STATISTICS_ENTRY: statistics.state_dict(),
+    }
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="configuration of the trained model")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the second stage")
+    parser.add_argument("--names", required=True, help='new classes, "zebra,traffic cone"')
+    parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write, *.pth")
+    parser.add_argument("--embeddings", metavar="FILE", help="npz table with the new names; default: the config's")
+    parser.add_argument(
+        "--stuff", nargs="?", const="", metavar="NAMES", help="new classes that are stuff; without names: all of them"
+    )
+    parser.add_argument(
+        "--statistics", metavar="PATH", help="seen statistics or a feature bank; default: in or beside the checkpoint"
+    )
+    parser.add_argument("--refit", action="store_true", help="fit the rows of the old classes again too")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; the last option")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> ExtensionReport:
+    """Command line; returns what it prints."""
+    args = parse_arguments(arguments)
+    output = Path(args.output)
+    if output.suffix != ".pth":
+        raise ValueError(f"--output {output}: a checkpoint is a .pth file; add the suffix")
+    cfg = load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights], (padding.add_padding_config,))
+    register_all()
+    model = load_model(cfg)
+    if not isinstance(model, PADing):
+        raise TypeError(f"{args.config_file} describes a {type(model).__name__}; only PADing learns classes from names")
+    names = split_names(args.names)
+    stuff = [] if args.stuff is None else split_names(args.stuff) or names
+    statistics = find_statistics(cfg, model, args.statistics)
+    report = add_classes_to(
+        model, cfg, names, embeddings=args.embeddings, stuff=stuff, statistics=statistics, refit=args.refit
+    )
+    _save(output, extended_checkpoint(model, statistics))
+    print(f"{report}\n\nwritten to {output}; use it as MODEL.WEIGHTS with {args.config_file}")  # noqa: T201
+    print(json.dumps(report.as_dict()))  # noqa: T201
+    return report
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write under another name first: a killed process leaves the old file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(dict(content), temporary)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
