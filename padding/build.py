@@ -26,6 +26,9 @@ __all__ = [
 ]
 
 
+UNSEEN_INITS = ("pretrained", "random", "zeros")
+
+
 @dataclass(frozen=True)
 class ClassifierOptions:
     """How the new classifier is trained.
@@ -36,6 +39,8 @@ class ClassifierOptions:
         classes_per_iter: unseen classes drawn in each iteration; 0 for all.
         num_per_class: synthetic features of each.
         pretrained_rows: the classifier starts from the class rows of the segmentor.
+        unseen_init: rows of unseen classes at that start: ``pretrained``, ``random`` or ``zeros``.
+        official_head_pad: narrow heads are widened as by the released converter, no-object misplaced.
     """
 
     unseen_weight: float
@@ -43,6 +48,8 @@ class ClassifierOptions:
     classes_per_iter: int
     num_per_class: int
     pretrained_rows: bool
+    unseen_init: str = "pretrained"
+    official_head_pad: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Generation:
         project_targets: the semantic side of the losses is ``projection(a)`` instead of a.
         detach_targets: no gradient into that side.
         use_real_seen: real features of seen classes join the synthetic ones in the structure losses.
+        consistency_among_all: the consistency loss scores against all classes and no-object, not the seen ones only.
     """
 
     generator: nn.Module
@@ -70,6 +78,7 @@ class Generation:
     project_targets: bool
     detach_targets: bool
     use_real_seen: bool
+    consistency_among_all: bool
 
 
 def build_classifier_options(node: CfgNode) -> ClassifierOptions:
@@ -79,17 +88,24 @@ def build_classifier_options(node: CfgNode) -> ClassifierOptions:
         node: ``MODEL.PADING``.
 
     Raises:
-        ValueError: for an unknown INIT.
+        ValueError: for an unknown INIT or UNSEEN_INIT.
     """
     options = node.CLASSIFIER
     if options.INIT not in ("pretrained", "random"):
         raise ValueError(f"MODEL.PADING.CLASSIFIER.INIT is '{options.INIT}'; expected 'pretrained' or 'random'.")
+    if options.UNSEEN_INIT not in UNSEEN_INITS:
+        raise ValueError(
+            f"MODEL.PADING.CLASSIFIER.UNSEEN_INIT is '{options.UNSEEN_INIT}'; expected one of "
+            f"{', '.join(UNSEEN_INITS)}."
+        )
     return ClassifierOptions(
         unseen_weight=options.UNSEEN_WEIGHT,
         no_object_weight=options.NO_OBJECT_WEIGHT,
         classes_per_iter=options.CLASSES_PER_ITER,
         num_per_class=options.NUM_PER_CLASS,
         pretrained_rows=options.INIT == "pretrained",
+        unseen_init=options.UNSEEN_INIT,
+        official_head_pad=node.COMPAT.OFFICIAL_HEAD_PAD,
     )
 
 
@@ -193,6 +209,8 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
         disentangle=node.DISENTANGLE.ENABLED,
         unrelated_prior=node.DISENTANGLE.UNRELATED,
         relation_among_all=node.DISENTANGLE.RELATION_AMONG_ALL,
+        seen_relation_among_all=node.DISENTANGLE.RELATION_SEEN_AMONG_ALL,
+        reconstruction_reduction=node.DISENTANGLE.RECONSTRUCTION,
     )
     return Generation(
         generator=generator,
@@ -200,14 +218,24 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
         primitives=primitives,
         disentangle=_build_disentangle(node, channels, channels if project_targets else width),
         structure=structure,
-        mmd=MmdOptions(
-            tuple(node.MMD.SIGMAS),
-            bandwidth=node.MMD.BANDWIDTH,
-            sqrt=node.MMD.SQRT,
-            unbiased=node.MMD.UNBIASED,
-            grouping=node.MMD.GROUPING,
-        ),
+        mmd=_build_mmd_options(node),
         project_targets=project_targets,
         detach_targets=align.DETACH,
         use_real_seen=align.USE_REAL_SEEN,
+        consistency_among_all=node.CONSISTENCY_AMONG_ALL,
+    )
+
+
+def _build_mmd_options(node: CfgNode) -> MmdOptions:
+    """Options of MODEL.PADING.MMD; a batch from the bank is large enough to compare class by class."""
+    grouping = node.MMD.GROUPING
+    if grouping == "auto":
+        grouping = "per_class" if node.FEATURE_BANK.ENABLED else "batch"
+    return MmdOptions(
+        tuple(node.MMD.SIGMAS),
+        bandwidth=node.MMD.BANDWIDTH,
+        sqrt=node.MMD.SQRT,
+        unbiased=node.MMD.UNBIASED,
+        grouping=grouping,
+        normalize=node.MMD.NORMALIZE,
     )

@@ -31,6 +31,7 @@ __all__ = [
     "describe_label_space",
     "fit_class_head",
     "load_padding_weights",
+    "pad_rows",
     "repair_class_head",
     "widen_rows",
 ]
@@ -61,6 +62,23 @@ def widen_rows(rows: Tensor, class_ids: Sequence[int], initial: Tensor) -> Tenso
         raise ValueError(f"{len(rows)} rows for {len(class_ids)} classes and no-object; give one id per class")
     wide = initial.clone()
     wide[[*class_ids, len(initial) - 1]] = rows.to(wide)
+    return wide
+
+
+def pad_rows(rows: Tensor, class_ids: Sequence[int], num_classes: int) -> Tensor:
+    """Widen a narrow head as the released converter does: no-object lands on the first unseen class, the rest is zero.
+
+    Args:
+        rows: (C+1, ...) no-object last.
+        class_ids: (C,) ids of the narrow head's classes in the wide label space.
+        num_classes: K > C.
+
+    Returns:
+        (K+1, ...), its last row zero.
+    """
+    first_unseen = min(set(range(num_classes)) - set(class_ids))
+    wide = rows.new_zeros(num_classes + 1, *rows.shape[1:])
+    wide[[*class_ids, first_unseen]] = rows
     return wide
 
 
@@ -142,7 +160,7 @@ def load_padding_weights(model: PADing, path: str, *, complete: bool) -> Checkpo
             model.options.pretrained_rows and model.method == "generative" and f"{CLASSIFIER}.weight" not in state
         )
         for parameter in _PARAMETERS:
-            _fit_parameter(state, model, parameter, starts_classifier=starts_classifier)
+            _fit_parameter(state, model, parameter, starts_classifier=starts_classifier, repaired=repaired)
     report = load_into(model, state)
     logger.info("Weights from %s:\n%s", path, report)
     return report
@@ -199,12 +217,29 @@ def _drop_added_rows(state: dict[str, Tensor], model: PADing, described: Mapping
             state[name] = state[name][kept]
 
 
-def _fit_parameter(state: dict[str, Tensor], model: PADing, parameter: str, *, starts_classifier: bool) -> None:
-    """Put the narrow rows of one parameter into ``state`` and, if asked, the wide ones."""
+def _fit_parameter(
+    state: dict[str, Tensor], model: PADing, parameter: str, *, starts_classifier: bool, repaired: bool
+) -> None:
+    """Put the narrow rows of one parameter into ``state`` and, if asked, the wide ones.
+
+    Args:
+        state: of the checkpoint; changed in place.
+        model: its label space, and its initial rows of unseen classes.
+        parameter: ``weight`` or ``bias``.
+        starts_classifier: whether the wide rows are wanted.
+        repaired: the checkpoint's head was widened by the released converter.
+    """
     rows = state[f"{HEAD}.{parameter}"]
-    own = model.state_dict()
-    initial = own.get(f"{CLASSIFIER}.{parameter}", torch.zeros(model.num_test_classes + 1, *rows.shape[1:]))
-    narrow, wide = fit_class_head(rows, model.class_ids, model.num_test_classes, initial)
+    own, num_classes, options = model.state_dict(), model.num_test_classes, model.options
+    initial = own.get(f"{CLASSIFIER}.{parameter}", torch.zeros(num_classes + 1, *rows.shape[1:]))
+    if options.unseen_init == "zeros":
+        initial = torch.zeros_like(initial)
+    narrow, wide = fit_class_head(rows, model.class_ids, num_classes, initial)
     state[f"{HEAD}.{parameter}"] = narrow
-    if starts_classifier:
-        state[f"{CLASSIFIER}.{parameter}"] = wide
+    if not starts_classifier:
+        return
+    if options.unseen_init != "pretrained":
+        wide[model.unseen_ids] = initial[model.unseen_ids].to(wide)
+    if options.official_head_pad and (repaired or len(rows) == len(narrow)):
+        wide = pad_rows(narrow, model.class_ids, num_classes)
+    state[f"{CLASSIFIER}.{parameter}"] = wide

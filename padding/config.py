@@ -54,8 +54,10 @@ def _add_loss_keys(node: CfgNode) -> None:
     node.MMD.BANDWIDTH = "median"
     node.MMD.SQRT = True
     node.MMD.UNBIASED = False
-    # "batch" (classes mixed), "per_class" or "joint".
-    node.MMD.GROUPING = "batch"
+    # Means over pairs, or plain sums as printed.
+    node.MMD.NORMALIZE = True
+    # "batch" (classes mixed), "per_class", "joint", or "auto": per_class when fed from a bank, else batch.
+    node.MMD.GROUPING = "auto"
 
     node.ALIGN = CfgNode()
     node.ALIGN.ENABLED = True
@@ -81,10 +83,13 @@ def _add_loss_keys(node: CfgNode) -> None:
     node.DISENTANGLE.DROPOUT = 0.1
     # Scores of the relation loss: "dot" or "relation_net".
     node.DISENTANGLE.RELATION = "dot"
-    # Unseen features are scored against all classes, or against the unseen ones only.
+    # Unseen features are scored against all classes, or against the unseen ones only; seen features likewise.
     node.DISENTANGLE.RELATION_AMONG_ALL = True
+    node.DISENTANGLE.RELATION_SEEN_AMONG_ALL = True
     # Prior on the unrelated part: "moment", "vae" or "official".
     node.DISENTANGLE.UNRELATED = "moment"
+    # Absolute differences of the reconstruction: "mean" or "sum".
+    node.DISENTANGLE.RECONSTRUCTION = "mean"
 
     # Total = MMD + CONSISTENCY * L_cls + STRUCTURE [lambda] * (ALIGN * L_A + RELATION * L_R + UNRELATED * L_U +
     # RECONSTRUCTION * L_recon), each L a mean over the sets it is computed on.
@@ -95,12 +100,17 @@ def _add_loss_keys(node: CfgNode) -> None:
     node.LOSS_WEIGHT.RELATION = 0.2
     node.LOSS_WEIGHT.UNRELATED = 0.5
     node.LOSS_WEIGHT.RECONSTRUCTION = 0.5
+    # L_cls scores synthetic seen features against the seen classes, or against all classes and no-object.
+    node.CONSISTENCY_AMONG_ALL = False
 
 
 def _add_classifier_keys(node: CfgNode) -> None:
     node.CLASSIFIER = CfgNode()
     # Rows of known classes and of no-object: "pretrained" from the segmentor's class head, or "random".
     node.CLASSIFIER.INIT = "pretrained"
+    # Rows of unseen classes with INIT "pretrained": "pretrained" where the checkpoint has them (a wide head) and random
+    # elsewhere, "random" or "zeros".
+    node.CLASSIFIER.UNSEEN_INIT = "pretrained"
     # Weights in the cross-entropy; a seen class has 1.
     node.CLASSIFIER.UNSEEN_WEIGHT = 5.0
     node.CLASSIFIER.NO_OBJECT_WEIGHT = 0.1
@@ -129,7 +139,11 @@ def _add_classifier_keys(node: CfgNode) -> None:
     # Real features kept beside the checkpoint, of each class and of no-object: from them classes are added later.
     node.STATISTICS = CfgNode({"PER_CLASS": 200, "NO_OBJECT": 3000})
     # Adding classes: synthetic features of each unseen class, and steps of the optimiser (L-BFGS).
-    node.ADD_CLASSES = CfgNode({"NUM_PER_CLASS": 500, "ITERATIONS": 100})
+    node.ADD_CLASSES = CfgNode({"NUM_PER_CLASS": 300, "ITERATIONS": 100})
+
+    # The released converter's narrow heads: their no-object row lies on the first unseen class, and its zero rows take
+    # part in the matching. Off, misplaced rows of released files are moved to where they belong.
+    node.COMPAT = CfgNode({"OFFICIAL_HEAD_PAD": False})
 
     node.TEST = CfgNode()
     # "gzsl": all classes compete; "zsl": unseen classes and no-object only.

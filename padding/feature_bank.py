@@ -153,6 +153,14 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
     """Tell whether the bank is complete.
 
@@ -167,6 +175,7 @@ def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
         found, complete = manifest["fingerprint"], bool(manifest["complete"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of a feature bank ({error}); delete the folder {folder}.") from error
+    found, expected = dict(_flat(found)), dict(_flat(expected))
     wrong = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
     if wrong:
         listed = "; ".join(f"{key}: {found.get(key)!r} there, {expected.get(key)!r} wanted" for key in wrong)
@@ -250,24 +259,24 @@ def _shard_content(
     """Rows of the images [start, stop) as arrays, with the first row of each image in ``offsets``."""
     start = shard * spec.images_per_shard
     stop = min(start + spec.images_per_shard, spec.total)
-    parts: list[FeatureBatch] = []
+    # What is kept is converted at once: half of the memory, and no views into the features of all queries.
+    kept: dict[str, list[npt.NDArray[Any]]] = {"embeddings": [], "labels": [], "weights": []}
+    sizes: list[int] = []
     stream = open_stream(start, spec.batch_size)
-    while len(parts) < stop - start:
+    while len(sizes) < stop - start:
         samples = next(stream)
         features = extract(samples).to("cpu")
         queries = len(features.labels) // len(samples)
-        for i in range(min(len(samples), stop - start - len(parts))):
+        for i in range(min(len(samples), stop - start - len(sizes))):
             image = features.select(torch.arange(i * queries, (i + 1) * queries))
-            parts.append(_thin_out(image, spec, np.random.default_rng((spec.seed, start + len(parts)))))
+            image = _thin_out(image, spec, np.random.default_rng((spec.seed, start + len(sizes))))
+            kept["embeddings"].append(image.embeddings.numpy().astype(spec.dtype))
+            kept["labels"].append(image.labels.numpy().astype(np.int64))
+            kept["weights"].append(image.weights.numpy().astype(np.float32))
+            sizes.append(len(image.labels))
             progress.update()
-    rows = concatenate(parts)
-    sizes = [len(part.labels) for part in parts]
-    return {
-        "embeddings": rows.embeddings.numpy().astype(spec.dtype),
-        "labels": rows.labels.numpy().astype(np.int64),
-        "weights": rows.weights.numpy().astype(np.float32),
-        "offsets": np.cumsum([0, *sizes], dtype=np.int64),
-    }
+    arrays = {name: np.concatenate(parts) for name, parts in kept.items()}
+    return {**arrays, "offsets": np.cumsum([0, *sizes], dtype=np.int64)}
 
 
 def _thin_out(image: FeatureBatch, spec: BankSpec, rng: np.random.Generator) -> FeatureBatch:

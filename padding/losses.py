@@ -57,6 +57,7 @@ class MmdOptions:
         unbiased: leave the diagonals out of the two within-set means (the sum may become negative).
         grouping: ``batch`` compares all rows at once; ``per_class`` is the mean of one discrepancy per class found on
             both sides; ``joint`` multiplies the kernel by [same class], i.e. compares the joint distributions.
+        normalize: means over pairs of rows; without, their plain sums, over all groups.
 
     Raises:
         ValueError: for an unknown option or widths that are not positive.
@@ -67,6 +68,7 @@ class MmdOptions:
     sqrt: bool = True
     unbiased: bool = False
     grouping: str = "batch"
+    normalize: bool = True
 
     def __post_init__(self) -> None:
         _check_choice("MMD bandwidth", self.bandwidth, BANDWIDTHS)
@@ -203,7 +205,9 @@ def mmd(
             _normalised_blocks(kernel[m:, m:], fake_groups, fake_groups, within=True, unbiased=unbiased),
             _normalised_blocks(kernel[:m, m:], real_groups, fake_groups, within=False, unbiased=unbiased),
         ]
-        if options.grouping == "joint":
+        if not options.normalize:
+            terms = [sums.sum()[None] for sums, _ in parts]
+        elif options.grouping == "joint":
             totals = (m * m, len(fake) ** 2, m * len(fake))
             terms = [sums.sum()[None] / total for (sums, _), total in zip(parts, totals, strict=True)]
         else:
@@ -328,11 +332,17 @@ def noise_divergence(features: Tensor, noise: Tensor, *, temperature: float) -> 
     return row_divergence(features, noise, DivergenceOptions(temperature, "semantic_to_visual", "numel"))
 
 
-def reconstruction(features: Tensor, decoded: Tensor) -> Tensor:
-    """Mean absolute difference of (n, D) features and their reconstruction, L_recon (PADing, Eq. 5)."""
+def reconstruction(features: Tensor, decoded: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Absolute difference of (n, D) features and their reconstruction, L_recon (PADing, Eq. 5).
+
+    Args:
+        features: (n, D) float.
+        decoded: (n, D) float.
+        reduction: ``mean`` over all entries, or their ``sum``.
+    """
     if features.numel() == 0:
         return decoded.float().sum() * 0.0
-    return F.l1_loss(decoded.float(), features.float())
+    return F.l1_loss(decoded.float(), features.float(), reduction=reduction)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class PADing(MaskFormer):
     seen_ids: Tensor
     unseen_ids: Tensor
     class_weight: Tensor
+    new_fc: nn.Linear
 
     @configurable
     def __init__(  # noqa: PLR0913  (label space, the parts of each method, and how they are trained and tested)
@@ -251,6 +252,8 @@ class PADing(MaskFormer):
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
         images = self.preprocess(batched_inputs)
         outputs = self.predict_queries(images)
+        if self.options.official_head_pad:  # logits of the released head's zero rows
+            outputs = {**outputs, "pred_logits": F.pad(outputs["pred_logits"], (0, len(self.unseen_ids)))}
         targets = prepare_targets(
             batched_inputs, tuple(images.tensor.shape[-2:]), self.device, num_classes=self.criterion.num_classes
         )
@@ -323,7 +326,8 @@ class PADing(MaskFormer):
         }
         weights = generation.structure.weights
         if weights.consistency > 0:
-            losses["loss_consistency"] = weights.consistency * self._consistency(seen, real.labels)
+            consistency = self._consistency(seen, real.labels, among_all=generation.consistency_among_all)
+            losses["loss_consistency"] = weights.consistency * consistency
         if generation.use_real_seen:
             seen_set = LabelledFeatures(torch.cat([real.embeddings, seen]), real.labels.repeat(2))
         else:
@@ -339,11 +343,12 @@ class PADing(MaskFormer):
             targets = self.fc_projection(targets)
         return targets.detach() if generation.detach_targets else targets
 
-    def _consistency(self, features: Tensor, labels: Tensor) -> Tensor:
-        """The current classifier, held constant, should recognise synthetic seen features among the seen classes."""
+    def _consistency(self, features: Tensor, labels: Tensor, *, among_all: bool) -> Tensor:
+        """The current classifier, held constant, should recognise synthetic features among the seen or all classes."""
         weight, bias = self.new_fc.weight.detach(), self.new_fc.bias.detach()
-        logits = F.linear(features, weight[self.seen_ids], bias[self.seen_ids])
-        columns = torch.searchsorted(self.seen_ids, labels)
+        rows = torch.arange(len(bias), device=bias.device) if among_all else self.seen_ids
+        logits = F.linear(features, weight[rows], bias[rows])
+        columns = torch.searchsorted(rows, labels)
         return weighted_cross_entropy(logits, columns, torch.ones_like(columns, dtype=torch.float32))
 
     def _classifier_losses(self, batch: FeatureBatch) -> dict[str, Tensor]:

@@ -67,6 +67,8 @@ class StructureObjective:
         disentangle: whether features are taken apart at all.
         unrelated_prior: ``moment``, ``vae`` or ``official``.
         relation_among_all: unseen features are scored against all classes, not the unseen ones only.
+        seen_relation_among_all: seen features are scored against all classes, not the seen ones only.
+        reconstruction_reduction: ``mean`` or ``sum``.
 
     Raises:
         ValueError: for an unknown choice, or an alignment in a space that is switched off.
@@ -79,6 +81,8 @@ class StructureObjective:
     disentangle: bool
     unrelated_prior: str
     relation_among_all: bool
+    seen_relation_among_all: bool = True
+    reconstruction_reduction: str = "mean"
 
     def __post_init__(self) -> None:
         if self.align_space not in ("related", "visual"):
@@ -87,6 +91,11 @@ class StructureObjective:
             raise ValueError(
                 f"MODEL.PADING.DISENTANGLE.UNRELATED is '{self.unrelated_prior}'; expected 'moment', 'vae' or "
                 "'official'."
+            )
+        if self.reconstruction_reduction not in ("mean", "sum"):
+            raise ValueError(
+                f"MODEL.PADING.DISENTANGLE.RECONSTRUCTION is '{self.reconstruction_reduction}'; expected 'mean' or "
+                "'sum'."
             )
         if self.align and self.align_space == "related" and not self.disentangle:
             raise ValueError(
@@ -155,23 +164,33 @@ class StructureObjective:
         unseen_ids: Tensor,
         modules: DisentangleModules,
     ) -> dict[str, Tensor]:
-        scores: Callable[[Tensor, Tensor], Tensor] = modules.relation or self._dot
-        seen_relation = relation(scores(parts[0].related, targets), seen.labels)
-        if self.relation_among_all:
-            unseen_relation = relation(scores(parts[1].related, targets), unseen.labels)
-        else:
-            columns = torch.searchsorted(unseen_ids, unseen.labels)
-            unseen_relation = relation(scores(parts[1].related, targets[unseen_ids]), columns)
+        all_ids = torch.arange(len(targets), device=targets.device)
+        seen_ids = all_ids[torch.isin(all_ids, unseen_ids, invert=True)]
+        relations = [
+            self._relation(part.related, group.labels, targets, all_ids if among_all else own_ids, modules.relation)
+            for part, group, among_all, own_ids in (
+                (parts[0], seen, self.seen_relation_among_all, seen_ids),
+                (parts[1], unseen, self.relation_among_all, unseen_ids),
+            )
+        ]
         weights = self.weights
         unrelated = [self._unrelated(part) for part in parts]
         decoded = [
-            reconstruction(group.features, part.decoded) for group, part in zip((seen, unseen), parts, strict=True)
+            reconstruction(group.features, part.decoded, reduction=self.reconstruction_reduction)
+            for group, part in zip((seen, unseen), parts, strict=True)
         ]
         return {
-            "loss_relation": 0.5 * weights.relation * (seen_relation + unseen_relation),
+            "loss_relation": 0.5 * weights.relation * (relations[0] + relations[1]),
             "loss_unrelated": 0.5 * weights.unrelated * (unrelated[0] + unrelated[1]),
             "loss_reconstruction": 0.5 * weights.reconstruction * (decoded[0] + decoded[1]),
         }
+
+    def _relation(
+        self, features: Tensor, labels: Tensor, targets: Tensor, class_ids: Tensor, scorer: nn.Module | None
+    ) -> Tensor:
+        """Relation loss of (n, E) features among the classes ``class_ids``, ascending."""
+        scores: Callable[[Tensor, Tensor], Tensor] = scorer or self._dot
+        return relation(scores(features, targets[class_ids]), torch.searchsorted(class_ids, labels))
 
     def _dot(self, features: Tensor, targets: Tensor) -> Tensor:
         return dot_relation(features, targets, temperature=self.divergence.temperature)

@@ -5,9 +5,7 @@ Features come from the frozen segmentor in every iteration, or from a bank on di
 of all ranks together, so that several processes give what one would.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +15,7 @@ from detectron2.engine import HookBase
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from padding.bank_identity import bank_origin
 from padding.checkpoint import load_padding_weights
 from padding.data.mappers import build_mapper
 from padding.data.streams import TrainStream, load_training_entries
@@ -38,7 +37,7 @@ from padding.meta_arch import STEPS, PADing
 from padding.modeling.label_space import evaluation_split
 from padding.seen_statistics import SeenStatistics, StatisticsHook
 
-__all__ = ["GeneratorClassifierTrainer"]
+__all__ = ["GeneratorClassifierTrainer", "PhaseSchedule"]
 
 
 @TRAINER_REGISTRY.register()
@@ -109,8 +108,11 @@ class GeneratorClassifierTrainer(Trainer):
             return super().build_schedulers(cfg)
         spans = {"generator": (0, first), "classifier": (first, self.max_iter - first)}
         return {
-            step: _delayed_schedule(solver_node(cfg, step), optimizer, *spans[step])
+            step: PhaseSchedule(
+                optimizer, lr_multiplier(solver_node(cfg, step), max_iter=length), first=start, length=length
+            )
             for step, optimizer in self.optimizers.items()
+            for start, length in [spans[step]]
         }
 
     def build_stream(self, cfg: CfgNode) -> TrainStream | FeatureStream:  # type: ignore[override]
@@ -164,7 +166,7 @@ class GeneratorClassifierTrainer(Trainer):
             batch_size=self.micro_batch_size,
             dtype=options.DTYPE,
             seed=options.SEED,
-            origin=self._bank_origin(),
+            origin=bank_origin(cfg, self.segmentor, entries),
         )
         mapper = build_mapper(cfg, is_train=True)
 
@@ -186,17 +188,6 @@ class GeneratorClassifierTrainer(Trainer):
 
         folder = options.PATH or str(Path(cfg.OUTPUT_DIR) / "feature_bank")
         return build_feature_bank(folder, spec, extract, open_stream)
-
-    def _bank_origin(self) -> dict[str, Any]:
-        """What the content of a bank depends on, beside the numbers in its specification."""
-        cfg = self.cfg
-        nodes = (cfg.INPUT, cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.SOLVER.AMP)
-        return {
-            "segmentor": weights_digest([self.segmentor.backbone, self.segmentor.sem_seg_head]),
-            "train_sets": list(cfg.DATASETS.TRAIN),
-            "class_ids": list(self.segmentor.class_ids),
-            "configuration": hashlib.sha256(json.dumps([node.dump() for node in nodes]).encode()).hexdigest(),
-        }
 
     @property
     def segmentor(self) -> PADing:
@@ -228,7 +219,31 @@ class GeneratorClassifierTrainer(Trainer):
         return min(max(round(node.GENERATOR_SHARE * self.max_iter), 1), self.max_iter)
 
 
-def _delayed_schedule(node: CfgNode, optimizer: torch.optim.Optimizer, first: int, length: int) -> LRScheduler:
-    """The schedule of ``node`` over ``length`` iterations that begin at ``first``."""
-    multiplier = lr_multiplier(node, max_iter=length)
-    return LambdaLR(optimizer, lambda iteration: multiplier(max(iteration - first, 0)))
+class PhaseSchedule(LambdaLR):
+    """A schedule over some of the iterations of a training; ``step`` is called in all of them.
+
+    Outside of its iterations nothing happens: a schedule is not stepped before its optimiser has been.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, multiplier: Callable[[int], float], *, first: int, length: int
+    ) -> None:
+        """Set the rate of the first iteration.
+
+        Args:
+            optimizer: its groups' rates are the base rates.
+            multiplier: factor on them as a function of the number of steps of this optimiser.
+            first: iteration at which its phase begins.
+            length: iterations of its phase.
+        """
+        self.first = first
+        self.length = length
+        # The constructor of the base class steps once; that is no iteration.
+        self.calls = -1
+        super().__init__(optimizer, multiplier)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Note one iteration; advance if it belongs to the phase."""
+        self.calls += 1
+        if self.calls == 0 or self.first < self.calls <= self.first + self.length:
+            super().step(epoch)

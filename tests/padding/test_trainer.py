@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two-optimiser loop: steps, schedules, exact resume, feature bank, accumulation, several processes."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from padding.bank_identity import annotations_digest, split_digest
 from padding.engine.distributed import torchrun_process_group
 from padding.meta_arch import PADing
 from padding.trainer import GeneratorClassifierTrainer
+from tests.tiny_data import tiny_split
 
 MakeCfg = Callable[..., CfgNode]
 QUIET = (
@@ -122,6 +126,43 @@ def test_sequential_schedule_trains_one_after_the_other(padding_cfg: MakeCfg) ->
     assert rates[4] == pytest.approx(0.5 * cfg.SOLVER.CLASSIFIER.BASE_LR)
 
 
+def test_sequential_schedules_step_with_their_own_optimiser_only(padding_cfg: MakeCfg) -> None:
+    cfg = padding_cfg(
+        *("MODEL.PADING.SCHEDULE", "sequential", "SOLVER.MAX_ITER", 8),
+        *("SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.POLY_LR_POWER", 1.0),
+        *("SOLVER.CLASSIFIER.LR_SCHEDULER_NAME", "WarmupPolyLR"),
+    )
+    with warnings.catch_warnings():
+        # torch warns when a schedule is stepped before its optimiser
+        warnings.filterwarnings("error", message=".*lr_scheduler.step.*")
+        trainer = train(cfg)
+    lines = logged(cfg)
+    falling = [1.0, 0.75, 0.5, 0.25]
+    for name, first in (("generator", 0), ("classifier", 4)):
+        base = cfg.SOLVER[name.upper()].BASE_LR
+        rates = [lines[i][f"lr_{name}"] / base for i in range(first, first + 4)]
+        assert rates == pytest.approx(falling)
+        assert trainer.schedulers[name].last_epoch == 4
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_sequential_training_resumes_in_either_phase(padding_cfg: MakeCfg, tmp_path: Path, stop: int) -> None:
+    common = (
+        *("MODEL.PADING.SCHEDULE", "sequential", "MODEL.PADING.GENERATOR_SHARE", 0.5, "SOLVER.CHECKPOINT_PERIOD", 1),
+        *("SOLVER.CLASSIFIER.LR_SCHEDULER_NAME", "WarmupPolyLR", "MODEL.PADING.FEATURE_BANK.ENABLED", True),
+    )
+    expected = new_parameters(train(padding_cfg(*common, "OUTPUT_DIR", str(tmp_path / "whole"))))
+    resumed = padding_cfg(*common, "OUTPUT_DIR", str(tmp_path / "resumed"))
+    torch.manual_seed(resumed.SEED)
+    first = GeneratorClassifierTrainer(resumed)
+    first.resume_or_load(resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        stop_at(first, stop)
+    got = new_parameters(train(resumed, resume=True))
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=0, atol=0, msg=name)
+
+
 def test_each_optimiser_follows_its_own_solver_node(padding_cfg: MakeCfg) -> None:
     cfg = padding_cfg(
         *("SOLVER.GENERATOR.OPTIMIZER", "ADAMW", "SOLVER.GENERATOR.BASE_LR", 0.01),
@@ -196,6 +237,45 @@ def test_bank_of_another_segmentor_is_refused(padding_cfg: MakeCfg) -> None:
     torch.manual_seed(1)
     with pytest.raises(ValueError, match=r"stale.*segmentor"):
         GeneratorClassifierTrainer(cfg).open_feature_bank()
+
+
+def test_bank_serves_every_row_of_a_table(padding_cfg: MakeCfg, tmp_path: Path) -> None:
+    """What the second stage trains, its seeds and thresholds leave the bank valid; what changes a feature does not."""
+    node = "MODEL.PADING."
+    common = (node + "FEATURE_BANK.ENABLED", True, node + "FEATURE_BANK.PATH", str(tmp_path / "bank"))
+
+    def open_with(*opts: Any) -> None:
+        torch.manual_seed(0)
+        GeneratorClassifierTrainer(padding_cfg(*common, *opts)).open_feature_bank()
+
+    open_with()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").glob("shard_*")}
+    for opts in (
+        (node + "GENERATOR.NAME", "gmmn", node + "ALIGN.ENABLED", False, node + "DISENTANGLE.ENABLED", False),
+        ("SEED", 99, "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", 0.3, "INPUT.MIN_SIZE_TEST", 16),
+        (node + "CLASSIFIER.UNSEEN_WEIGHT", 2.0, node + "TEST.SEEN_BIAS", 1.0, "SOLVER.MAX_ITER", 2),
+    ):
+        open_with(*opts)
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").glob("shard_*")}
+    for opts, named in (
+        (("INPUT.RANDOM_FLIP", "vertical"), r"configuration.INPUT.RANDOM_FLIP: 'horizontal' there, 'vertical' wanted"),
+        (("MODEL.MASK_FORMER.CLASS_WEIGHT", 5.0), r"configuration.MODEL.MASK_FORMER.CLASS_WEIGHT"),
+        ((node + "FEATURE_BANK.VIEWS", 2), "views: 1 there, 2 wanted"),
+    ):
+        with pytest.raises(ValueError, match=f"stale.*{named}"):
+            open_with(*opts)
+
+
+def test_bank_of_another_split_or_other_annotations_is_refused() -> None:
+    split = tiny_split()
+    other = dataclasses.replace(split, unseen_names=frozenset({"gem"}))
+    assert split_digest(split) != split_digest(other)
+    assert split_digest(split) == split_digest(tiny_split())
+    entry = {"image_id": 1, "height": 4, "width": 5, "file_name": "a", "segments_info": [{"id": 1, "category_id": 2}]}
+    same = annotations_digest([entry])
+    assert annotations_digest([{**entry, "file_name": "elsewhere/a"}]) == same
+    assert annotations_digest([{**entry, "segments_info": [{"id": 1, "category_id": 3}]}]) != same
+    assert annotations_digest([entry, entry]) != same
 
 
 def test_bank_options_are_read(padding_cfg: MakeCfg, tmp_path: Path) -> None:
