@@ -19,6 +19,27 @@ NAMES = (
     "coco_2017_train_panoptic_zsp_wide",
     "coco_2017_val_panoptic_zsp",
 )
+# Name -> classes, unseen classes, classes that count in the evaluation.
+TASKS = {
+    "shapes_val_panoptic_zsp_unseen": (42, 7, 7),
+    "shapes_train_sem_seg_zss": (35, 0, 35),
+    "shapes_val_sem_seg_zss": (42, 7, 42),
+    "shapes_val_sem_seg_zss_unseen": (42, 7, 7),
+    "shapes_train_instances_zsi": (25, 0, 25),
+    "shapes_val_instances_zsi": (30, 5, 30),
+    "shapes_val_instances_zsi_unseen": (30, 5, 5),
+    "coco_2017_val_panoptic_zsp_unseen": (133, 14, 14),
+    "coco_2017_train_stuff_zss": (156, 0, 156),
+    "coco_2017_train_stuff_zss_drop_image": (156, 0, 156),
+    "coco_2017_val_stuff_zss": (171, 15, 171),
+    "coco_2017_val_stuff_zss_unseen": (171, 15, 15),
+    "coco_2014_train_instances_zsi_48_17": (48, 0, 48),
+    "coco_2014_val_instances_zsi_48_17": (65, 17, 65),
+    "coco_2014_val_instances_zsi_48_17_unseen": (65, 17, 17),
+    "coco_2014_train_instances_zsi_65_15": (65, 0, 65),
+    "coco_2014_val_instances_zsi_65_15": (80, 15, 80),
+    "coco_2014_val_instances_zsi_65_15_unseen": (80, 15, 15),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +64,26 @@ def test_register_all_registers_the_table(tmp_path: Path) -> None:
     assert sizes == dict(zip(NAMES, (35, 42, 119, 119, 133, 133), strict=True))
     unseen = {name: len(class_split_of(name).unseen_ids) for name in NAMES}
     assert unseen == dict(zip(NAMES, (0, 7, 0, 0, 14, 14), strict=True))
+
+
+def test_register_all_registers_the_three_tasks(tmp_path: Path) -> None:
+    register_all(tmp_path)
+    found = {}
+    for name in TASKS:
+        split, metadata = class_split_of(name), MetadataCatalog.get(name)
+        counted = metadata.get("evaluated_ids", tuple(range(split.num_classes)))
+        found[name] = (split.num_classes, len(split.unseen_ids), len(counted))
+    assert found == TASKS
+    ours = {name for name in DatasetCatalog.list() if name.startswith("shapes_") or "_zs" in name}
+    assert ours == {*NAMES, *TASKS}
+
+
+@pytest.mark.parametrize("val", [name for name in TASKS if "_val_" in name])
+def test_narrow_training_space_is_the_seen_part(tmp_path: Path, val: str) -> None:
+    """Except for COCO-Stuff's second policy every test set has a training set of its name."""
+    register_all(tmp_path)
+    train, wide = class_split_of(val.removesuffix("_unseen").replace("_val_", "_train_")), class_split_of(val)
+    assert train.names == tuple(wide.names[i] for i in wide.seen_ids)
 
 
 def test_train_and_val_agree_by_name(tmp_path: Path) -> None:
@@ -79,6 +120,10 @@ def test_missing_data_error_says_how_to_make_them(tmp_path: Path) -> None:
         DatasetCatalog.get("shapes_train_panoptic_zsp")
     with pytest.raises(FileNotFoundError, match=r"panoptic_train2017_seen\.json.*prepare_coco_zsp"):
         DatasetCatalog.get("coco_2017_train_panoptic_zsp")
+    with pytest.raises(FileNotFoundError, match=r"stuff_train2017\.json.*prepare_coco_zss"):
+        DatasetCatalog.get("coco_2017_train_stuff_zss")
+    with pytest.raises(FileNotFoundError, match=r"instances_val2014_gzsi_65_15\.json.*prepare_coco_zsi"):
+        DatasetCatalog.get("coco_2014_val_instances_zsi_65_15")
 
 
 def test_data_root_follows_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
