@@ -5,16 +5,15 @@ Colours mean the same everywhere: blue is seen, orange is unseen. Drawn by matpl
 system, no global state.
 """
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -65,6 +64,11 @@ def _group_legend(axes: Axes, **place: Any) -> None:
     axes.legend(handles=handles, fontsize=LABEL_SIZE, frameon=False, **place)
 
 
+def _distinct_colors(count: int) -> list[tuple[float, float, float]]:
+    """Saturated colours around the hue circle, neighbours also different in lightness; never grey."""
+    return [colorsys.hls_to_rgb(i / max(count, 1), (0.42, 0.62)[i % 2], (0.9, 0.6)[i % 2]) for i in range(count)]
+
+
 def draw_class_bars(path: str | Path, scores: PanopticScores, groups: ClassGroups) -> None:
     """Draw the PQ of every class as a bar, best first within seen and unseen, with the mean of each group.
 
@@ -86,16 +90,15 @@ def draw_class_bars(path: str | Path, scores: PanopticScores, groups: ClassGroup
         shade = "0.2" if scores.present[class_id] else ABSENT_COLOR
         axes.text(percent[class_id] + 1, row, text, va="center", fontsize=LABEL_SIZE - 1, color=shade)
     first = 0
-    for block, mean, name in zip(blocks, (means.seen, means.unseen), ("seen", "unseen"), strict=True):
+    for block, mean in zip(blocks, (means.seen, means.unseen), strict=True):
         if block and np.isfinite(mean):
-            color = UNSEEN_COLOR if name == "unseen" else SEEN_COLOR
-            axes.plot([mean, mean], [first - 0.5, first + len(block) - 0.5], color=color, linestyle="--", linewidth=1)
+            axes.plot([mean, mean], [first - 0.5, first + len(block) - 0.5], color="0.2", linestyle="--", linewidth=1)
         first += len(block)
     _name_axis(axes, "y", [groups.names[i] for i in order], colors)
     axes.set(xlim=(0, 106), ylim=(len(order) - 0.5, -0.5), xlabel="PQ (%)")
     axes.set_title(f"mean PQ: seen {means.seen:.1f}, unseen {means.unseen:.1f} (dashed), HM {means.hm:.1f}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    _group_legend(axes, loc="upper right")
+    _group_legend(axes, loc="lower right")
     _save(figure, path)
 
 
@@ -189,45 +192,22 @@ def draw_embedding_map(
         synthetic: (n,) bool.
         groups: the classes.
     """
-    classes = [i for i in (*groups.seen_ids, *groups.unseen_ids) if (labels == i).any()]
-    palette = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-    unseen = frozenset(groups.unseen_ids)
     figure = _figure(9.5, 5.6)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, wanted, title in zip(panels, (groups.seen_ids, groups.unseen_ids), ("seen", "unseen"), strict=True):
+    blocks = (("seen", groups.seen_ids, SEEN_COLOR), ("unseen", groups.unseen_ids, UNSEEN_COLOR))
+    for axes, (title, class_ids, title_color) in zip(panels, blocks, strict=True):
         # The other group stays in the background, so that its neighbourhood can be judged.
-        rest = ~np.isin(labels, wanted)
-        axes.scatter(*points[rest].T, s=4, color="0.88", linewidths=0)
-        for position, class_id in enumerate(classes):
-            if class_id not in wanted:
-                continue
-            color = to_rgb(palette[position % len(palette)])
-            for fake, style in (
-                (False, {"s": 12, "linewidths": 0}),
-                (True, {"marker": "x", "s": 18, "linewidths": 0.9}),
-            ):
-                chosen = (labels == class_id) & (synthetic == fake)
-                axes.scatter(*points[chosen].T, color=color, alpha=0.8, **style)
-        handles = [
-            Line2D(
-                [], [], marker="o", linestyle="", color=palette[position % len(palette)], label=groups.names[class_id]
-            )
-            for position, class_id in enumerate(classes)
-            if class_id in wanted
-        ]
-        axes.legend(
-            handles=handles,
-            fontsize=LABEL_SIZE,
-            ncols=3,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.02),
-            frameon=False,
-        )
-        axes.set_title(
-            f"{title} classes",
-            fontsize=10,
-            color=UNSEEN_COLOR if wanted is groups.unseen_ids and unseen else SEEN_COLOR,
-        )
+        axes.scatter(*points[~np.isin(labels, class_ids)].T, s=4, color="0.88", linewidths=0)
+        present = [class_id for class_id in class_ids if (labels == class_id).any()]
+        handles = []
+        for class_id, color in zip(present, _distinct_colors(len(present)), strict=True):
+            own = labels == class_id
+            axes.scatter(*points[own & ~synthetic].T, color=color, alpha=0.8, s=12, linewidths=0)
+            axes.scatter(*points[own & synthetic].T, color=color, alpha=0.8, s=18, marker="x", linewidths=0.9)
+            handles.append(Line2D([], [], marker="o", linestyle="", color=color, label=groups.names[class_id]))
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02)}
+        axes.legend(handles=handles, fontsize=LABEL_SIZE, ncols=3, frameon=False, **place)
+        axes.set_title(f"{title} classes", fontsize=10, color=title_color)
         axes.set(xticks=[], yticks=[])
     kinds = "dots real, crosses synthetic" if synthetic.any() else "real features only: this method generates none"
     figure.suptitle(f"t-SNE of query embeddings ({kinds}; grey: the other classes)", fontsize=10)

@@ -81,7 +81,7 @@ def _synthetic_features(model: MaskFormer, per_class: int, *, seed: int) -> tupl
 def _draw_tsne(folder: Path, model: MaskFormer, observation: Observation, groups: ClassGroups, seed: int) -> None:
     real, real_labels = observation.features()
     fake, fake_labels = _synthetic_features(model, FEATURES_PER_CLASS // 2, seed=seed)
-    features = torch.cat([real, fake]) if len(fake) else real
+    features = torch.cat([part for part in (real, fake) if len(part)] or [real])
     synthetic = np.arange(len(features)) >= len(real)
     points = embed_in_plane(features, seed=seed)
     labels = torch.cat([real_labels, fake_labels]).numpy()
