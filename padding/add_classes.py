@@ -14,7 +14,7 @@ import padding  # first: it applies the fixes that Detectron2 needs
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from padding.meta_arch import PADing
 from padding.seen_bias import load_model
 from padding.seen_statistics import SeenStatistics
 
-__all__ = ["extended_checkpoint", "main", "split_names"]
+__all__ = ["extended_checkpoint", "main", "save_extended", "split_names"]
 
 
 def split_names(listed: str) -> list[str]:
@@ -43,6 +43,14 @@ def extended_checkpoint(model: PADing, statistics: SeenStatistics) -> dict[str, 
         LABEL_SPACE_ENTRY: describe_label_space(model),
         STATISTICS_ENTRY: statistics.state_dict(),
     }
+
+
+def save_extended(path: Path, model: PADing, statistics: SeenStatistics) -> None:
+    """Write ``extended_checkpoint``, under another name first: a killed process leaves the old file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(extended_checkpoint(model, statistics), temporary)
+    temporary.replace(path)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,18 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> ExtensionReport:
     report = add_classes_to(
         model, cfg, names, embeddings=args.embeddings, stuff=stuff, statistics=statistics, refit=args.refit
     )
-    _save(output, extended_checkpoint(model, statistics))
+    save_extended(output, model, statistics)
     print(f"{report}\n\nwritten to {output}; use it as MODEL.WEIGHTS with {args.config_file}")  # noqa: T201
     print(json.dumps(report.as_dict()))  # noqa: T201
     return report
-
-
-def _save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write under another name first: a killed process leaves the old file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(dict(content), temporary)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ __all__ = [
 STATISTICS_ENTRY = "seen_statistics"
 # Stored features on which the change of the old logits is measured.
 _MEASURED_ROWS = 1000
+# The balance of false alarms and misses is measured on one new synthetic feature for so many in the fit.
+_MEASURED_PART = 3
 # Synthetic features are made in parts, to bound the memory of the attention over the primitives.
 _CHUNK = 512
 
@@ -302,7 +304,9 @@ def _fit(
     new_ids = torch.arange(num_old, num_all, device=model.device)
     real = real._replace(weights=real.weights * model.class_weight[real.labels])
     weight = _weight_of_unseen_class(model, old_split, options)
-    fitting, measuring = (_synthesise(model, options, weight, seed) for seed in (options.seed, options.seed + 1))
+    fitting = _synthesise(model, options.num_per_class, weight, options.seed)
+    # The balance is measured on features that the fit has not seen.
+    measuring = _synthesise(model, -(-options.num_per_class // _MEASURED_PART), weight, options.seed + 1)
     data = WeightedFeatures(*(torch.cat(pair) for pair in zip(real, fitting, strict=True)))
     added = fit_added_rows(
         old, data, num_all - num_old, weight_decay=options.weight_decay, iterations=options.iterations
@@ -334,16 +338,16 @@ def _weight_of_unseen_class(model: PADing, old_split: ClassSplit, options: Exten
 
 
 @torch.no_grad()
-def _synthesise(model: PADing, options: ExtensionOptions, weight: float, seed: int) -> WeightedFeatures:
+def _synthesise(model: PADing, num_per_class: int, weight: float, seed: int) -> WeightedFeatures:
     """Features of every unseen class, old and new, drawn with noise and dropout as in training."""
-    labels = model.unseen_ids.repeat_interleave(options.num_per_class)
+    labels = model.unseen_ids.repeat_interleave(num_per_class)
     was_training = model.training
     with preserved_random_state():
         torch.manual_seed(seed)
         model.train()
         features = torch.cat([model.synthesise(part).float() for part in labels.split(_CHUNK)])
         model.train(was_training)
-    return WeightedFeatures(features, labels, torch.full_like(features[:, 0], weight / options.num_per_class))
+    return WeightedFeatures(features, labels, torch.full_like(features[:, 0], weight / num_per_class))
 
 
 def add_classes_to(
