@@ -154,7 +154,7 @@ def test_every_key_of_ours_is_read(tmp_path: Path) -> None:
     train_one_step(node + "FEATURE_BANK.ENABLED", True, "SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupMultiStepLR")
     train_one_step(node + "SCHEDULE", "sequential", "SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupPolyLR")
     train_one_step(node + "METHOD", "projection")
-    for mapper in ("mask_former_semantic", "coco_panoptic_lsj", "segment_crops"):
+    for mapper in ("mask_former_semantic", "coco_panoptic_lsj"):
         build_mapper(cfg_with("INPUT.DATASET_MAPPER_NAME", mapper, "INPUT.CROP.ENABLED", True), is_train=True)
     # A sub-node of SOLVER is merged into a copy of SOLVER, where it is read under the name of the latter.
     merged = {f"SOLVER.{name}." for name in ("GENERATOR", "CLASSIFIER")}

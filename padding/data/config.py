@@ -27,5 +27,3 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.INPUT.SEMANTIC_MASKS = True
     # Continuous maps read beside the image: for each name the entry "<name>_file_name" of the data set.
     cfg.INPUT.EXTRA_MAPS = []
-    # Side in pixels of the crops of the mapper "segment_crops".
-    cfg.INPUT.SEGMENT_CROP_SIZE = 56

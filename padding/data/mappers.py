@@ -29,7 +29,6 @@ __all__ = [
     "InstanceMapper",
     "Mapper",
     "PanopticMapper",
-    "SegmentCropMapper",
     "SemanticMapper",
     "build_mapper",
 ]
@@ -46,7 +45,6 @@ _ALIASES = {
     "mask_former_instance": ("InstanceMapper", "crop"),
     "coco_panoptic_lsj": ("PanopticMapper", "jitter"),
     "coco_instance_lsj": ("InstanceMapper", "jitter"),
-    "segment_crops": ("SegmentCropMapper", "none"),
 }
 
 
@@ -333,69 +331,6 @@ class InstanceMapper(Mapper):
             mask[: visible.shape[0], : visible.shape[1]] = visible
         classes = np.array([entry["category_id"] for entry in objects], np.int64)
         sample["instances"] = targets.masks_to_instances(masks, classes)
-
-
-@MAPPER_REGISTRY.register()
-class SegmentCropMapper(Mapper):
-    """A square crop ``image`` (3, S, S) around a random segment and its class ``label``.
-
-    Classifying such crops warms up a backbone where no ImageNet weights fit. A thing is centred on its mean position,
-    stuff on one of its pixels. An image without segments gives None.
-    """
-
-    @configurable
-    def __init__(self, *, crop_size: int, flip: bool, **settings: Any) -> None:
-        """Add to the settings of ``Mapper``.
-
-        Args:
-            crop_size: S in pixels.
-            flip: whether half of the crops are mirrored.
-            settings: see ``Mapper``; the plan serves the test only.
-        """
-        super().__init__(**settings)
-        self.crop_size = crop_size
-        self.flip = flip
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
-        """Settings from the INPUT keys."""
-        return {
-            **cls._base_arguments(cfg, is_train),
-            "crop_size": cfg.INPUT.SEGMENT_CROP_SIZE,
-            "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
-        }
-
-    def train_sample(self, sample: dict[str, Any], image: npt.NDArray[np.uint8]) -> dict[str, Any] | None:
-        """Cut the crop; None when no segment can be its centre."""
-        segments = _required(sample, "segments_info")
-        index = _read_segment_index(sample, image.shape[:2])
-        candidates = np.flatnonzero(targets.instance_classes(segments) >= 0)
-        np.random.shuffle(candidates)  # noqa: NPY002  (the stream seeds the global state)
-        for candidate in candidates:
-            rows, columns = np.nonzero(index == candidate + 1)
-            if len(rows):
-                break
-        else:
-            return None
-        segment = segments[candidate]
-        pixel = np.random.randint(len(rows))  # noqa: NPY002
-        centre = (rows.mean(), columns.mean()) if segment["isthing"] else (rows[pixel], columns[pixel])
-        crop = self._crop(image, centre)
-        if self.flip and np.random.random() < 0.5:  # noqa: NPY002
-            crop = crop[:, ::-1]
-        sample["image"] = _as_image_tensor(crop)
-        sample["label"] = int(segment["category_id"])
-        return sample
-
-    def _crop(self, image: npt.NDArray[np.uint8], centre: tuple[float, float]) -> npt.NDArray[np.uint8]:
-        """Window of the crop size about the centre; what lies outside the image is padding.
-
-        Moved inside the image instead, a window near the border would show its neighbours in the middle.
-        """
-        side, half = self.crop_size, self.crop_size // 2
-        padded = np.pad(image, ((half, side - half), (half, side - half), (0, 0)), constant_values=self.image_pad_value)
-        top, left = (int(np.clip(round(c), 0, n)) for c, n in zip(centre, image.shape[:2], strict=True))
-        return padded[top : top + side, left : left + side]
 
 
 def _read_segment_index(sample: Mapping[str, Any], size: tuple[int, int]) -> targets.LabelMap:

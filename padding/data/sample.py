@@ -55,7 +55,6 @@ class TrainSample(TypedDict, total=False):
     image: torch.Tensor  # (3, H, W) uint8, channel order of INPUT.FORMAT
     sem_seg: torch.Tensor  # (H, W) int64, contiguous ids and the ignore label
     instances: Instances  # gt_classes (N,) int64, gt_masks (N, H, W) bool
-    label: int  # of a segment crop
     height: int  # h of the file, not H
     width: int
     file_name: str

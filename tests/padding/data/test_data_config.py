@@ -102,7 +102,6 @@ CROP = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.S
         ("mask_former_semantic", [], ["INPUT.SIZE_DIVISIBILITY", 100]),
         ("mask_former_semantic", [], ["INPUT.SEMANTIC_MASKS", False]),
         ("mask_former_semantic", [], ["INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj"]),
-        ("segment_crops", [], ["INPUT.SEGMENT_CROP_SIZE", 24]),
     ],
 )
 def test_every_key_has_an_effect(entry: dict[str, Any], mapper: str, base: list[Any], override: list[Any]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from padding.data.catalog import coco_zsp_split, register_panoptic
 from padding.data.config import add_input_config
-from padding.data.mappers import MAPPER_REGISTRY, InstanceMapper, PanopticMapper, SegmentCropMapper, build_mapper
+from padding.data.mappers import MAPPER_REGISTRY, InstanceMapper, PanopticMapper, build_mapper
 from padding.data.panoptic_json import load_panoptic
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
@@ -197,46 +197,6 @@ def test_instance_masks_follow_the_flip(tiny: TinyPanoptic) -> None:
     assert outcomes == {(True, False), (False, True)}
 
 
-def test_segment_crops_show_their_class(tiny: TinyPanoptic) -> None:
-    mapper = build_mapper(config("segment_crops", SEGMENT_CROP_SIZE=16, RANDOM_FLIP="horizontal"), is_train=True)
-    entry = entries_of(tiny)[1]
-    labels = set()
-    for seed in range(40):
-        np.random.seed(seed)
-        sample = mapper(entry)
-        assert sample is not None
-        assert sample["image"].shape == (3, 16, 16)
-        assert isinstance(sample["label"], int)
-        labels.add(sample["label"])
-        # The colour of the class (noise of 8 grey values) covers a good part of the crop.
-        colour = torch.tensor(tiny.class_split.colors[sample["label"]])[:, None, None]
-        assert ((sample["image"].int() - colour).abs().amax(0) < 48).float().mean() > 0.2
-    assert labels == {0, 2, 3, 4}  # the tower, class 1, is a crowd
-
-
-@pytest.mark.parametrize("size", [16, 80])
-def test_segment_crop_has_its_segment_in_the_middle(tiny: TinyPanoptic, size: int) -> None:
-    mapper = build_mapper(config("segment_crops", SEGMENT_CROP_SIZE=size, RANDOM_FLIP="none"), is_train=True)
-    entry = entries_of(tiny)[1]
-    padded = 0
-    for seed in range(20):
-        np.random.seed(seed)
-        sample = mapper(entry)
-        assert sample is not None
-        assert sample["image"].shape == (3, size, size)
-        colour = torch.tensor(tiny.class_split.colors[sample["label"]])
-        middle = sample["image"][:, size // 2, size // 2].int()
-        assert (middle - colour).abs().amax() < 48, "also near the border, where the rest of the window is padding"
-        padded += int((sample["image"] == 128).all(0).any())
-    assert padded > 0
-
-
-def test_segment_crop_of_an_image_without_segments_is_none(tiny: TinyPanoptic) -> None:
-    entry = entries_of(tiny)[0]
-    entry["segments_info"] = [{**s, "iscrowd": 1} for s in entry["segments_info"]]
-    assert build_mapper(config("segment_crops"), is_train=True)(entry) is None
-
-
 def test_image_without_segments_gives_no_targets(tiny: TinyPanoptic) -> None:
     entry = entries_of(tiny)[0]
     Image.new("RGB", (96, 64)).save(entry["pan_seg_file_name"])
@@ -246,7 +206,7 @@ def test_image_without_segments_gives_no_targets(tiny: TinyPanoptic) -> None:
     assert sample["instances"].gt_masks.shape == (0, 96, 96)
 
 
-@pytest.mark.parametrize("name", ["SemanticMapper", "PanopticMapper", "InstanceMapper", "SegmentCropMapper"])
+@pytest.mark.parametrize("name", ["SemanticMapper", "PanopticMapper", "InstanceMapper"])
 def test_evaluation_sample_keeps_the_original_size_and_reads_no_label(tiny: TinyPanoptic, name: str) -> None:
     entry = entries_of(tiny)[0]
     Path(entry["pan_seg_file_name"]).unlink()
@@ -354,7 +314,6 @@ def test_names_and_aliases(tiny: TinyPanoptic) -> None:
     classes = {
         "coco_panoptic_lsj": PanopticMapper,
         "mask_former_instance": InstanceMapper,
-        "segment_crops": SegmentCropMapper,
     }
     for name, expected in classes.items():
         assert type(build_mapper(config(name), is_train=True)) is expected

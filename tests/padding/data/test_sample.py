@@ -17,7 +17,7 @@ from tests.tiny_data import tiny_split, write_tiny_panoptic
 NAME = "tiny_for_sample"
 
 
-@pytest.mark.parametrize("mapper", ["SemanticMapper", "PanopticMapper", "SegmentCropMapper"])
+@pytest.mark.parametrize("mapper", ["SemanticMapper", "PanopticMapper"])
 def test_keys_are_the_documented_ones(tmp_path: Path, mapper: str) -> None:
     tiny = write_tiny_panoptic(tmp_path)
     split = tiny.class_split.seen_only()

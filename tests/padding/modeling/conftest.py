@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from padding.data.class_split import ClassSplit
-from padding.modeling import crop_classifier, maskformer  # noqa: F401  (register the models)
+from padding.modeling import maskformer, segment_classifier  # noqa: F401  (register the models)
 from padding.modeling.config import add_mask2former_config
 
 TRAIN_NAME, TEST_NAME = "tiny_network_train", "tiny_network_val"

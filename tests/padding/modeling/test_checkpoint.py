@@ -357,11 +357,11 @@ def test_foreign_file_is_an_error(tiny_model: nn.Module) -> None:
         load_into(tiny_model, {"encoder.weight": torch.ones(3)})
 
 
-def test_crop_classifier_warms_up_the_backbone(tiny_model: nn.Module, tiny_cfg: CfgNode, tmp_path: Path) -> None:
-    tiny_cfg.MODEL.META_ARCHITECTURE = "CropClassifier"
+def test_segment_classifier_warms_up_the_backbone(tiny_model: nn.Module, tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    tiny_cfg.MODEL.META_ARCHITECTURE = "SegmentClassifier"
     state = changed(build_model(tiny_cfg))
     torch.save({"model": state}, tmp_path / "warm.pth")
     report = load_into(tiny_model, read_checkpoint(tmp_path / "warm.pth"))
     assert_loaded(tiny_model, state, [name for name in state if name.startswith("backbone.")])
-    assert set(report.unexpected) == {"classifier.weight", "classifier.bias"}
+    assert set(report.unexpected) == {name for name in state if name.startswith("classifiers.")}
     assert any(name.startswith("sem_seg_head.") for name in report.missing)
