@@ -31,6 +31,8 @@ ROW_INCHES = 0.17
 LABEL_SIZE = 7.0
 # Cells of a heat map get their number written in only where it can be read.
 LEAST_SHARE_WRITTEN = 0.05
+# Brightness of a synthetic feature against the real ones of its class.
+DARKER = 0.5
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -163,6 +165,7 @@ def draw_primitives(
         axes.set_title(f"layer {number}", fontsize=9)
         axes.set_xlabel("primitives, by their strongest class", fontsize=LABEL_SIZE)
         axes.set_xticks([])
+        axes.tick_params(axis="y", length=0)
         if groups.unseen_ids:
             axes.axhline(len(groups.seen_ids) - 0.5, color="white", linewidth=0.8)
     _name_axis(panels[0], "y", [groups.names[i] for i in order], _group_colors(groups, order))
@@ -203,7 +206,8 @@ def draw_embedding_map(
         for class_id, color in zip(present, _distinct_colors(len(present)), strict=True):
             own = labels == class_id
             axes.scatter(*points[own & ~synthetic].T, color=color, alpha=0.8, s=12, linewidths=0)
-            axes.scatter(*points[own & synthetic].T, color=color, alpha=0.8, s=18, marker="x", linewidths=0.9)
+            darker = tuple(DARKER * channel for channel in color)  # crosses lie on the dots of their own class
+            axes.scatter(*points[own & synthetic].T, color=darker, s=18, marker="x", linewidths=0.9)
             handles.append(Line2D([], [], marker="o", linestyle="", color=color, label=groups.names[class_id]))
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02)}
         axes.legend(handles=handles, fontsize=LABEL_SIZE, ncols=3, frameon=False, **place)
