@@ -3,8 +3,8 @@
 
 133 classes, D = 256, 400 primitives and the network of ``configs/coco_zsp.yaml``, with random weights, embeddings and
 stored features: none of them changes the amount of work. ``seconds`` spans everything after the model is loaded:
-synthetic features, fit, balance, and the new checkpoint on disk. ``old_class_max_change`` is the largest change of an old
-logit on 1000 stored features.
+synthetic features, fit, balance, and the new checkpoint on disk. ``old_class_max_change`` is the largest change of an
+old logit on 1000 stored features.
 
     python -m benchmarks.add_classes [--num-added 2] [--refit] [--threads 2]
 """
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-added", type=int, default=2)
     parser.add_argument("--refit", action="store_true", help="fit the rows of the old classes again too")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("opts", nargs="*", default=[], help="KEY VALUE pairs for the configuration")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the configuration")
     args = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)

@@ -138,7 +138,7 @@ class ExtensionReport:
         if self.before is not None and self.after is not None:
             groups = (("old unseen classes", self.before), ("new classes", self.after))
             shares = [(label, f"{100 * g.false_alarm:.3f} %", f"{100 * g.miss:.1f} %") for label, g in groups]
-            headers = ["", "real features given to a class", "own synthetic features missed"]
+            headers = ["", "real features given to a class", "own synthetic features lost"]
             lines.append(tabulate(shares, headers=headers, tablefmt="simple"))
         lines.append(
             f"old logits changed by at most {self.old_class_max_change:.3g}; shift of the new ones {self.shift:+.2f}; "
@@ -314,8 +314,9 @@ def _fit(
 
     of_new = measuring.labels >= num_old
     own_old, own_new = (WeightedFeatures(*(part[mask] for part in measuring)) for mask in (~of_new, of_new))
-    before = balance(score_group(old, old_ids, real, own_old))
-    scores = score_group(with_added_rows(old, added), new_ids, real, own_new)
+    rivals = torch.tensor([*old_split.seen_ids, num_all], device=model.device)
+    before = balance(score_group(old, old_ids, rivals.clamp(max=num_old), real, own_old))
+    scores = score_group(with_added_rows(old, added), new_ids, rivals, real, own_new)
     shift = 0.0 if options.refit else balancing_shift(scores, before.log_ratio)
     final = with_added_rows(old, Rows(added.weight, added.bias + shift))
     if options.refit:
@@ -326,7 +327,7 @@ def _fit(
     picked = torch.linspace(0, len(real.features) - 1, min(_MEASURED_ROWS, len(real.features))).long()
     after_rows = Rows(model.new_fc.weight.detach()[kept], model.new_fc.bias.detach()[kept])
     change = largest_logit_change(old, after_rows, real.features[picked.to(model.device)])
-    return change, before, balance(score_group(final, new_ids, real, own_new)), shift
+    return change, before, balance(score_group(final, new_ids, rivals, real, own_new)), shift
 
 
 def _weight_of_unseen_class(model: PADing, old_split: ClassSplit, options: ExtensionOptions) -> float:

@@ -377,7 +377,8 @@ class PADing(MaskFormer):
 
 def _wider_linear(narrow: nn.Linear, extra: int) -> nn.Linear:
     """The same layer with ``extra`` rows of zeros before the last row, no-object."""
-    wide = nn.Linear(narrow.in_features, narrow.out_features + extra).to(narrow.weight)
+    # Not initialised at random: adding classes leaves the global random state alone.
+    wide = nn.utils.skip_init(nn.Linear, narrow.in_features, narrow.out_features + extra).to(narrow.weight)
     with torch.no_grad():
         for new, old in ((wide.weight, narrow.weight), (wide.bias, narrow.bias)):
             new.zero_()

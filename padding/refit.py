@@ -60,11 +60,11 @@ class WeightedFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class Balance:
-    """How a group of unseen classes does against the rest.
+    """How a group of unseen classes does against its rivals, the seen classes and no-object.
 
     Attributes:
         false_alarm: probability that a real feature is given to a class of the group, mean over features and classes.
-        miss: probability that a synthetic feature of the group is not given to its class, mean over features.
+        miss: probability that a synthetic feature of the group is given to a rival, mean over features.
     """
 
     false_alarm: float
@@ -140,44 +140,42 @@ def _minimise(loss: Callable[[Rows], Tensor], start: Rows, *, weight_decay: floa
 
 
 class GroupScores(NamedTuple):
-    """What a common shift of a group's logits acts on."""
+    """What a common shift of a group's logits acts on: log odds of the group against its rivals."""
 
     group_size: int
-    real_odds: Tensor  # (n,) log odds of the group against all other classes, on real features of none of them
+    real_odds: Tensor  # (n,) on real features of the rivals
     real_shares: Tensor  # (n,) weights that sum to 1
-    own_odds: Tensor  # (m,) the same on synthetic features of the group
-    own_log_share: Tensor  # (m,) log probability of the right class within the group
+    own_odds: Tensor  # (m,) on synthetic features of the group
 
 
 @torch.no_grad()
-def score_group(rows: Rows, group: Tensor, real: WeightedFeatures, synthetic: WeightedFeatures) -> GroupScores:
-    """Logits of a whole classifier, as far as ``balance`` needs them.
+def score_group(
+    rows: Rows, group: Tensor, rivals: Tensor, real: WeightedFeatures, synthetic: WeightedFeatures
+) -> GroupScores:
+    """Logits of a classifier, as far as ``balance`` needs them.
+
+    Confusion within the group, or with classes that are no rivals, is left out: a common shift does not mend it.
 
     Args:
         rows: (K+1, D).
         group: (G,) int64 ids of unseen classes.
-        real: features of none of them.
-        synthetic: features of these classes only, each class as often as any other.
+        rivals: ids of the seen classes and no-object.
+        real: features of the rivals.
+        synthetic: features of the group, each class as often as any other.
     """
-    inside = torch.zeros(len(rows.bias), dtype=torch.bool, device=rows.bias.device)
-    inside[group] = True
 
-    def odds(logits: Tensor) -> tuple[Tensor, Tensor]:
-        within = logits[:, inside].logsumexp(dim=1)
-        return within - logits[:, ~inside].logsumexp(dim=1), within
+    def odds(features: Tensor) -> Tensor:
+        logits = rows.logits(features)
+        return logits[:, group].logsumexp(dim=1) - logits[:, rivals].logsumexp(dim=1)
 
-    logits = rows.logits(synthetic.features)
-    own_odds, within = odds(logits)
-    own = logits.gather(1, synthetic.labels[:, None])[:, 0]
-    real_odds, _ = odds(rows.logits(real.features))
-    return GroupScores(len(group), real_odds, real.weights / real.weights.sum(), own_odds, own - within)
+    shares = real.weights / real.weights.sum()
+    return GroupScores(len(group), odds(real.features), shares, odds(synthetic.features))
 
 
 def balance(scores: GroupScores, shift: float = 0.0) -> Balance:
     """False alarms and misses of a group whose logits are shifted."""
     taken = (scores.real_shares * (scores.real_odds + shift).sigmoid()).sum() / scores.group_size
-    hit = (scores.own_log_share.exp() * (scores.own_odds + shift).sigmoid()).mean()
-    return Balance(false_alarm=float(taken), miss=float(1 - hit))
+    return Balance(false_alarm=float(taken), miss=float((-scores.own_odds - shift).sigmoid().mean()))
 
 
 def balancing_shift(scores: GroupScores, target: float) -> float:

@@ -81,17 +81,21 @@ def train_second_stage(cfg: CfgNode, iterations: int = 250) -> tuple[PADing, See
     """Train generator and classifier on generated features; a second or two."""
     torch.manual_seed(0)
     model: PADing = build_model(cfg)
-    generator = torch.optim.Adam(model.step_modules("generator").parameters(), lr=3e-3)
-    classifier = torch.optim.SGD(model.step_modules("classifier").parameters(), lr=0.05, momentum=0.9)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "classifier": torch.optim.SGD(model.step_modules("classifier").parameters(), lr=0.05, momentum=0.9)
+    }
+    if model.generation is not None:
+        optimizers = {
+            "generator": torch.optim.Adam(model.step_modules("generator").parameters(), lr=3e-3),
+            **optimizers,
+        }
     origin = weights_digest([model.backbone, model.sem_seg_head])
     statistics = SeenStatistics(SPLIT.names, per_class=50, no_object=200, origin=origin)
     model.train()
     for iteration in range(iterations):
         batch = training_batch(10 * iteration)
         statistics.add(batch, 8)
-        for step, optimizer in (("generator", generator), ("classifier", classifier)):
-            if not optimizer.param_groups[0]["params"]:
-                continue
+        for step, optimizer in optimizers.items():
             optimizer.zero_grad()
             torch.stack(list(model(batch, step=step).values())).sum().backward()
             optimizer.step()

@@ -109,3 +109,34 @@ def test_unreadable_image_and_video_are_named(model: tuple[str, str], tmp_path: 
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     with pytest.raises(demo.DemoError, match=r"broken\.mp4 cannot be opened as a video"):
         demo.video_frames(tmp_path / "broken.mp4")
+
+
+def test_list_of_classes_restricts_the_model(
+    model: tuple[str, str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restricted = []
+    monkeypatch.setattr(
+        demo.Demo, "run", lambda self, inputs: restricted.append(self._predictor.model.active_ids) or []
+    )
+    run(model, tmp_path / "out", "--input", str(pictures), "--classes", " red star,grey plain ,")
+    run(model, tmp_path / "out", "--input", str(pictures))
+    names = list(demo.Predictor(demo.load_cfg(model[0], ["MODEL.WEIGHTS", model[1]], demo.METHODS)).class_names)
+    assert restricted == [tuple(sorted((names.index("red star"), names.index("grey plain")))), None]
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [("red sta,lake", r"--classes: .*'red sta' \(nearest: 'red star'\)"), (" , ", "--classes names no class")],
+)
+def test_unknown_classes_are_named_with_the_nearest(
+    model: tuple[str, str], pictures: Path, tmp_path: Path, listed: str, message: str
+) -> None:
+    with pytest.raises(demo.DemoError, match=message):
+        run(model, tmp_path / "out", "--input", str(pictures), "--classes", listed)
+
+
+def test_weights_have_a_short_option(model: tuple[str, str], pictures: Path, tmp_path: Path) -> None:
+    file, weights = model
+    words = ["--config-file", file, "--output", str(tmp_path / "out"), "--input", str(pictures / "a.png")]
+    (written,) = demo.main([*words, "--weights", weights])
+    assert written.is_file()

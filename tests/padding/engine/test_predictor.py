@@ -108,3 +108,13 @@ def test_missing_weights_and_unknown_data_are_errors(predictor: Predictor, tmp_p
         Predictor(load_cfg(file, ["MODEL.WEIGHTS", "x.pth", "DATASETS.TEST", "()"], []))
     with pytest.raises(ValueError, match=r"'never_heard_of'.*is not registered"):
         display_metadata("never_heard_of")
+
+
+def test_methods_that_cannot_learn_from_names_say_so(predictor: Predictor) -> None:
+    with pytest.raises(TypeError, match=r"MaskFormer \(TRAINER Trainer\) cannot learn zebra from names alone"):
+        predictor.add_classes(["zebra"])
+
+
+def test_restriction_to_unknown_classes_names_the_nearest(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match=r"'red sta' \(nearest: 'red star'\)"):
+        predictor.restrict_to(["red sta"])

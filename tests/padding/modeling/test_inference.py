@@ -15,6 +15,7 @@ from padding.modeling.inference import (
     boxes_of_masks,
     instance_inference,
     instance_queries,
+    keep_classes,
     panoptic_inference,
     panoptic_queries,
     semantic_inference,
@@ -256,3 +257,22 @@ def test_seen_bias_moves_seen_classes_only() -> None:
     torch.testing.assert_close(biased[:, 3], logits[:, 3])
     assert (biased[:, 1] == float("-inf")).all()
     torch.testing.assert_close(apply_seen_bias(logits, (0, 2), 0.0), logits)
+
+
+def test_left_out_classes_become_no_object_and_the_others_keep_their_probability() -> None:
+    logits = torch.randn(2, 3, 6)
+    kept = keep_classes(logits, (3, 1)).softmax(-1)
+    probs = logits.softmax(-1)
+    torch.testing.assert_close(kept[..., [1, 3]], probs[..., [1, 3]])
+    torch.testing.assert_close(kept[..., -1], probs[..., [0, 2, 4, 5]].sum(-1))
+    assert not kept[..., [0, 2, 4]].any()
+    torch.testing.assert_close(keep_classes(keep_classes(logits, (3, 1)), (3, 1)).softmax(-1), kept)
+    everything = keep_classes(logits, range(5))
+    torch.testing.assert_close(everything, logits)
+
+
+def test_restriction_takes_classes_that_are_impossible_anyway() -> None:
+    wide = widen_logits(torch.randn(5, 3), (0, 2), 4)
+    kept = keep_classes(wide, (1, 2)).softmax(-1)
+    assert kept.isfinite().all()
+    assert not kept[:, [0, 1, 3]].any()

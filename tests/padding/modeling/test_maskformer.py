@@ -89,6 +89,22 @@ def test_unseen_classes_are_never_predicted_by_the_supervised_network(
         assert all(s["category_id"] in (0, 2, 3, 5) for s in prediction["panoptic_seg"][1])
 
 
+def test_restricted_network_predicts_the_listed_classes_only(tiny_model: nn.Module, make_sample: MakeSample) -> None:
+    tiny_model.eval()
+    samples = eval_samples(make_sample)
+    before = tiny_model(samples)[0]["sem_seg"]
+    tiny_model.restrict_to([1])
+    only = tiny_model(samples)[0]["sem_seg"]
+    torch.testing.assert_close(only[1], before[1])
+    assert not only[0].any()
+    assert not only[2:].any()
+    tiny_model.restrict_to(None)
+    torch.testing.assert_close(tiny_model(samples)[0]["sem_seg"], before)
+    for wrong in ([], [tiny_model.num_test_classes], [-1]):
+        with pytest.raises(ValueError, match="expected at least one, all in"):
+            tiny_model.restrict_to(wrong)
+
+
 def test_evaluation_is_deterministic_and_size_defaults_to_the_image(
     tiny_model: nn.Module, make_sample: MakeSample
 ) -> None:
