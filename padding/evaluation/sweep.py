@@ -292,7 +292,7 @@ def draw_curve(path: str | Path, curves: Mapping[str, Sequence[tuple[float, floa
         seen, unseen = zip(*line, strict=True)
         axes.plot(seen, unseen, marker="o", markersize=3, linewidth=1.5, label=f"{label} ({_area_label(seen, unseen)})")
     axes.set(xlabel=f"seen {quantity}", ylabel=f"unseen {quantity}", xlim=(0, limits[0]), ylim=(0, limits[1]))
-    axes.legend(loc="upper right", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
