@@ -147,13 +147,16 @@ def detect_with_bias(model: MaskFormer, seen_ids: Sequence[int], gamma: float) -
     return lambda logits: top_pairs(apply_seen_bias(logits, seen_ids, gamma), model.inference.top_k, keep_ids)
 
 
-def sweep_model(cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMAS) -> tuple[Sweep, ClassGroups]:
+def sweep_model(
+    cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMAS, *, evaluator_type: str | None = None
+) -> tuple[Sweep, ClassGroups]:
     """Sweep gamma on the first test set, in the measure that its evaluator type asks for.
 
     Args:
         cfg: the full configuration; MODEL.PADING.TEST.SEEN_BIAS should be 0, it is added to every gamma.
         model: trained; left in evaluation mode.
         gammas: ascending.
+        evaluator_type: another measure than the data set's own: panoptic data also holds labels and instances.
 
     Returns:
         The sweep and the groups of its classes.
@@ -163,9 +166,8 @@ def sweep_model(cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMA
     """
     dataset = cfg.DATASETS.TEST[0]
     sweeps = {"coco_panoptic_seg": _panoptic, "sem_seg": _semantic, "coco_instance": _instances}
-    evaluator_type = _evaluator_type(dataset)
     model.eval()
-    return sweeps[evaluator_type](model, dataset, build_eval_loader(cfg, dataset), gammas)
+    return sweeps[evaluator_type or _evaluator_type(dataset)](model, dataset, build_eval_loader(cfg, dataset), gammas)
 
 
 def _evaluator_type(dataset: str) -> str:
@@ -211,10 +213,12 @@ def _with_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
     return tqdm(items, total=total, desc="sweep over gamma", unit="image", mininterval=2.0)
 
 
-def sweep_summary(cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMAS) -> dict[str, dict[str, Any]]:
+def sweep_summary(
+    cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMAS, *, evaluator_type: str | None = None
+) -> dict[str, dict[str, Any]]:
     """Numbers of a sweep for each quantity of the data set; see ``sweep.sweep_results``. The first one leads."""
-    sweep, groups = sweep_model(cfg, model, gammas)
-    quantities = QUANTITIES[_evaluator_type(cfg.DATASETS.TEST[0])]
+    sweep, groups = sweep_model(cfg, model, gammas, evaluator_type=evaluator_type)
+    quantities = QUANTITIES[evaluator_type or _evaluator_type(cfg.DATASETS.TEST[0])]
     return {name: results_of(sweep, groups, attribute) for name, attribute in quantities.items()}
 
 

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a table: trained once from one segmentor and one feature bank, with several seeds, and evaluated once.
+
+A row is a set of KEY VALUE pairs put behind a configuration. What is finished is recognised by what it depends on (keys
+and the segmentor's weights) and not repeated; what was interrupted goes on. Commands are printed as a user would type
+them.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from tabulate import tabulate
+from torch import nn
+
+from padding.config import add_padding_config
+from padding.engine.setup import load_cfg, setup_cfg
+from padding.engine.trainer import TRAINER_REGISTRY
+from padding.evaluation.report import write_text_atomically
+from padding.modeling.maskformer import MaskFormer
+from padding.seen_bias import load_model
+
+__all__ = [
+    "Measure",
+    "Row",
+    "Study",
+    "mean_and_spread",
+    "read_row",
+    "run_once",
+    "spread_text",
+    "sweep_table",
+    "without_nan",
+]
+
+# Keys that act in evaluation only, or on nothing but the place and rhythm of a training.
+_NOT_TRAINING = (
+    *("TEST.", "MODEL.MASK_FORMER.TEST.", "MODEL.PADING.TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
+    *("OUTPUT_DIR", "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "DATALOADER.NUM_WORKERS", "VIS_PERIOD"),
+)
+Measure = Callable[[CfgNode, MaskFormer], dict[str, Any]]
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        label: its name in the table.
+        name: its name in folders.
+        options: KEY, VALUE, ... put behind the configuration.
+        trained: False if the segmentor is evaluated as it is.
+    """
+
+    label: str
+    name: str
+    options: tuple[str, ...] = ()
+    trained: bool = True
+
+
+def read_row(path: Path, label: str) -> Row:
+    """Row of a YAML file without ``_BASE_``."""
+    leaves = dict(_leaves(yaml.safe_load(path.read_text())))
+    options = tuple(str(word) for pair in leaves.items() for word in pair)
+    return Row(label, path.stem, options, trained=leaves.get("MODEL.PADING.METHOD") != "supervised")
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
+    """Train one configuration unless it is finished, without evaluating it; go on if it was interrupted.
+
+    Args:
+        config_file: YAML.
+        options: KEY, VALUE, ...
+        output: OUTPUT_DIR; the same folder always means the same training.
+
+    Returns:
+        Path of the final weights.
+    """
+    final, stamp = output / "model_final.pth", output / "finished.json"
+    if final.exists() and stamp.exists():
+        return str(final)
+    words = ["--config-file", config_file, "--resume", *options, "OUTPUT_DIR", str(output)]
+    print(f"\n$ python train_net.py {' '.join(words)}", flush=True)  # noqa: T201  (a command line's progress)
+    started = time.perf_counter()
+    cfg = setup_cfg(default_argument_parser().parse_args(words), (add_padding_config,))
+    trainer = _without_evaluation(TRAINER_REGISTRY.get(cfg.TRAINER))(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    for checkpoint in output.glob("model_0*.pth"):
+        checkpoint.unlink()
+    write_text_atomically(stamp, json.dumps({"options": words, "seconds": time.perf_counter() - started}))
+    return str(final)
+
+
+def _without_evaluation(trainer_class: type[Any]) -> type[Any]:
+    """The same training loop without its evaluation at the end: rows are measured by ``Study.measure``."""
+
+    class Trainer(trainer_class):  # type: ignore[misc]
+        @classmethod
+        def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: ARG003
+            return {}
+
+    return Trainer
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows on top of one configuration.
+
+    Attributes:
+        config_file: YAML of the second stage.
+        options: KEY, VALUE, ... of the user, in every row; a row's own come later.
+        output: folder of trainings and results.
+    """
+
+    config_file: str
+    options: tuple[str, ...]
+    output: Path
+
+    def configure(self, row: Row, seed: int, *more: str) -> CfgNode:
+        """The configuration of one run."""
+        return load_cfg(self.config_file, [*self._options(row, seed), *more], (add_padding_config,))
+
+    def train(self, row: Row, seed: int) -> str:
+        """Weights of one run: trained now or earlier, or the segmentor itself."""
+        cfg = self.configure(row, seed)
+        if not row.trained:
+            return str(cfg.MODEL.WEIGHTS)
+        return run_once(self.config_file, self._options(row, seed), self._folder(row, seed))
+
+    def measure(self, row: Row, seed: int, name: str, measure: Measure, *more: str) -> dict[str, Any]:
+        """Numbers of one run, taken now or earlier.
+
+        Args:
+            row: of the table.
+            seed: of the second stage.
+            name: of the numbers, in file names.
+            measure: takes them.
+            more: KEY, VALUE, ... of the evaluation only.
+        """
+        weights, folder = self.train(row, seed), self._folder(row, seed)
+        cfg = self.configure(row, seed, *more, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(folder))
+        path = folder / f"{name}_{_digest(cfg, everything=True)}.json"
+        if not path.exists():
+            logging.getLogger(__name__).info("Measuring %s of row %s, seed %d", name, row.label, seed)
+            write_text_atomically(path, json.dumps(without_nan(measure(cfg, load_model(cfg))), indent=1) + "\n")
+        return _with_nan(json.loads(path.read_text()))
+
+    def _options(self, row: Row, seed: int) -> list[str]:
+        bank = ("MODEL.PADING.FEATURE_BANK.PATH", str(self.output / "feature_bank"))
+        return ["MODEL.PADING.FEATURE_BANK.ENABLED", "True", *bank, *self.options, *row.options, "SEED", str(seed)]
+
+    def _folder(self, row: Row, seed: int) -> Path:
+        cfg = self.configure(row, seed)
+        return self.output / f"{row.name}_seed{seed}_{_digest(cfg, everything=False)}"
+
+
+def _digest(cfg: CfgNode, *, everything: bool) -> str:
+    """Short digest of the configuration and of the weights it starts from.
+
+    Args:
+        cfg: full configuration.
+        everything: False to leave out what acts in evaluation only.
+    """
+    found = {key: repr(value) for key, value in _leaves(cfg) if everything or not key.startswith(_NOT_TRAINING)}
+    found.pop("OUTPUT_DIR", None)
+    found.pop("MODEL.PADING.FEATURE_BANK.PATH", None)
+    weights = Path(found.pop("MODEL.WEIGHTS").strip("'"))
+    if weights.is_file():
+        found["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def without_nan(value: Any) -> Any:
+    """Strict JSON has no NaN: a number that does not exist is null."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(entry) for entry in value]
+    return float("nan") if value is None else value
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; NaN where a value is, and for the deviation of a single one."""
+    if any(math.isnan(value) for value in values):
+        return math.nan, math.nan
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def spread_text(values: Sequence[float]) -> str:
+    """Mean and, of several, the sample standard deviation; a dash for numbers that do not exist."""
+    mean, deviation = mean_and_spread(values)
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.1f}" if math.isnan(deviation) else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def sweep_table(results: Mapping[str, Sequence[Mapping[str, Any]]], style: str = "github") -> str:
+    """Two lines a row: without gamma, and with gamma tuned on half A and reported on half B.
+
+    Args:
+        results: label -> one ``seen_bias.sweep_summary`` for each seed.
+        style: of ``tabulate``.
+    """
+    quantities = list(next(iter(results.values()))[0])
+    groups = ("seen", "unseen", "HM")
+    headers = ["row", "gamma", *(f"{name} {group}" for name in quantities for group in groups), "AUSUC"]
+    lines = []
+    for label, runs in results.items():
+        plain = [
+            spread_text([_at_zero(run[name])[group.lower()] for run in runs]) for name in quantities for group in groups
+        ]
+        lead = [run[quantities[0]] for run in runs]
+        tuned = [spread_text([entry[f"best_hm{key}"] for entry in lead]) for key in ("_seen", "_unseen", "")]
+        gamma = spread_text([entry["best_hm_gamma"] for entry in lead])
+        empty = [""] * (len(groups) * (len(quantities) - 1))
+        lines.append([label, "0", *plain, spread_text([100 * entry["AUSUC"] for entry in lead])])
+        lines.append([label, f"tuned on half A: {gamma}", *tuned, *empty, ""])
+    return tabulate(lines, headers=headers, tablefmt=style, disable_numparse=True)
+
+
+def _at_zero(summary: Mapping[str, Any]) -> Mapping[str, float]:
+    return next(point for point in summary["curve"] if point["gamma"] == 0)
