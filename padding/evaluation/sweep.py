@@ -113,8 +113,8 @@ class Sweep(Protocol):
     def gammas(self) -> tuple[float, ...]:
         """Ascending."""
 
-    def scores(self, half: str) -> Sequence[ClassScores]:
-        """Per-class scores at each gamma on half "a", half "b", or "all" images."""
+    def scores(self, half: str) -> Sequence[Any]:
+        """``ClassScores`` of the task at each gamma on half "a", half "b", or "all" images."""
 
 
 @dataclass
