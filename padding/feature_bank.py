@@ -11,6 +11,7 @@ read. The position p of an image in the bank is its position in the training str
 import hashlib
 import json
 import logging
+import mmap
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from padding.engine.random_state import preserved_random_state
 
 __all__ = [
+    "RELEASE_BYTES",
     "BankSpec",
     "FeatureBank",
     "FeatureBatch",
@@ -40,6 +42,9 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+# Mapped pages count as memory of the process until they are given back, which this many bytes of reading brings about.
+RELEASE_BYTES = 1 << 26
+_READ_AHEAD = 1 << 17
 _DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
 
 
@@ -292,22 +297,30 @@ def _thin_out(image: FeatureBatch, spec: BankSpec, rng: np.random.Generator) -> 
     return FeatureBatch(image.embeddings, image.labels, weights).select(rows)
 
 
-def _map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Memory-map the arrays of a safetensors file: 8 bytes with the header's length, a JSON header, the data."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
-    header.pop("__metadata__", None)
-    arrays = {}
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        arrays[name] = data[first:last].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    return arrays
+class _Shard:
+    """One file, memory-mapped: 8 bytes with the header's length, a JSON header, the arrays (safetensors)."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        header.pop("__metadata__", None)
+        self.arrays: dict[str, npt.NDArray[Any]] = {}
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            dtype = np.dtype(_DTYPES[entry["dtype"]])
+            flat = np.frombuffer(self._map, dtype, (last - first) // dtype.itemsize, 8 + length + first)
+            self.arrays[name] = flat.reshape(entry["shape"])
+
+    def release(self) -> None:
+        """Give back the pages that were read; they come again from the file when needed."""
+        if hasattr(self._map, "madvise"):  # not on every system
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class FeatureBank:
-    """A complete bank, memory-mapped.
+    """A complete bank, memory-mapped; however large it is, it keeps at most some ``RELEASE_BYTES`` in memory.
 
     ``images(positions)`` returns the rows of some images.
     """
@@ -323,10 +336,11 @@ class FeatureBank:
             raise ValueError(f"The feature bank in {folder} is missing or incomplete; build_feature_bank finishes it.")
         self.spec = spec
         try:
-            self._shards = [_map_tensors(_shard_path(folder, shard)) for shard in range(spec.num_shards)]
+            self._shards = [_Shard(_shard_path(folder, shard)) for shard in range(spec.num_shards)]
         except (OSError, ValueError, KeyError, struct.error) as error:
             raise ValueError(f"The feature bank in {folder} is damaged ({error}); delete that folder.") from error
-        found = sum(len(shard["offsets"]) - 1 for shard in self._shards)
+        self._bytes_read = 0
+        found = sum(len(shard.arrays["offsets"]) - 1 for shard in self._shards)
         if found != spec.total:
             raise ValueError(f"The feature bank in {folder} holds {found} images of {spec.total}; delete that folder.")
 
@@ -335,14 +349,22 @@ class FeatureBank:
 
     def images(self, positions: Iterable[int]) -> FeatureBatch:
         """Rows of the images at some positions, in that order, as float32 on the CPU."""
-        return concatenate(self._image(int(position)) for position in positions)
+        batch = concatenate(self._image(int(position)) for position in positions)
+        if self._bytes_read > RELEASE_BYTES:
+            for shard in self._shards:
+                shard.release()
+            self._bytes_read = 0
+        return batch
 
     def _image(self, position: int) -> FeatureBatch:
         shard_index, row = divmod(position, self.spec.images_per_shard)
-        shard = self._shards[shard_index]
+        shard = self._shards[shard_index].arrays
         first, last = shard["offsets"][row], shard["offsets"][row + 1]
+        embeddings = shard["embeddings"][first:last]
+        # The system reads whole pages, and some ahead.
+        self._bytes_read += embeddings.nbytes + _READ_AHEAD
         return FeatureBatch(
-            torch.from_numpy(shard["embeddings"][first:last].astype(np.float32)),
+            torch.from_numpy(embeddings.astype(np.float32)),
             torch.from_numpy(np.array(shard["labels"][first:last])),
             torch.from_numpy(np.array(shard["weights"][first:last])),
         )

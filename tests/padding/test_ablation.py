@@ -84,7 +84,7 @@ def segmentor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_root(segmentor: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(segmentor.parent))
     gammas, summary = (-1000.0, 0.0, 1000.0), ablation.sweep_summary
-    monkeypatch.setattr(ablation, "sweep_summary", lambda cfg, model, **kind: summary(cfg, model, gammas, **kind))
+    monkeypatch.setattr(ablation, "sweep_summary", lambda cfg, model, _=(), **kind: summary(cfg, model, gammas, **kind))
     return segmentor.parent
 
 

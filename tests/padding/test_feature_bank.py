@@ -3,12 +3,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from padding.feature_bank import (
+    RELEASE_BYTES,
     BankSpec,
     FeatureBank,
     FeatureBatch,
@@ -190,3 +192,42 @@ def test_bad_specification_is_named(spec):
         dataclasses.replace(spec, dtype="int8")
     with pytest.raises(ValueError, match="at least 1"):
         dataclasses.replace(spec, views=0)
+
+
+def test_memory_does_not_grow_with_the_bank(tmp_path):
+    """Reading every image of a bank of 120 MB leaves little of it in memory; pages in the file cache do not count."""
+    rows, width = 100, 1024
+    embeddings = torch.arange(rows * width, dtype=torch.float32).view(rows, width) % 7
+
+    def extract_one(samples):
+        batch = FeatureBatch(embeddings, torch.zeros(rows, dtype=torch.int64), torch.ones(rows))
+        return concatenate([batch] * len(samples))
+
+    spec = BankSpec(
+        num_images=600,
+        num_classes=K,
+        views=1,
+        no_object_per_image=0,
+        images_per_shard=50,
+        batch_size=10,
+        dtype="float16",
+        seed=0,
+        origin={},
+    )
+    bank = build_feature_bank(tmp_path, spec, extract_one, open_stream)
+    assert sum(path.stat().st_size for path in tmp_path.glob("shard_*")) > 120e6
+    before, largest = mapped_bytes(), 0
+    for position in range(600):
+        image = bank.images([position])
+        largest = max(largest, mapped_bytes() - before)
+    torch.testing.assert_close(image.embeddings, embeddings)
+    assert largest < 1.5 * RELEASE_BYTES
+
+
+def mapped_bytes() -> int:
+    """Resident pages of files, this process."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("no /proc on this system")
+    line = next(line for line in status.read_text().splitlines() if line.startswith("RssFile"))
+    return int(line.split()[1]) * 1024

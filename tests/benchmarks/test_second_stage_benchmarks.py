@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks of generator and feature bank run at a small size; their last line is what they promise."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import feature_bank, generator
+from padding.data.catalog import register_all
+
+
+def test_generator_forms_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--conditions", "5", "--primitives", "7", "--channels", "16", "--heads", "4", "--ffn-channels", "24"]
+    generator.main([*sizes, "--repeats", "1"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["conditions"], result["primitives"], result["channels"]) == (5, 7, 16)
+    assert result["ratio"] > 0
+    assert 0 <= result["max_difference"] < 1e-5
+    assert 0 <= result["max_gradient_difference"] < 1e-4
+
+
+def test_feature_bank_prints_both_ratios(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = feature_bank.measure
+
+    def without_the_large_one(config: str, *args: object, **kwargs: int) -> dict[str, float]:
+        return real("shapes_zsp", *args, **kwargs)
+
+    monkeypatch.setattr(feature_bank, "measure", without_the_large_one)
+    monkeypatch.setattr(feature_bank, "BANK_ITERATIONS", 2)
+    sizes = ["--size", "64", "--batch", "2", "--tiny-batch", "2", "--iterations", "1", "--tiny-iterations", "2"]
+    feature_bank.main(sizes)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["size"], result["batch"], result["tiny_batch"]) == (64, 2, 2)
+    for key in ("ratio", "seconds_without", "seconds_with", "build_seconds_per_image"):
+        assert result[key] > 0
+        assert result[f"{key}_tiny"] > 0
+
+
+def test_large_segmentor_is_the_published_one(tmp_path: Path) -> None:
+    cfg = feature_bank.configure("coco_zsp", tmp_path, ("SOLVER.IMS_PER_BATCH", 2))
+    node = cfg.MODEL
+    assert (node.RESNETS.DEPTH, node.MASK_FORMER.NUM_OBJECT_QUERIES, node.MASK_FORMER.DEC_LAYERS) == (50, 100, 10)
+    assert node.PADING.GENERATOR.NUM_PRIMITIVES == 400
+    assert not cfg.SOLVER.AMP.ENABLED
+
+
+@pytest.fixture(autouse=True)
+def _registered_again() -> None:
+    """The benchmark registers data in a folder that is gone afterwards."""
+    yield
+    register_all()
