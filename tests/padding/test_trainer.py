@@ -67,9 +67,15 @@ def test_both_optimisers_step_and_every_loss_is_logged(padding_cfg: MakeCfg) -> 
         assert {"lr_generator", "lr_classifier"} <= set(line)
 
 
-@pytest.mark.parametrize("bank", [False, True])
-def test_resumed_training_equals_an_uninterrupted_one(padding_cfg: MakeCfg, tmp_path: Path, bank: bool) -> None:
-    common = ("MODEL.PADING.FEATURE_BANK.ENABLED", bank, "SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupCosineLR")
+@pytest.mark.parametrize(
+    ("bank", "more"),
+    [(False, ()), (True, ()), (False, ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2))],
+    ids=["images", "bank", "mixed precision, accumulation"],
+)
+def test_resumed_training_equals_an_uninterrupted_one(
+    padding_cfg: MakeCfg, tmp_path: Path, bank: bool, more: tuple[Any, ...]
+) -> None:
+    common = ("MODEL.PADING.FEATURE_BANK.ENABLED", bank, "SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupCosineLR", *more)
     whole = padding_cfg(*common, "OUTPUT_DIR", str(tmp_path / "whole"))
     expected = new_parameters(train(whole))
     resumed = padding_cfg(*common, "OUTPUT_DIR", str(tmp_path / "resumed"))
