@@ -75,8 +75,8 @@ class Preset:
 
 
 PRESETS = {
-    "demo": Preset(1500, 150, 500, 900, 0, (SUPERVISED, PADING), (0,), 30.0, 10.0),
-    "benchmark": Preset(3000, 400, 900, 2200, 0, (SUPERVISED, PROJECTION, PADING), (0, 1, 2), 40.0, 25.0, 32.0),
+    "demo": Preset(1500, 150, 1500, 1100, 0, (SUPERVISED, PADING), (0,), 30.0, 10.0),
+    "benchmark": Preset(3000, 400, 0, 0, 0, (SUPERVISED, PROJECTION, PADING), (0, 1, 2), 40.0, 25.0, 32.0),
     # Plumbing only: nothing is learnt in so few iterations.
     "smoke": Preset(24, 12, 2, 4, 3, (SUPERVISED, PROJECTION, PADING), (0,), 0.0, 0.0),
 }
