@@ -158,7 +158,7 @@ def table(results: dict[str, list[dict[str, Any]]], style: str = "github") -> st
         "row",
         "gamma",
         *(f"{name} {group}" for name in QUANTITIES for group in ("seen", "unseen", "HM")),
-        "AUSUC",
+        "AUSUC x 100",
     ]
     lines = []
     for label, runs in results.items():
