@@ -37,6 +37,7 @@ from padding.engine.setup import load_cfg
 from padding.evaluation.panoptic import PanopticGroundTruth, panoptic_results
 from padding.evaluation.report import write_text_atomically
 from padding.evaluation.sweep import draw_curve, sweep_results
+from padding.rows import spread_text
 from padding.seen_bias import load_model, postprocess_with_bias, raw_predictions, sweep_model
 
 QUANTITIES = ("PQ", "SQ", "RQ")
@@ -145,13 +146,6 @@ def evaluate(weights: str, options: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and, of several, the sample standard deviation."""
-    if len(values) < 2:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-
 def table(results: dict[str, list[dict[str, Any]]], style: str = "github") -> str:
     """Rows with and without gamma: all of PQ, SQ and RQ without, PQ with, and the area under the curve."""
     headers = [
@@ -163,14 +157,14 @@ def table(results: dict[str, list[dict[str, Any]]], style: str = "github") -> st
     lines = []
     for label, runs in results.items():
         plain = [
-            spread([run["panoptic_seg"][f"{name}_{group}"] for run in runs])
+            spread_text([run["panoptic_seg"][f"{name}_{group}"] for run in runs])
             for name in QUANTITIES
             for group in ("seen", "unseen", "hm")
         ]
-        area = spread([100 * run["sweep"]["PQ"]["AUSUC"] for run in runs])
+        area = spread_text([100 * run["sweep"]["PQ"]["AUSUC"] for run in runs])
         lines.append([label, "0", *plain, area])
-        tuned = [spread([run["sweep"]["PQ"][f"best_hm{key}"] for run in runs]) for key in ("_seen", "_unseen", "")]
-        gamma = spread([run["sweep"]["PQ"]["best_hm_gamma"] for run in runs])
+        tuned = [spread_text([run["sweep"]["PQ"][f"best_hm{key}"] for run in runs]) for key in ("_seen", "_unseen", "")]
+        gamma = spread_text([run["sweep"]["PQ"]["best_hm_gamma"] for run in runs])
         lines.append([label, f"tuned on half A: {gamma}", *tuned, *[""] * 6, ""])
     return tabulate(lines, headers=headers, tablefmt=style, disable_numparse=True)
 
