@@ -1,4 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Home of the method TCC (semi-supervised); not part of this release yet."""
+"""TCC, the Transformer-CNN Cohort (semi-supervised); importing it registers its parts with Detectron2."""
 
-import padding  # noqa: F401  (the Detectron2 fixes come before anything of detectron2)
+import padding  # first: the Detectron2 fixes come before anything of detectron2
+
+# isort: split
+from tcc.config import add_tcc_config
+
+__all__ = ["add_tcc_config", "padding"]
