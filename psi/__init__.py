@@ -1,4 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Home of the method PSI (scribble-supervised); not part of this release yet."""
+"""PSI, Progressive Segmentation Inference (scribble-supervised); importing it registers its parts with Detectron2."""
 
-import padding  # noqa: F401  (the Detectron2 fixes come before anything of detectron2)
+import padding  # first: the Detectron2 fixes come before anything of detectron2
+
+# isort: split
+from psi.config import add_psi_config
+
+__all__ = ["add_psi_config", "padding"]
