@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration keys of TCC: ``MODEL.TCC`` and what its trainer reads of ``SOLVER`` and ``DATASETS``.
 
-The paper states optimiser, number of iterations, batch sizes, initial weights, heads and lambda = 1; every other default
-is ours, with its reason in ``tcc/README.md``. Symbols in brackets are the paper's.
+The paper states optimiser, number of iterations, batch sizes, initial weights, heads and lambda = 1; every other
+default is ours, with its reason in ``tcc/README.md``. Symbols in brackets are the paper's.
 """
 
 from detectron2.config import CfgNode
@@ -24,7 +24,7 @@ def add_tcc_config(cfg: CfgNode) -> None:
     _add_supervised_keys(node)
     _add_ccd_keys(node)
     _add_cfcd_keys(node)
-    # Weight [g(t)] of the unsupervised terms: "gaussian" exp(-5 (1 - t/ITERS)^2), "linear" t/ITERS or "none" (always 1).
+    # Weight [g(t)] of the unsupervised terms: "gaussian" exp(-5 (1 - t/ITERS)^2), "linear" t/ITERS or "none" (1).
     # ITERS < 0: 27 % of SOLVER.MAX_ITER, the share of Laine & Aila; 0: always 1.
     node.RAMP_UP = CfgNode({"TYPE": "gaussian", "ITERS": -1})
     _add_perturbation_keys(node)
