@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration keys of the solver and the training loop (names as in Mask2Former's and DeepLab's configs)."""
+"""Configuration keys of the solver, the training loop and the evaluation (names as in Mask2Former's and DeepLab's)."""
 
 from detectron2.config import CfgNode
 
@@ -14,6 +14,8 @@ def add_solver_config(cfg: CfgNode) -> None:
     """
     # Class of the training loop, a name in padding.engine.TRAINER_REGISTRY.
     cfg.TRAINER = "Trainer"
+    # Images per step that BASE_LR is stated for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH; 0: any.
+    cfg.SOLVER.REFERENCE_BATCH = 0
     # "ADAMW", "ADAM" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of everything below a module named "backbone", as a multiple of BASE_LR.
@@ -29,3 +31,22 @@ def add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.LOG_PERIOD = 20
     # "value" and "norm" (each parameter by itself) are Detectron2's; "full_model" clips the norm of all gradients.
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    _add_evaluation_keys(cfg)
+
+
+def _add_evaluation_keys(cfg: CfgNode) -> None:
+    # Metric of which the best value so far is kept, with its weights in model_best.pth, higher being better, such as
+    # "sem_seg/mIoU"; with the name of the data set in front where there are several. "": only the last weights.
+    cfg.TEST.BEST_METRIC = ""
+    # Semantic models that give scores per pixel; mask classification has rules of its own (MODEL.MASK_FORMER.TEST).
+    node = CfgNode()
+    cfg.TEST.SEM_SEG = node
+    # "whole" image; "slide", windows of CROP_SIZE whose probabilities are averaged; "center_crop", only the middle of
+    # an image is segmented and evaluated, as some publications do: for comparison with those.
+    node.MODE = "whole"
+    node.CROP_SIZE = (512, 512)  # height, width
+    node.STRIDE = (0, 0)  # height, width between windows; 0: two thirds of the window
+    node.SCALES = (1.0,)  # factors on the image's size; probabilities are averaged
+    node.FLIP = False  # average with the mirrored image
+    # Further predictions of the model that are evaluated by themselves: "cnn" is "sem_seg_cnn" in its output.
+    node.PARTS = ()
