@@ -15,8 +15,11 @@ from padding.evaluation.semantic import SemSegEvaluator
 __all__ = ["EVALUATOR_BUILDERS", "build_evaluator"]
 
 
-def _build_semantic(_: CfgNode, dataset_name: str, output_folder: Path) -> list[DatasetEvaluator]:
-    return [SemSegEvaluator(dataset_name, output_folder)]
+def _build_semantic(cfg: CfgNode, dataset_name: str, output_folder: Path) -> list[DatasetEvaluator]:
+    node = cfg.TEST.SEM_SEG
+    # A model that segments the middle of an image alone is evaluated there alone.
+    only_scored = node.MODE == "center_crop"
+    return [SemSegEvaluator(dataset_name, output_folder, parts=node.PARTS, only_scored=only_scored)]
 
 
 def _build_instance(_: CfgNode, dataset_name: str, output_folder: Path) -> list[DatasetEvaluator]:
@@ -49,7 +52,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path |
 
     Args:
         cfg: reads ``MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON``, which choose the tasks on panoptic data
-            where they are present, and ``OUTPUT_DIR``.
+            where they are present, ``TEST.SEM_SEG.{PARTS,MODE}`` and ``OUTPUT_DIR``.
         dataset_name: registered data set.
         output_folder: where reports go; default ``OUTPUT_DIR/inference/<dataset_name>``.
 

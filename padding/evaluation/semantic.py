@@ -96,11 +96,22 @@ class SemSegEvaluator(DatasetEvaluator):
     """Detectron2 evaluator of ``output["sem_seg"]`` = scores (K, h, w), or a label map (h, w) of an integer dtype.
 
     The result key is ``sem_seg``: ``mIoU`` (also ``_seen, _unseen, _hm`` where the data set has unseen classes),
-    ``fwIoU, mACC, pACC`` in percent; the numbers of classes that counted; ``num_images``.
+    ``fwIoU, mACC, pACC`` in percent; the numbers of classes that counted; ``num_images``. Further predictions of the
+    same images, such as those of each of two networks, are evaluated in the same run under keys of their own.
+
+    Attributes:
+        tasks: keys of the predictions and of the results.
+        confusions: (K, K+1) int64 confusion matrix of each task.
     """
 
     def __init__(
-        self, dataset_name: str, output_folder: str | Path | None = None, *, write_predictions: bool = False
+        self,
+        dataset_name: str,
+        output_folder: str | Path | None = None,
+        *,
+        parts: Sequence[str] = (),
+        only_scored: bool = False,
+        write_predictions: bool = False,
     ) -> None:
         """Find the ground-truth file of each image.
 
@@ -108,6 +119,8 @@ class SemSegEvaluator(DatasetEvaluator):
             dataset_name: registered data set whose dicts name ``sem_seg_file_name``, or whose metadata has
                 ``sem_seg_root`` with equally named PNGs.
             output_folder: where the per-class report goes; None writes nothing.
+            parts: further predictions: "vit" is ``output["sem_seg_vit"]`` and the result ``sem_seg_vit``.
+            only_scored: leave out pixels whose scores are all 0, those that the model did not look at.
             write_predictions: also write ``sem_seg_predictions.json`` (RLE per class, COCO's form); costs more time
                 than the evaluation itself.
         """
@@ -115,13 +128,16 @@ class SemSegEvaluator(DatasetEvaluator):
             raise ValueError("write_predictions=True needs an output_folder")
         self.truth = SemanticGroundTruth.of_dataset(dataset_name)
         self.groups = self.truth.groups
+        self.tasks = ("sem_seg", *(f"sem_seg_{part}" for part in parts))
+        self._only_scored = only_scored
         self._output_folder = Path(output_folder) if output_folder is not None else None
         self._write_predictions = write_predictions
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
-        self.confusion = np.zeros((self.groups.num_classes, self.groups.num_classes + 1), dtype=np.int64)
+        shape = (self.groups.num_classes, self.groups.num_classes + 1)
+        self.confusions = {task: np.zeros(shape, dtype=np.int64) for task in self.tasks}
         self._num_images = 0
         self._predictions: list[dict[str, Any]] = []
 
@@ -135,49 +151,69 @@ class SemSegEvaluator(DatasetEvaluator):
         Raises:
             ValueError: naming the file, if sizes differ or a label is out of range.
         """
-        num_classes = self.groups.num_classes
         for record, output in zip(inputs, outputs, strict=True):
-            if "sem_seg" not in output:
-                raise ValueError(
-                    f"{record['file_name']}: the prediction has only {sorted(output)}, not 'sem_seg'; switch "
-                    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON on"
-                )
             path = self.truth.file_of(record["file_name"])
-            gt = read_label_map(path, self.truth.label_map)
-            pred = label_map_of_scores(output["sem_seg"], num_classes).cpu().numpy()
-            try:
-                self.confusion += confusion_matrix(pred, gt, num_classes, self.truth.ignore_label)
-            except ValueError as error:
-                raise ValueError(f"{path} (image {record['file_name']}): {error}") from error
+            gt = read_label_map(path, self.truth.label_map)  # once for all tasks
+            for task in self.tasks:
+                if task not in output:
+                    raise ValueError(_missing_prediction(task, record["file_name"], output))
+                try:
+                    pred = self._count(task, output[task], gt)
+                except ValueError as error:
+                    raise ValueError(f"{path} (image {record['file_name']}): {task}: {error}") from error
+                if self._write_predictions and task == "sem_seg":
+                    self._predictions += _as_rle_entries(pred, record["file_name"], self.groups)
             self._num_images += 1
-            if self._write_predictions:
-                self._predictions += _as_rle_entries(pred, record["file_name"], self.groups)
+
+    def _count(self, task: str, prediction: Tensor, gt: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """Add one image to the confusion matrix of a task; returns the predicted labels."""
+        num_classes, ignore_label = self.groups.num_classes, self.truth.ignore_label
+        pred = label_map_of_scores(prediction, num_classes).cpu().numpy()
+        if self._only_scored and prediction.dim() == 3 and pred.shape == gt.shape:
+            gt = np.where((prediction.amax(dim=0) > 0).cpu().numpy(), gt, ignore_label)
+        self.confusions[task] += confusion_matrix(pred, gt, num_classes, ignore_label)
+        return pred
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Join the ranks and report.
 
         Returns:
-            ``{"sem_seg": {...}}`` on the main rank, None on the others.
+            ``{"sem_seg": {...}}``, and the same for every part, on the main rank, None on the others.
         """
         comm.synchronize()
-        parts = comm.gather((self.confusion, self._num_images, self._predictions))
+        of_rank = comm.gather((self.confusions, self._num_images, self._predictions))
         if not comm.is_main_process():
             return None
-        matrix = np.sum([part[0] for part in parts], axis=0)
+        num_images = sum(entry[1] for entry in of_rank)
+        results = OrderedDict(
+            (task, self._report(task, np.sum([entry[0][task] for entry in of_rank], axis=0), num_images))
+            for task in self.tasks
+        )
+        if self._write_predictions and self._output_folder is not None:
+            entries = [prediction for entry in of_rank for prediction in entry[2]]
+            write_text_atomically(self._output_folder / "sem_seg_predictions.json", json.dumps(entries))
+        return results
+
+    def _report(self, task: str, matrix: npt.NDArray[np.int64], num_images: int) -> dict[str, float]:
+        """Log and write the scores of one task; returns its results."""
         scores = scores_from_confusion(matrix)
         iou, accuracy = 100 * scores.iou, 100 * scores.accuracy
         results = grouped_results({"mIoU": iou}, scores.present, self.groups)
         results["fwIoU"] = 100 * scores.frequency_weighted_iou
         results["mACC"] = group_means(accuracy, scores.present, range(self.groups.num_classes), ()).all
         results["pACC"] = 100 * scores.pixel_accuracy
-        results["num_images"] = sum(part[1] for part in parts)
+        results["num_images"] = num_images
         per_class = {"IoU": iou, "accuracy": accuracy, "pixels": scores.gt_pixels}
-        report = build_report("sem_seg", results, ("mIoU",), per_class, scores.present, self.groups)
-        publish(report, self._output_folder)
-        if self._write_predictions and self._output_folder is not None:
-            entries = [entry for part in parts for entry in part[2]]
-            write_text_atomically(self._output_folder / "sem_seg_predictions.json", json.dumps(entries))
-        return OrderedDict(sem_seg=results)
+        publish(build_report(task, results, ("mIoU",), per_class, scores.present, self.groups), self._output_folder)
+        return results
+
+
+def _missing_prediction(task: str, file_name: str, output: Mapping[str, Any]) -> str:
+    cure = "switch MODEL.MASK_FORMER.TEST.SEMANTIC_ON on"
+    if task != "sem_seg":
+        known = [name.removeprefix("sem_seg_") for name in sorted(output) if name.startswith("sem_seg_")]
+        cure = f"TEST.SEM_SEG.PARTS names it, but this model has only the parts {known}"
+    return f"{file_name}: the prediction has only {sorted(output)}, not '{task}'; {cure}"
 
 
 def label_map_of_scores(prediction: Tensor, num_classes: int) -> Tensor:

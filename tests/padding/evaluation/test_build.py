@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators
 
@@ -18,7 +20,8 @@ Dataset = Callable[..., tuple[str, list[dict[str, Any]]]]
 
 def config(tmp_path: Path, **switches: bool) -> CfgNode:
     model = {"MASK_FORMER": {"TEST": {f"{name}_ON": on for name, on in switches.items()}}} if switches else {}
-    return CfgNode({"OUTPUT_DIR": str(tmp_path), "MODEL": model})
+    test = {"SEM_SEG": {"MODE": "whole", "PARTS": ()}}
+    return CfgNode({"OUTPUT_DIR": str(tmp_path), "MODEL": model, "TEST": test})
 
 
 @pytest.fixture
@@ -56,6 +59,20 @@ def test_type_chooses_the_evaluator(dataset: Callable[..., str], tmp_path: Path,
 def test_default_folder_is_below_the_output_folder(dataset: Callable[..., str], tmp_path: Path) -> None:
     build_evaluator(config(tmp_path, SEMANTIC=True, PANOPTIC=False, INSTANCE=False), dataset()).evaluate()
     assert (tmp_path / "inference" / "tiny_panoptic" / "sem_seg_per_class.json").is_file()
+
+
+def test_parts_and_the_middle_reach_the_semantic_evaluator(dataset: Callable[..., str], tmp_path: Path) -> None:
+    cfg = config(tmp_path, SEMANTIC=True, PANOPTIC=False, INSTANCE=False)
+    cfg.TEST.SEM_SEG.PARTS = ("cnn", "vit")
+    name = dataset(evaluator_type="sem_seg")
+    assert build_evaluator(cfg, name).tasks == ("sem_seg", "sem_seg_cnn", "sem_seg_vit")
+    half = {"file_name": "1.jpg", "sem_seg": torch.zeros(5, 4, 4)}
+    half["sem_seg"][1, :, :2] = 1.0
+    for mode, expected in (("whole", 50.0), ("center_crop", 100.0)):
+        cfg.TEST.SEM_SEG.MODE, cfg.TEST.SEM_SEG.PARTS = mode, ()
+        evaluator = build_evaluator(cfg, name)
+        evaluator._count("sem_seg", half["sem_seg"], np.ones((4, 4), dtype=np.uint8))
+        assert evaluator.evaluate()["sem_seg"]["pACC"] == expected
 
 
 def test_nothing_to_do_and_unknown_type_are_errors(dataset: Callable[..., str], tmp_path: Path, register: Any) -> None:

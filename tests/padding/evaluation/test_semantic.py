@@ -12,6 +12,7 @@ from detectron2.evaluation import SemSegEvaluator as DetectronSemSegEvaluator
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from padding.evaluation import semantic
 from padding.evaluation.semantic import SemSegEvaluator, cityscapes_label_map, label_map_of_scores, read_label_map
 
 Dataset = Callable[..., tuple[str, list[dict[str, Any]]]]
@@ -31,7 +32,7 @@ def scores_of(labels: np.ndarray) -> torch.Tensor:
 
 def test_perfect_and_all_wrong(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
     name, records = panoptic_dataset(scenes[0])
-    truth = [read_label_map(tmp_path / "sem_seg" / f"{r['image_id']}.png").astype(np.int64) for r in records]
+    truth = _labels(records, tmp_path)
     for shift, expected in ((0, 100.0), (1, 0.0)):
         evaluator = SemSegEvaluator(name)
         evaluator.process(records, [{"sem_seg": scores_of((np.where(t == 255, 0, t) + shift) % K)} for t in truth])
@@ -142,8 +143,70 @@ def test_two_ranks_equal_one(panoptic_dataset: Dataset, scenes: Any, two_ranks: 
     expected = whole.evaluate()
     main.process(records[:2], outputs[:2])
     other.process(records[2:], outputs[2:])
-    two_ranks(None, (other.confusion, 4, []))
+    two_ranks(None, (other.confusions, 4, []))
     assert main.evaluate() == expected
+
+
+def test_parts_are_evaluated_by_themselves_and_labels_read_once(
+    panoptic_dataset: Dataset, scenes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_ranks: Any
+) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    generator = torch.Generator().manual_seed(1)
+    cnn = [{"sem_seg": torch.rand((K, *m.shape), generator=generator)} for m, _ in truth]
+    perfect = [{"sem_seg": scores_of(np.where(t == 255, 0, t))} for t in _labels(records, tmp_path)]
+
+    def alone(predictions: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        evaluator = SemSegEvaluator(name)
+        evaluator.process(records, predictions)
+        return evaluator.evaluate()["sem_seg"]
+
+    expected = {"sem_seg": alone(outputs), "sem_seg_cnn": alone(cnn), "sem_seg_vit": alone(perfect)}
+    reads = []
+    monkeypatch.setattr(semantic, "read_label_map", lambda *a: reads.append(a[0]) or read_label_map(*a))
+    main, other = (SemSegEvaluator(name, tmp_path / "out", parts=("cnn", "vit")) for _ in range(2))
+    joined = [
+        {"sem_seg": s["sem_seg"], "sem_seg_cnn": c["sem_seg"], "sem_seg_vit": v["sem_seg"], "sem_seg_other": None}
+        for s, c, v in zip(outputs, cnn, perfect, strict=True)
+    ]
+    main.process(records[:2], joined[:2])
+    other.process(records[2:], joined[2:])
+    assert len(reads) == len(records)
+    two_ranks(None, (other.confusions, 4, []))
+    results = main.evaluate()
+    assert results == expected
+    assert results["sem_seg_vit"]["mIoU"] == 100.0
+    assert results["sem_seg_cnn"]["mIoU"] != results["sem_seg"]["mIoU"]
+    assert {p.name for p in (tmp_path / "out").glob("*.json")} == {f"{task}_per_class.json" for task in expected}
+
+
+def test_missing_part_is_named(panoptic_dataset: Dataset, scenes: Any) -> None:
+    truth, outputs = scenes
+    name, records = panoptic_dataset(truth)
+    evaluator = SemSegEvaluator(name, parts=("ensemble",))
+    both = [{**output, "sem_seg_cnn": output["sem_seg"]} for output in outputs]
+    with pytest.raises(ValueError, match=r"1\.jpg.*not 'sem_seg_ensemble'; TEST\.SEM_SEG\.PARTS .* parts \['cnn'\]"):
+        evaluator.process(records, both)
+    with pytest.raises(ValueError, match=r"not 'sem_seg'; switch MODEL\.MASK_FORMER\.TEST\.SEMANTIC_ON on"):
+        evaluator.process(records, [{"panoptic_seg": None}] * len(records))
+
+
+def test_pixels_without_scores_are_left_out_only_when_asked(panoptic_dataset: Dataset, tmp_path: Path) -> None:
+    id_map = np.full((4, 10), 3)
+    name, records = panoptic_dataset([(id_map, [{"id": 3, "category_id": 1, "iscrowd": 0}])])
+    scores = scores_of(np.ones((4, 10)))
+    scores[:, :, :5] = 0  # the best class of nothing is class 0
+    for only_scored, accuracy in ((False, 50.0), (True, 100.0)):
+        evaluator = SemSegEvaluator(name, only_scored=only_scored)
+        evaluator.process(records, [{"sem_seg": scores}])
+        assert evaluator.evaluate()["sem_seg"]["pACC"] == accuracy
+        assert evaluator.confusions["sem_seg"].sum() == (20 if only_scored else 40)
+    with pytest.raises(ValueError, match="both must be the original size"):
+        SemSegEvaluator(name, only_scored=True).process(records, [{"sem_seg": scores[:, :2]}])
+
+
+def _labels(records: list[dict[str, Any]], tmp_path: Path) -> list[np.ndarray]:
+    return [read_label_map(tmp_path / "sem_seg" / f"{r['image_id']}.png").astype(np.int64) for r in records]
 
 
 @pytest.mark.usefixtures("second_rank")
@@ -170,7 +233,7 @@ def test_errors_name_file_and_cure(panoptic_dataset: Dataset, scenes: Any, tmp_p
     truth, outputs = scenes
     name, records = panoptic_dataset(truth)
     evaluator = SemSegEvaluator(name)
-    with pytest.raises(ValueError, match=r"1\.png \(image 1\.jpg\): prediction has shape \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"1\.png \(image 1\.jpg\): sem_seg: prediction has shape \(3, 4\)"):
         evaluator.process(records[:1], [{"sem_seg": torch.rand(K, 3, 4)}])
     with pytest.raises(ValueError, match=r"expected \(5, h, w\) scores"):
         evaluator.process(records[:1], [{"sem_seg": torch.rand(K + 1, 24, 32)}])
