@@ -19,7 +19,7 @@ from torch import nn
 
 from padding.modeling.checkpoint import CheckpointError
 
-__all__ = ["TrainingCheckpointer", "read_training_checkpoint"]
+__all__ = ["TrainingCheckpointer", "read_training_checkpoint", "write_atomically"]
 
 LAST_CHECKPOINT = "last_checkpoint"
 
@@ -53,7 +53,7 @@ def _other_checkpoints(path: Path) -> str:
     return f"to go on from {others[0].name}, write that name into {path.parent / LAST_CHECKPOINT}"
 
 
-def _write_atomically(path: Path, content: Mapping[str, Any] | str) -> None:
+def write_atomically(path: Path, content: Mapping[str, Any] | str) -> None:
     """Write under a temporary name, flush to disk, rename: a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
@@ -84,13 +84,13 @@ class TrainingCheckpointer(DetectionCheckpointer):
             return
         path = Path(self.save_dir) / f"{name}.pth"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, {"model": self.model.state_dict(), **states, **kwargs})
+        write_atomically(path, {"model": self.model.state_dict(), **states, **kwargs})
         self.tag_last_checkpoint(path.name)
         self.logger.info("Saved checkpoint %s", path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file from which ``--resume`` goes on."""
-        _write_atomically(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename)
+        write_atomically(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename)
 
     def forget_last(self) -> None:
         """Rename ``last_checkpoint``, so that an automatic restart cannot pick up an older training's state."""

@@ -17,7 +17,7 @@ from padding.data.streams import build_eval_loader
 from padding.engine.random_state import preserved_random_state
 from padding.evaluation.build import build_evaluator
 
-__all__ = ["evaluate", "write_metrics"]
+__all__ = ["add_to_metrics", "evaluate", "write_metrics"]
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -41,8 +41,25 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
                 print_csv_format(results[name])
     if not comm.is_main_process():
         return {}
-    write_metrics(folder / "metrics.json", results)
+    write_metrics(_metrics_file(cfg), results)
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+def add_to_metrics(cfg: CfgNode, name: str, entry: Mapping[str, Any]) -> None:
+    """Add an entry to the ``metrics.json`` of the last evaluation. On rank 0 only.
+
+    Args:
+        cfg: OUTPUT_DIR.
+        name: its key beside the data sets' names; an old entry is replaced.
+        entry: nested, plain.
+    """
+    path = _metrics_file(cfg)
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    write_metrics(path, {**known, name: entry})
+
+
+def _metrics_file(cfg: CfgNode) -> Path:
+    return Path(cfg.OUTPUT_DIR) / "inference" / "metrics.json"
 
 
 def write_metrics(path: Path, results: Mapping[str, Any]) -> None:

@@ -28,9 +28,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from padding.data.mappers import build_mapper
 from padding.data.streams import TrainStream, load_training_entries
+from padding.engine.best_checkpoint import BEST_FILE, BestCheckpoint
 from padding.engine.checkpointer import TrainingCheckpointer
 from padding.engine.distributed import distribute, launched_by_torchrun, restarted_by_torchrun, unwrap
-from padding.engine.evaluation_loop import evaluate
+from padding.engine.evaluation_loop import add_to_metrics, evaluate
 from padding.engine.hooks import CheckpointHook, ScheduleHook
 from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
 from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
@@ -69,6 +70,7 @@ class Trainer(TrainerBase):
         optimizers, schedulers, scalers: by name; a single one is called "main".
         stream: endless batches of this rank; its position is part of a checkpoint.
         checkpointer: saves and restores all of the above, and the random states of every rank.
+        best: keeps the weights of the best evaluation; None without TEST.BEST_METRIC and on ranks other than 0.
     """
 
     find_unused_parameters = False
@@ -89,6 +91,8 @@ class Trainer(TrainerBase):
         self.model = distribute(module, find_unused_parameters=self.find_unused_parameters)
         self._open_stream()
         self.checkpointer = TrainingCheckpointer(module, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        metric = cfg.TEST.BEST_METRIC if comm.is_main_process() else ""
+        self.best = BestCheckpoint(module, cfg.OUTPUT_DIR, metric) if metric else None
         self._step_losses: dict[str, torch.Tensor] = {}
         self._data_seconds = 0.0
         self._last_results: dict[str, Any] = {}
@@ -216,9 +220,12 @@ class Trainer(TrainerBase):
         """Train from ``start_iter`` to SOLVER.MAX_ITER, evaluate, and check TEST.EXPECTED_RESULTS.
 
         Returns:
-            Results of the final evaluation on rank 0, {} elsewhere or without DATASETS.TEST.
+            Results of the final evaluation on rank 0, {} elsewhere or without DATASETS.TEST. With TEST.BEST_METRIC
+            those of the best evaluation stand under "best".
         """
         self.module.train()
+        if self.best is not None:
+            self.best.begin(self.start_iter)
         if self.start_iter < self.max_iter:
             super().train(self.start_iter, self.max_iter)
         else:
@@ -363,6 +370,11 @@ class Trainer(TrainerBase):
 
     def _evaluate(self) -> dict[str, Any]:
         self._last_results = self.test(self.cfg, self.module) if self.cfg.DATASETS.TEST else {}
+        if self.best is not None and self._last_results:
+            best = self.best.update(self._last_results, min(self.iter, self.max_iter - 1))
+            if best is not None:
+                add_to_metrics(self.cfg, "best", {"metric": best.metric, "file": BEST_FILE, **best.as_results()})
+                self._last_results = {**self._last_results, "best": best.as_results()}
         return self._last_results
 
     def _write_step_metrics(self) -> None:
