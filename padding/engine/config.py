@@ -14,7 +14,8 @@ def add_solver_config(cfg: CfgNode) -> None:
     """
     # Class of the training loop, a name in padding.engine.TRAINER_REGISTRY.
     cfg.TRAINER = "Trainer"
-    # Images per step that BASE_LR is stated for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH; 0: any.
+    # Images per step that BASE_LR is stated for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH.
+    # 0: BASE_LR whatever the batch.
     cfg.SOLVER.REFERENCE_BATCH = 0
     # "ADAMW", "ADAM" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"

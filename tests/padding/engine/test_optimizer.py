@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter groups by rule, schedules against their formulas and against Detectron2, clipping."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from padding.engine.config import add_solver_config
 from padding.engine.optimizer import (
+    base_learning_rate,
     build_lr_scheduler,
     build_optimizer,
     clip_gradients_,
@@ -94,6 +96,28 @@ def test_optimizer_is_chosen_by_name(name: str, kind: type[torch.optim.Optimizer
     assert optimizer.param_groups[0]["lr"] == 0.25
     if name == "SGD":
         assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+@pytest.mark.parametrize(("reference", "expected"), [(0, 0.02), (16, 0.01), (8, 0.02), (4, 0.04)])
+def test_rate_is_scaled_from_the_batch_it_is_stated_for(
+    reference: int, expected: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = solver_cfg(OPTIMIZER="SGD", BASE_LR=0.02, IMS_PER_BATCH=8, REFERENCE_BATCH=reference, BACKBONE_MULTIPLIER=0.5)
+    cfg.SOLVER.GENERATOR = CfgNode({"BASE_LR": 0.2})
+    with caplog.at_level(logging.INFO):
+        optimizer = build_optimizer(cfg, Model())
+    found = sorted({group["lr"] for group in optimizer.param_groups})
+    assert found == pytest.approx([expected / 2, expected])
+    assert ("stated for 16 images a step, SOLVER.IMS_PER_BATCH is 8" in caplog.text) == (reference == 16)
+    assert (f"Learning rate {expected:g}: SOLVER.BASE_LR 0.02" in caplog.text) == (reference > 0)
+    schedule = build_lr_scheduler(cfg.SOLVER, optimizer)
+    assert max(schedule.base_lrs) == pytest.approx(expected)  # the schedule starts from the scaled rate
+    assert base_learning_rate(solver_node(cfg, "generator")) == pytest.approx(10 * expected)
+
+
+def test_negative_reference_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"SOLVER\.REFERENCE_BATCH is -1; expected a number of images, or 0"):
+        base_learning_rate(solver_cfg(REFERENCE_BATCH=-1).SOLVER)
 
 
 def test_unknown_optimizer_and_frozen_model_are_errors() -> None:
