@@ -8,6 +8,10 @@ Example:
 ``--classes "zebra,traffic cone"`` shows these classes only; ``python -m padding.add_classes`` adds new ones to a model.
 With ``MODEL.PADING.TEST.MODE zsl`` the listed unseen classes do not even compete with others.
 
+``--label-maps`` also writes the labels themselves, for models that give every pixel a class: index images in
+``label_maps/`` with a palette, and ``classes.txt``, the names. Keys of ``TEST.SEM_SEG`` choose windows, scales and
+mirror, as in an evaluation; ``--opts MODEL.TCC.TEST.STUDENT cnn`` asks the other network of a TCC model.
+
 ``--input`` takes images, folders, glob patterns and videos, several at once.
 """
 
@@ -30,6 +34,8 @@ from tqdm import tqdm
 
 from padding.data.catalog import register_all
 from padding.engine import ConfigError, Predictor, load_cfg
+from padding.engine.label_map import UNLABELED, class_colors, label_map_of, write_label_map
+from padding.evaluation.report import write_text_atomically
 from train_net import METHODS
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -52,6 +58,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--classes", metavar="NAMES", help='only these classes, "zebra,traffic cone"; all others are left unlabelled'
     )
+    parser.add_argument("--label-maps", action="store_true", help="write index images of the labels too")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; the last option")
     return parser.parse_args(arguments)
 
@@ -123,19 +130,36 @@ def video_frames(path: Path) -> tuple[float, int, Iterator[npt.NDArray[np.uint8]
 class Demo:
     """Draw predictions of one model into one folder."""
 
-    def __init__(self, predictor: Predictor, output: Path, *, confidence: float | None = None) -> None:
+    def __init__(
+        self, predictor: Predictor, output: Path, *, confidence: float | None = None, label_maps: bool = False
+    ) -> None:
         self._predictor = predictor
         self._output = output
+        self._label_maps = output / "label_maps" if label_maps else None
         self._confidence = 0.5 if confidence is None else confidence
         self._taken: set[str] = set()
         output.mkdir(parents=True, exist_ok=True)
 
     def run(self, inputs: Sequence[Path]) -> list[Path]:
-        """Process every input with a progress bar; return the written files."""
+        """Process every input with a progress bar; return the written pictures and videos.
+
+        Raises:
+            DemoError: if label maps are wanted of a video, or of a model without semantic predictions.
+        """
+        if self._label_maps is not None:
+            self._begin_label_maps(self._label_maps, inputs)
         return [
             self._draw_video(path) if path.suffix.lower() in VIDEO_ENDINGS else self._draw_image(path)
             for path in tqdm(inputs, desc="inputs", disable=len(inputs) < 2)
         ]
+
+    def _begin_label_maps(self, folder: Path, inputs: Sequence[Path]) -> None:
+        videos = [path.name for path in inputs if path.suffix.lower() in VIDEO_ENDINGS]
+        if videos:
+            raise DemoError(f"--label-maps is for images; leave out {', '.join(videos)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [f"{index} {name}\n" for index, name in enumerate(self._predictor.class_names)]
+        write_text_atomically(folder / "classes.txt", "".join([*lines, f"{UNLABELED} unlabeled\n"]))
 
     def _overlay(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return self._predictor.draw(image, self._predictor(image), confidence=self._confidence)
@@ -151,7 +175,15 @@ class Demo:
 
     def _draw_image(self, path: Path) -> Path:
         target = self._target(path, ".png")
-        Image.fromarray(self._overlay(read_rgb(path))).save(target)
+        image = read_rgb(path)
+        prediction = self._predictor(image)
+        Image.fromarray(self._predictor.draw(image, prediction, confidence=self._confidence)).save(target)
+        if self._label_maps is not None:
+            try:
+                labels = label_map_of(prediction)
+            except ValueError as error:
+                raise DemoError(f"--label-maps: {error}") from error
+            write_label_map(self._label_maps / target.name, labels, class_colors(self._predictor.metadata))
         return target
 
     def _draw_video(self, path: Path) -> Path:
@@ -211,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     predictor = Predictor(cfg)
     if args.classes is not None:
         restrict_classes(predictor, args.classes)
-    written = Demo(predictor, Path(args.output), confidence=args.confidence).run(inputs)
+    demo = Demo(predictor, Path(args.output), confidence=args.confidence, label_maps=args.label_maps)
+    written = demo.run(inputs)
     print(f"{len(written)} file(s) in {args.output}")
     return written
 

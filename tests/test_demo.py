@@ -11,6 +11,7 @@ from PIL import Image
 import demo
 from padding.data.catalog import register_all
 from padding.engine import load_cfg
+from padding.evaluation.semantic import read_label_map
 from tests.tiny_segmentor import write_config, write_untrained_weights
 
 
@@ -140,3 +141,31 @@ def test_weights_have_a_short_option(model: tuple[str, str], pictures: Path, tmp
     words = ["--config-file", file, "--output", str(tmp_path / "out"), "--input", str(pictures / "a.png")]
     (written,) = demo.main([*words, "--weights", weights])
     assert written.is_file()
+
+
+def test_label_maps_are_index_images_with_the_names_beside_them(
+    model: tuple[str, str], pictures: Path, tmp_path: Path
+) -> None:
+    file, weights = model
+    written = run(model, tmp_path / "out", "--input", str(pictures), "--label-maps")
+    predictor = demo.Predictor(demo.load_cfg(file, ["MODEL.WEIGHTS", weights], demo.METHODS))
+    for source, overlay in zip(("a.png", "b.JPG"), written, strict=True):
+        labels = read_label_map(tmp_path / "out" / "label_maps" / overlay.name)
+        expected = predictor(demo.read_rgb(pictures / source))["sem_seg"].max(dim=0).indices
+        np.testing.assert_array_equal(labels, expected.numpy())
+    lines = (tmp_path / "out" / "label_maps" / "classes.txt").read_text().splitlines()
+    assert lines == [f"{index} {name}" for index, name in enumerate(predictor.class_names)] + ["255 unlabeled"]
+    run(model, tmp_path / "plain", "--input", str(pictures))
+    assert not (tmp_path / "plain" / "label_maps").exists()
+
+
+def test_label_maps_of_videos_and_other_models_are_errors(
+    model: tuple[str, str], pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(demo.DemoError, match=r"--label-maps is for images; leave out clip\.mp4"):
+        run(model, tmp_path / "out", "--input", str(tmp_path / "clip.mp4"), "--label-maps")
+    words = ["--config-file", model[0], "--output", str(tmp_path / "out"), "--input", str(pictures), "--label-maps"]
+    panoptic = ["--opts", "MODEL.WEIGHTS", model[1], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", "False"]
+    with pytest.raises(demo.DemoError, match=r"--label-maps: .*predicts \['panoptic_seg'\]"):
+        demo.main([*words, *panoptic])

@@ -15,6 +15,7 @@ from detectron2.utils.visualizer import Visualizer
 from padding.data.augmentation import View, resize_for_test
 from padding.data.catalog import class_split_of
 from padding.data.class_split import ClassSplit
+from padding.engine.label_map import semantic_labels
 from padding.engine.trainer import TRAINER_REGISTRY
 
 __all__ = ["UNSEEN_MARK", "Predictor", "display_metadata"]
@@ -178,7 +179,7 @@ class Predictor:
             instances = prediction["instances"]
             picture = canvas.draw_instance_predictions(instances[instances.scores >= confidence])
         elif "sem_seg" in prediction:
-            picture = canvas.draw_sem_seg(prediction["sem_seg"].max(dim=0).indices)
+            picture = canvas.draw_sem_seg(semantic_labels(prediction["sem_seg"]))
         else:
             raise ValueError(f"nothing to draw: the prediction holds {sorted(prediction)}")
         return picture.get_image()
