@@ -15,8 +15,10 @@ from padding.data.catalog import class_split_of, register_all
 from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
 from padding.data.mappers import build_mapper
 from padding.engine import TRAINER_REGISTRY, add_core_config, load_cfg
+from padding.evaluation.build import build_evaluator
 from padding.extension import ExtensionOptions
 from padding.modeling.config import ACCEPTED_AND_IGNORED
+from padding.modeling.tta import SegmentationPlan
 from tests.tiny_padding import register_tiny_data, tiny_padding_cfg
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -164,6 +166,10 @@ def test_every_key_of_ours_is_read(tmp_path: Path) -> None:
     train_one_step(node + "SCHEDULE", "sequential", "SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupPolyLR")
     train_one_step(node + "METHOD", "projection")
     ExtensionOptions.from_config(cfg_with(), refit=False)
+    SegmentationPlan.from_config(cfg_with())
+    semantic = cfg_with("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True)
+    with pytest.raises(ValueError, match="no sem_seg_file_name"):  # the tiny data have panoptic labels only
+        build_evaluator(semantic, semantic.DATASETS.TEST[0])
     for mapper in ("mask_former_semantic", "coco_panoptic_lsj"):
         build_mapper(cfg_with("INPUT.DATASET_MAPPER_NAME", mapper, "INPUT.CROP.ENABLED", True), is_train=True)
     # A sub-node of SOLVER is merged into a copy of SOLVER, where it is read under the name of the latter.
