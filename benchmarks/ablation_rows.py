@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train every row of a method's ablation table with several seeds and print the table.
+
+A row is a YAML ``configs/ablations/<method>/<data>_<row>.yaml``; the method's own ``configs/<data>_<method>.yaml`` is
+the last one. Every run is a call of ``train_net.py``, printed as the command a user would type. A run whose
+configuration is unchanged is not repeated, an interrupted one continues from its last checkpoint. The last line is one
+JSON object; the table is also written as Markdown beside the runs.
+
+Example:
+  python -m benchmarks.ablation_rows --method tcc --data shapes --seeds 3
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import train_net  # before anything of detectron2: it applies the fixes
+
+# isort: split
+from detectron2.engine import default_argument_parser
+from tabulate import tabulate
+
+from padding.engine.setup import load_cfg
+from padding.evaluation.report import write_text_atomically
+from padding.rows import spread_text
+
+RESULT = "row_result.json"
+_PLACE_AND_RHYTHM = ("OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "DATALOADER.NUM_WORKERS")
+
+
+def find_rows(method: str, data: str, only: Sequence[str] = (), configs: Path = Path("configs")) -> dict[str, Path]:
+    """Configurations of a table by row name, in alphabetical order, the method itself last.
+
+    Raises:
+        FileNotFoundError: if there are none, or one of ``only`` is not among them.
+    """
+    own = configs / f"{data}_{method}.yaml"
+    found = sorted((configs / "ablations" / method).glob(f"{data}_*.yaml"))
+    rows = {path.stem.removeprefix(f"{data}_"): path for path in found}
+    if own.is_file():
+        rows[method] = own
+    unknown = [name for name in only if name not in rows]
+    if not rows or unknown:
+        raise FileNotFoundError(
+            f"no row {', '.join(unknown) or 'at all'} in {configs}/ablations/{method}/{data}_*.yaml; "
+            f"there are: {', '.join(rows) or 'none'}"
+        )
+    return {name: rows[name] for name in (only or rows)}
+
+
+def run_row(config: Path, output: Path, options: Sequence[str]) -> dict[str, Any]:
+    """Train and evaluate one configuration, unless its result is there already.
+
+    Returns:
+        ``metrics`` of the run, ``wall_seconds`` and ``cpu_seconds`` of it, ``identity`` of the configuration.
+    """
+    words = [*options, "OUTPUT_DIR", str(output)]
+    identity = identity_of(config, options)
+    path = output / RESULT
+    if path.is_file() and (kept := json.loads(path.read_text()))["identity"] == identity:
+        return kept
+    command = ["--config-file", str(config), "--resume", *words]
+    print(f"\npython train_net.py {' '.join(command)}", flush=True)
+    if _belongs_to_another(output, identity):
+        raise ValueError(
+            f"{output} holds a run of another configuration; remove it, or choose another folder with --output"
+        )
+    write_text_atomically(output / "row_identity.txt", identity)
+    start, before = time.perf_counter(), _cpu_seconds()
+    metrics = train_net.main(default_argument_parser().parse_args(command))
+    result = {
+        "identity": identity,
+        "metrics": metrics,
+        "wall_seconds": time.perf_counter() - start,
+        "cpu_seconds": _cpu_seconds() - before,
+    }
+    write_text_atomically(path, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def identity_of(config: Path, options: Sequence[str]) -> str:
+    """Digest of everything in a configuration that can change its result."""
+    cfg = load_cfg(str(config), list(options), train_net.METHODS).clone()
+    cfg.defrost()
+    for key in _PLACE_AND_RHYTHM:
+        *nodes, leaf = key.split(".")
+        node = cfg
+        for name in nodes:
+            node = node[name]
+        node[leaf] = None
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+
+
+def _belongs_to_another(output: Path, identity: str) -> bool:
+    mark = output / "row_identity.txt"
+    return mark.is_file() and mark.read_text() != identity
+
+
+def _cpu_seconds() -> float:
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(entry.ru_utime + entry.ru_stime for entry in usage)
+
+
+def metric_of(metrics: Mapping[str, Any], name: str) -> float | None:
+    """Number at "task/metric" in nested results; None if the row has none."""
+    value: Any = metrics
+    for part in name.split("/"):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> dict[str, Any]:
+    """Numbers of every row and metric over its seeds; a metric that a row lacks is an empty list."""
+    return {
+        row: {
+            **{name: [v for run in runs if (v := metric_of(run["metrics"], name)) is not None] for name in names},
+            "cpu_seconds": [run["cpu_seconds"] for run in runs],
+        }
+        for row, runs in results.items()
+    }
+
+
+def to_table(summary: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str]) -> str:
+    """Markdown: mean and spread over the seeds."""
+    lines = [
+        [row, *(spread_text(numbers[name]) if numbers[name] else "-" for name in names), len(numbers["cpu_seconds"])]
+        for row, numbers in summary.items()
+    ]
+    return tabulate(lines, headers=["row", *names, "seeds"], tablefmt="github", disable_numparse=True)
+
+
+def main() -> None:
+    """Run what is missing of a table and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", required=True, help="folder below configs/ablations, for example tcc")
+    parser.add_argument("--data", required=True, help="first word of the configurations' names, for example shapes")
+    parser.add_argument("--rows", nargs="*", default=[], help="rows by name; default: all")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default 3)")
+    parser.add_argument("--metrics", nargs="*", default=["sem_seg/mIoU"], help="columns, as task/metric")
+    parser.add_argument("--output", type=Path, help="folder of the runs; default output/ablations/<method>/<data>")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="-- KEY VALUE ... for every row")
+    args = parser.parse_args()
+    output = args.output or Path("output/ablations") / args.method / args.data
+    options = [word for word in args.opts if word != "--"]
+    rows = find_rows(args.method, args.data, args.rows)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
+    for seed in range(args.seeds):  # seed by seed: an interrupted table compares all rows on the seeds it has
+        for name, config in rows.items():
+            results[name].append(run_row(config, output / name / f"seed_{seed}", [*options, "SEED", str(seed)]))
+    logging.disable(logging.INFO)
+    summary = summarise(results, args.metrics)
+    table = to_table(summary, args.metrics)
+    write_text_atomically(output / "table.md", table + "\n")
+    write_text_atomically(output / "table.json", json.dumps(summary, indent=2) + "\n")
+    print(f"\n{table}\n")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

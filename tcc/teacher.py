@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pass that makes targets: batch-norm policy of a forward without gradient, moving averages of the students.
+
+Needed where the targets of the unlabeled images come from another view than the one that is trained on: CutMix, strong
+augmentation, moving averages (CPS and UniMatch differ in the policy; their users' questions are why it is explicit).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+__all__ = ["BatchNormPolicy", "target_pass", "update_average"]
+
+BatchNormPolicy = Literal["batch_no_update", "batch", "running"]
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+@contextmanager
+def target_pass(student: nn.Module, policy: BatchNormPolicy) -> Iterator[None]:
+    """Forward without gradient, dropout and stochastic depth; training mode is restored afterwards.
+
+    Args:
+        student: in training mode.
+        policy: batch norm uses the batch's statistics and leaves the running ones alone ("batch_no_update"), or moves
+            them ("batch"), or uses the running ones ("running").
+
+    Raises:
+        ValueError: for another policy.
+    """
+    if policy not in ("batch_no_update", "batch", "running"):
+        raise ValueError(f"MODEL.TCC.CUTMIX.TEACHER_BN is '{policy}'; expected 'batch_no_update', 'batch' or 'running'")
+    training = {module: module.training for module in student.modules()}
+    # Frozen batch norms and those set to evaluation mode by their owner keep using running statistics.
+    active = [m for m in student.modules() if isinstance(m, _BATCH_NORM) and m.training and m.track_running_stats]
+    student.eval()
+    if policy != "running":
+        for norm in active:
+            norm.train()
+            norm.track_running_stats = policy == "batch"
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for norm in active:
+            norm.track_running_stats = True
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, student: nn.Module, decay: float) -> None:
+    """Move every parameter and floating-point buffer of ``average`` towards the student's; copy other buffers.
+
+    Buffers take part because an average without batch-norm statistics fails in evaluation mode.
+
+    Args:
+        average: changed in place.
+        student: the same architecture.
+        decay: share that is kept, in [0, 1).
+    """
+    state = student.state_dict()
+    for name, value in average.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(state[name].to(value.dtype), 1.0 - decay)
+        else:
+            value.copy_(state[name])
