@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which losses of TCC are computed on which outputs, and with which weights (Eq. 8 to 10).
+
+``losses.py`` and ``class_features.py`` hold the formulas; here the outputs of the two students are brought to one
+resolution, paired and weighted: L = L_s + g(t) (L_d + lambda L_f).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consistency, labels_of
+from tcc.losses import IGNORE_LABEL, cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
+
+__all__ = ["CohortObjective", "DistillationOptions", "Side", "SupervisedOptions", "build_objective", "full_size_logits"]
+
+Observations = dict[str, Tensor | float]
+_PEERS = (("cnn", "vit"), ("vit", "cnn"))
+
+
+class Side(NamedTuple):
+    """Both students' outputs for the labeled or the unlabeled images of a step."""
+
+    outputs: Mapping[str, Mapping[str, Tensor]]  # student -> "logits" (B, K, h, w) and features by name
+    valid: Tensor  # (B, H, W) bool, False in padding
+    labels: Tensor | None = None  # (B, H, W) int64; None: unlabeled
+    targets: Mapping[str, Tensor] | None = None  # student -> (B, K, H, W) logits; None: the outputs themselves
+
+
+@dataclass(frozen=True)
+class SupervisedOptions:
+    """L_s (Eq. 10); the keys MODEL.TCC.SUP.* of the same names."""
+
+    dice_weight: float
+    ce_weight: float
+    ce_type: str
+    ohem_threshold: float
+    ohem_min_kept_per_image: int
+    dice: Mapping[str, Any]  # further arguments of dice_loss
+
+    def __post_init__(self) -> None:
+        """Check the kind of cross entropy.
+
+        Raises:
+            ValueError: if it is unknown, or no loss is left.
+        """
+        if self.ce_type not in ("ce", "ohem"):
+            raise ValueError(f"MODEL.TCC.SUP.CE_TYPE is '{self.ce_type}'; expected 'ce' or 'ohem'")
+        if self.dice_weight <= 0 and self.ce_weight <= 0:
+            raise ValueError("MODEL.TCC.SUP.DICE_WEIGHT and CE_WEIGHT are both 0: nothing is learned from labels")
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted loss of one student: (B, K, H, W) logits and (B, H, W) labels."""
+        total = logits.new_zeros((), dtype=torch.float32)
+        if self.dice_weight > 0:
+            total = total + self.dice_weight * dice_loss(logits, labels, **self.dice)
+        if self.ce_weight > 0 and self.ce_type == "ce":
+            total = total + self.ce_weight * cross_entropy(logits, labels)
+        elif self.ce_weight > 0:
+            kept = self.ohem_min_kept_per_image * len(logits)
+            total = total + self.ce_weight * ohem_cross_entropy(
+                logits, labels, threshold=self.ohem_threshold, min_kept=kept
+            )
+        return total
+
+
+@dataclass(frozen=True)
+class DistillationOptions:
+    """L_d (Eq. 8); the keys MODEL.TCC.CCD.* of the same names."""
+
+    enabled: bool
+    weight: float
+    mode: str
+    temperature: float
+    detach: bool
+    reduction: str
+    on_labeled: bool
+    on_unlabeled: bool
+    loss_stride: int
+    conf_threshold: float
+
+    def __post_init__(self) -> None:
+        """Check the choices.
+
+        Raises:
+            ValueError: names the key.
+        """
+        if self.mode not in ("soft", "hard"):
+            raise ValueError(f"MODEL.TCC.CCD.MODE is '{self.mode}'; expected 'soft' or 'hard'")
+        if self.loss_stride < 1:
+            raise ValueError(f"MODEL.TCC.CCD.LOSS_STRIDE is {self.loss_stride}; expected at least 1")
+
+    def loss(self, logits: Tensor, target_logits: Tensor, valid: Tensor) -> Tensor:
+        """Unweighted loss of one student towards its peer, all (B, ..., H, W) in full resolution."""
+        if self.loss_stride > 1:
+            size = [-(-n // self.loss_stride) for n in valid.shape[-2:]]
+            logits, target_logits = (
+                F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in (logits, target_logits)
+            )
+            valid = F.interpolate(valid[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0
+        if self.mode == "hard":
+            return hard_divergence(logits, target_logits, valid=valid, conf_threshold=self.conf_threshold)
+        return divergence(
+            logits,
+            target_logits,
+            valid=valid,
+            temperature=self.temperature,
+            detach=self.detach,
+            reduction=self.reduction,  # type: ignore[arg-type]
+            conf_threshold=self.conf_threshold,
+        )
+
+
+@dataclass(frozen=True)
+class CohortObjective:
+    """All losses of a step.
+
+    Attributes:
+        num_classes: K.
+        supervised: L_s.
+        distillation: L_d.
+        consistency: L_f, None if it is off.
+        consistency_weight: lambda.
+        consistency_on_labeled: also on labeled images, under their true labels.
+        feature: which output of the students is compared.
+    """
+
+    num_classes: int
+    supervised: SupervisedOptions
+    distillation: DistillationOptions
+    consistency: ConsistencyOptions | None
+    consistency_weight: float
+    consistency_on_labeled: bool
+    feature: str
+
+    def __call__(self, labeled: Side, unlabeled: Side | None, ramp: float) -> tuple[dict[str, Tensor], Observations]:
+        """Weighted losses by name, and what a log should show.
+
+        Args:
+            labeled: with labels.
+            unlabeled: None: there is none in this step.
+            ramp: g(t).
+        """
+        assert labeled.labels is not None
+        sides = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled is not None else {})
+        logits = {kind: _full_size(side) for kind, side in sides.items()}
+        losses = {
+            f"loss_sup_{name}": self.supervised.loss(scores, labeled.labels)
+            for name, scores in logits["labeled"].items()
+        }
+        observed: Observations = {"ramp_up": ramp}
+        for kind, side in sides.items():
+            if self._distils(kind):
+                raw = self._distillation(logits[kind], side)
+                losses[f"loss_ccd_{kind}"] = ramp * self.distillation.weight * raw
+                observed[f"ccd_{kind}"] = raw.detach()
+        consistent = [kind for kind in sides if kind == "unlabeled" or self.consistency_on_labeled]
+        if self.consistency is not None and consistent:
+            raws = []
+            for kind in consistent:
+                raw, seen = self._consistency(logits[kind], sides[kind])
+                raws.append(raw)
+                observed |= seen if kind == "unlabeled" else {}
+            losses["loss_cfcd"] = ramp * self.consistency_weight * torch.stack(raws).sum()
+            observed["cfcd"] = torch.stack(raws).sum().detach()
+        return losses, observed
+
+    def _distils(self, kind: str) -> bool:
+        options = self.distillation
+        return options.enabled and (options.on_labeled if kind == "labeled" else options.on_unlabeled)
+
+    def _distillation(self, logits: Mapping[str, Tensor], side: Side) -> Tensor:
+        targets = side.targets or logits
+        return torch.stack(
+            [self.distillation.loss(logits[name], targets[peer], side.valid) for name, peer in _PEERS]
+        ).sum()
+
+    def _consistency(self, logits: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Observations]:
+        assert self.consistency is not None
+        if side.labels is not None:
+            known = side.valid & (side.labels != IGNORE_LABEL)
+            pixels = [PixelLabels(side.labels.clamp_max(self.num_classes - 1), known)] * 2
+        else:
+            scores = side.targets or logits
+            threshold = self.consistency.conf_threshold
+            pixels = [labels_of(scores[name], side.valid, threshold) for name in ("cnn", "vit")]
+        features = (side.outputs["cnn"][self.feature], side.outputs["vit"][self.feature])
+        loss, observed = feature_consistency(features, (pixels[0], pixels[1]), self.num_classes, self.consistency)
+        return loss, dict(observed)
+
+
+def full_size_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring (B, K, h, w) logits to (H, W), bilinear without aligned corners."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def _full_size(side: Side) -> dict[str, Tensor]:
+    size = (side.valid.shape[-2], side.valid.shape[-1])
+    return {name: full_size_logits(outputs["logits"], size) for name, outputs in side.outputs.items()}
+
+
+def build_objective(cfg: CfgNode, num_classes: int) -> CohortObjective:
+    """Objective of MODEL.TCC.{SUP,CCD,CFCD}.
+
+    Raises:
+        ValueError: for a value that makes no sense; names the key.
+    """
+    node = cfg.MODEL.TCC
+    sup, dice, ccd, cfcd = node.SUP, node.SUP.DICE, node.CCD, node.CFCD
+    if cfcd.FEATURE not in ("backbone", "aspp", "decoder"):
+        raise ValueError(f"MODEL.TCC.CFCD.FEATURE is '{cfcd.FEATURE}'; expected 'backbone', 'aspp' or 'decoder'")
+    consistency = ConsistencyOptions(
+        stride=cfcd.STRIDE,
+        label_source=cfcd.LABEL_SOURCE,
+        prototype_scope=cfcd.PROTOTYPE_SCOPE,
+        detach_prototype=cfcd.DETACH_PROTOTYPE,
+        direction=cfcd.DIRECTION,
+        min_pixels=cfcd.MIN_PIXELS,
+        conf_threshold=cfcd.CONF_THRESHOLD,
+        normalize=cfcd.NORMALIZE,
+        resize=cfcd.RESIZE,
+    )
+    return CohortObjective(
+        num_classes=num_classes,
+        supervised=SupervisedOptions(
+            dice_weight=sup.DICE_WEIGHT,
+            ce_weight=sup.CE_WEIGHT,
+            ce_type=sup.CE_TYPE,
+            ohem_threshold=sup.OHEM.THRESHOLD,
+            ohem_min_kept_per_image=sup.OHEM.MIN_KEPT_PER_IMAGE,
+            dice={
+                "classes": dice.CLASSES,
+                "smooth": dice.SMOOTH,
+                "power": dice.POWER,
+                "over_batch": dice.BATCH,
+                "sync": dice.SYNC,
+            },
+        ),
+        distillation=DistillationOptions(**{key.lower(): value for key, value in ccd.items()}),
+        consistency=consistency if cfcd.ENABLED else None,
+        consistency_weight=cfcd.WEIGHT,
+        consistency_on_labeled=cfcd.ON_LABELED,
+        feature=cfcd.FEATURE,
+    )
