@@ -15,8 +15,8 @@ def add_tcc_config(cfg: CfgNode) -> None:
     node = CfgNode()
     cfg.MODEL.TCC = node
     # The two students, called "cnn" and "vit" whatever their backbones are.
-    node.CNN = _student_node(backbone="resnet50", output_stride=16, aspp_dilations=(6, 12, 18))
-    node.VIT = _student_node(backbone="pvt_small", output_stride=32, aspp_dilations=(3, 6, 9))
+    node.CNN = _student_node(backbone="resnet50", output_stride=16, aspp_dilations=(6, 12, 18), seed_offset=0)
+    node.VIT = _student_node(backbone="pvt_small", output_stride=32, aspp_dilations=(3, 6, 9), seed_offset=1)
     # "both" to train; "cnn" or "vit" builds one student alone, for a checkpoint of python -m tcc.export_student.
     node.STUDENTS = "both"
     # Student whose scores are the prediction: "cnn", "vit" or "ensemble" (mean of the probabilities).
@@ -32,10 +32,10 @@ def add_tcc_config(cfg: CfgNode) -> None:
     cfg.SOLVER.HEAD_MULTIPLIER = 10.0
 
 
-def _student_node(*, backbone: str, output_stride: int, aspp_dilations: tuple[int, ...]) -> CfgNode:
+def _student_node(*, backbone: str, output_stride: int, aspp_dilations: tuple[int, ...], seed_offset: int) -> CfgNode:
     node = CfgNode()
-    # resnet50, resnet101, convnext_small, pvt_small, pvt_medium; for generated data and CamVid small_resnet, pvt_nano;
-    # or any name of Detectron2's BACKBONE_REGISTRY, built from the rest of the configuration.
+    # resnet50, resnet101, convnext_small, pvt_tiny, pvt_small, pvt_medium; for generated data and CamVid small_resnet,
+    # pvt_nano; or any name of Detectron2's BACKBONE_REGISTRY, built from the rest of the configuration.
     node.BACKBONE = backbone
     # Local file of ImageNet weights: torchvision, timm, Detectron2 or either published PVT layout; "" for random ones.
     node.WEIGHTS = ""
@@ -49,10 +49,11 @@ def _student_node(*, backbone: str, output_stride: int, aspp_dilations: tuple[in
     node.CHECKPOINT_ACTIVATIONS = False
     # Factor on the learning rate of the whole student.
     node.LR_MULTIPLIER = 1.0
-    # Added to SEED for the initial values, so that two students with the same backbone differ.
-    node.SEED_OFFSET = 0
+    # Changes the seed of the initial values: with equal offsets, two students of one kind are and stay the same.
+    node.SEED_OFFSET = seed_offset
     head = CfgNode()
     node.HEAD = head
+    head.IN_FEATURES = ()  # low-level and last map of the backbone by name; () for its first and its last
     head.PROJECT_CHANNELS = 48  # of the low-level features (stride 4)
     head.ASPP_CHANNELS = 256
     head.DECODER_CHANNELS = 256

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 
 import train_net
 from padding.data.catalog import class_split_of, register_all
@@ -172,6 +172,8 @@ def test_every_key_of_ours_is_read(tmp_path: Path) -> None:
         build_evaluator(semantic, semantic.DATASETS.TEST[0])
     for mapper in ("mask_former_semantic", "coco_panoptic_lsj"):
         build_mapper(cfg_with("INPUT.DATASET_MAPPER_NAME", mapper, "INPUT.CROP.ENABLED", True), is_train=True)
+    backbone = cfg_with("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "convnext_atto")
+    build_backbone(backbone)
     # A sub-node of SOLVER is merged into a copy of SOLVER, where it is read under the name of the latter.
     merged = {f"SOLVER.{name}." for name in ("GENERATOR", "CLASSIFIER")}
     unread = {

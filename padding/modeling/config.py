@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config keys of Mask2Former, named and preset as in the official code, and of the small backbone."""
+"""Config keys of Mask2Former, named and preset as in the official code, of the small backbone and of timm's."""
 
 from detectron2.config import CfgNode
 
@@ -12,7 +12,7 @@ ACCEPTED_AND_IGNORED: tuple[str, ...] = (
 
 
 def add_mask2former_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.MASK_FORMER``, ``MODEL.SMALL_RESNET`` and what ``MODEL.SEM_SEG_HEAD`` lacks in Detectron2.
+    """Add ``MODEL.MASK_FORMER``, the nodes of our backbones and what ``MODEL.SEM_SEG_HEAD`` lacks in Detectron2.
 
     Defaults are the official ones, so that an official file means the same here, except where those name parts that
     do not exist here. They are no recommendation; ``configs/_base_/mask2former_r50.yaml`` holds the published model.
@@ -22,6 +22,7 @@ def add_mask2former_config(cfg: CfgNode) -> None:
     """
     cfg.MODEL.MASK_FORMER = _mask_former_node()
     cfg.MODEL.SMALL_RESNET = _small_resnet_node()
+    cfg.MODEL.TIMM = _timm_node()
     head = cfg.MODEL.SEM_SEG_HEAD
     head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"  # the only one
     head.MASK_DIM = 256  # channels of the mask features
@@ -74,4 +75,13 @@ def _small_resnet_node() -> CfgNode:
     node.OUT_CHANNELS = [24, 48, 96, 96]  # res2, res3, res4, res5
     node.NUM_BLOCKS = [2, 2, 2, 1]
     node.NORM = "BN"
+    return node
+
+
+def _timm_node() -> CfgNode:
+    node = CfgNode()  # read by MODEL.BACKBONE.NAME "build_timm_backbone"
+    node.NAME = "convnext_small"  # of timm, without a tag of weights; MODEL.WEIGHTS names a local file
+    node.OUTPUT_STRIDE = 32  # input pixels per cell of the last map: 8, 16 or 32
+    node.DROP_PATH = 0.0  # probability of stochastic depth in the last block; earlier blocks less, linearly
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # maps that are returned; unused ones cost parameters
     return node

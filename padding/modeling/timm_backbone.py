@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backbones of timm behind Detectron2's interface, always with random weights: nothing is ever downloaded.
+
+Maps are called res2 to res5 like a ResNet's, so that every head here takes them. What a dense network needs beyond the
+classifier is added where they leave: a LayerNorm (ConvNeXt, 2201.03545), a batch norm and ReLU (DenseNet, whose blocks
+end in bare convolutions).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.layers import BatchNormAct2d, LayerNorm2d
+from torch import Tensor, nn
+
+__all__ = ["TimmBackbone", "build_timm_backbone"]
+
+_STAGES = ("res2", "res3", "res4", "res5")
+
+
+class TimmBackbone(Backbone):
+    """The last four levels of a timm network, or some of them.
+
+    ``forward`` takes (B, 3, H, W) float and returns (B, C, about H/s, W/s) by name, see ``output_shape``.
+
+    Attributes:
+        network: timm's feature extractor; its parameters have timm's names, "stages_0.…" for "stages.0.…".
+        output_norms: one module per returned map.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        in_channels: int = 3,
+        output_stride: int = 32,
+        drop_path: float = 0.0,
+        out_features: Sequence[str] = _STAGES,
+    ) -> None:
+        """Build the network with random weights.
+
+        Args:
+            name: of a network in timm, without a tag of weights.
+            in_channels: of the image.
+            output_stride: of the last map, 8, 16 or 32; the stages behind it are dilated.
+            drop_path: probability of stochastic depth in the last block, as far as the network has it.
+            out_features: which maps are returned; only these get a norm, so that every parameter is used.
+
+        Raises:
+            ValueError: for a name that timm does not have, a wrong stride or an unknown map.
+        """
+        super().__init__()
+        _check(name, output_stride, out_features)
+        self._names = tuple(stage for stage in _STAGES if stage in out_features)
+        indices = tuple(_STAGES.index(stage) - len(_STAGES) for stage in self._names)
+        network = _create(name, output_stride, drop_path, in_chans=in_channels, out_indices=indices)
+        strides = [min(stride, output_stride) for stride in network.feature_info.reduction()]
+        channels = network.feature_info.channels()
+        self._specs = {
+            stage: ShapeSpec(channels=c, stride=s) for stage, c, s in zip(self._names, channels, strides, strict=True)
+        }
+        self.network = network
+        self.output_norms = nn.ModuleDict(
+            {stage: _output_norm(name, stage, spec) for stage, spec in self._specs.items()}
+        )
+
+    @property
+    def size_divisibility(self) -> int:
+        """Sides of the images are multiples of it: patch embeddings cut off the rest."""
+        return 32
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each map."""
+        return dict(self._specs)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps by name."""
+        maps = zip(self._names, self.network(images), strict=True)
+        return {stage: self.output_norms[stage](features) for stage, features in maps}
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build the network that ``MODEL.TIMM`` describes."""
+    node = cfg.MODEL.TIMM
+    return TimmBackbone(
+        node.NAME,
+        in_channels=input_shape.channels,
+        output_stride=node.OUTPUT_STRIDE,
+        drop_path=node.DROP_PATH,
+        out_features=node.OUT_FEATURES,
+    )
+
+
+def _check(name: str, output_stride: int, out_features: Sequence[str]) -> None:
+    # Also refuses "hf-hub:…", which timm would look up in the network.
+    if not timm.is_model(name):
+        raise ValueError(f"timm {timm.__version__} has no network called '{name}'; timm.list_models() names them all")
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"OUTPUT_STRIDE of {name} is {output_stride}; expected 8, 16 or 32")
+    unknown = [stage for stage in out_features if stage not in _STAGES]
+    if unknown or not out_features:
+        raise ValueError(f"OUT_FEATURES of {name} is {list(out_features)}; expected some of {', '.join(_STAGES)}")
+
+
+def _create(name: str, output_stride: int, drop_path: float, **options: Any) -> Any:
+    is_densenet = name.startswith("densenet")  # timm cannot dilate it
+    if drop_path > 0:
+        options["drop_path_rate"] = drop_path
+    if output_stride != 32 and not is_densenet:
+        options["output_stride"] = output_stride
+    try:
+        network: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"timm cannot build {name} with OUTPUT_STRIDE {output_stride} and DROP_PATH {drop_path} ({error}); "
+            "32 and 0 are what every network has"
+        ) from error
+    if is_densenet:
+        _dilate_densenet(network, output_stride)
+    return network
+
+
+def _output_norm(name: str, stage: str, spec: ShapeSpec) -> nn.Module:
+    if name.startswith("convnext"):
+        return LayerNorm2d(spec.channels)
+    if name.startswith("densenet") and stage != _STAGES[-1]:  # the last map carries timm's own
+        return BatchNormAct2d(spec.channels)
+    return nn.Identity()
+
+
+def _dilate_densenet(network: nn.ModuleDict, output_stride: int) -> None:
+    """Keep the resolution from ``output_stride`` on: no pooling before the blocks, their 3x3 convolutions dilated."""
+    dilation = 1
+    for index, stride in ((3, 16), (4, 32)):  # blocks 3 and 4, and what their stride would be
+        if stride > output_stride:
+            dilation *= 2
+            network[f"features_transition{index - 1}"].pool = nn.Identity()
+            for module in network[f"features_denseblock{index}"].modules():
+                if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                    module.dilation = module.padding = (dilation, dilation)
