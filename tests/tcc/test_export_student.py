@@ -34,6 +34,7 @@ class StandInCohort(nn.Module):
 
 
 CONFIG = """
+VERSION: 2
 MODEL:
   META_ARCHITECTURE: StandInCohort
   WEIGHTS: ""

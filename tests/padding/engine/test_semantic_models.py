@@ -23,6 +23,7 @@ from padding.modeling.tta import SegmentationPlan, segment
 from tests.tiny_segmentor import write_dozen_shapes
 
 CONFIG = """
+VERSION: 2
 MODEL: {META_ARCHITECTURE: PixelScorer, DEVICE: cpu, PIXEL_MEAN: [120.0, 120.0, 120.0], PIXEL_STD: [60.0, 60.0, 60.0]}
 DATASETS: {TEST: [shapes_val_sem_seg_zss]}
 DATALOADER: {NUM_WORKERS: 0}
