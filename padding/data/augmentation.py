@@ -14,12 +14,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform, TransformList
 
 from padding.data.targets import LabelMap, transform_labels
 
-__all__ = ["AugmentationPlan", "View", "large_scale_jitter", "resize_and_crop", "resize_for_test"]
+__all__ = [
+    "AugmentationPlan",
+    "ResizeByFactor",
+    "View",
+    "large_scale_jitter",
+    "resize_and_crop",
+    "resize_for_test",
+    "scale_and_crop",
+    "strong_colors",
+]
 
 
 class View:
@@ -144,6 +154,81 @@ def resize_and_crop(  # noqa: PLR0913  (the published settings, one by one)
         photometric = (ColorAugSSDTransform(img_format=color_jitter_format),)
     output_size = (padded_size, padded_size) if padded_size > 0 else None
     return AugmentationPlan((*geometric, *_flip(flip)), photometric, output_size)
+
+
+class ResizeByFactor(T.Augmentation):
+    """Scale an image by a random factor of its own size."""
+
+    def __init__(self, factors: Sequence[float], sampling: str = "choice") -> None:
+        """Take the factors.
+
+        Args:
+            factors: candidates, or the two ends.
+            sampling: "choice" or "range".
+
+        Raises:
+            ValueError: for another sampling, no factor or one that is not positive.
+        """
+        super().__init__()
+        if sampling not in ("choice", "range") or not factors or min(factors) <= 0:
+            raise ValueError(
+                f"INPUT.SCALE_FACTORS is {tuple(factors)} and SCALE_SAMPLING '{sampling}'; expected positive factors "
+                "and 'choice' or 'range'"
+            )
+        self.factors = tuple(factors)
+        self.sampling = sampling
+
+    def get_transform(self, image: npt.NDArray[np.uint8]) -> Transform:
+        """Draw the factor; sizes are rounded to whole pixels."""
+        # The global generator, like every augmentation of Detectron2: the streams seed it for each sample.
+        if self.sampling == "choice":
+            factor = self.factors[np.random.randint(len(self.factors))]  # noqa: NPY002
+        else:
+            factor = np.random.uniform(min(self.factors), max(self.factors))  # noqa: NPY002
+        height, width = image.shape[:2]
+        new_height, new_width = (max(1, round(n * factor)) for n in (height, width))
+        return T.ResizeTransform(height, width, new_height, new_width)
+
+
+def scale_and_crop(
+    *, factors: Sequence[float], sampling: str, crop_size: Sequence[int], flip: str = "horizontal"
+) -> AugmentationPlan:
+    """Scale by a factor, crop at a random place, pad what is too small: the setting of CPS and its successors.
+
+    Rows and columns of the crop are drawn apart; Detectron2's ``FixedSizeCrop`` draws one number for both.
+
+    Args:
+        factors: see ``ResizeByFactor``.
+        sampling: likewise.
+        crop_size: (height, width) of the output in pixels.
+        flip: "horizontal", "vertical" or "none".
+    """
+    height, width = (int(n) for n in crop_size)
+    geometric = (ResizeByFactor(factors, sampling), T.RandomCrop("absolute", (height, width)), *_flip(flip))
+    return AugmentationPlan(geometric, output_size=(height, width))
+
+
+def strong_colors(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Jitter colours (probability 0.8), turn grey (0.2), blur (0.5): the strong view of UniMatch.
+
+    Args:
+        image: (h, w, 3) uint8, RGB.
+
+    Returns:
+        The same shape; geometry is unchanged, so that labels and masks stay true.
+    """
+    from torchvision.transforms import v2
+
+    recipe = v2.Compose(
+        [
+            v2.RandomApply([v2.ColorJitter(0.5, 0.5, 0.5, 0.25)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            # Covers three standard deviations of the widest blur.
+            v2.RandomApply([v2.GaussianBlur(kernel_size=13, sigma=(0.1, 2.0))], p=0.5),
+        ]
+    )
+    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return np.ascontiguousarray(recipe(tensor).numpy().transpose(1, 2, 0))
 
 
 def resize_for_test(*, min_size: int, max_size: int) -> AugmentationPlan:

@@ -13,17 +13,21 @@ import os
 from functools import partial
 from pathlib import Path
 
+from padding.data.camvid import register_camvid
+from padding.data.cityscapes import register_cityscapes
 from padding.data.class_split import ClassSplit
 from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split, coco_zsp_split, coco_zss_split
 from padding.data.registration import (
     _registered,  # noqa: F401  (tests take back what they registered)
     class_split_of,
     register_instances,
+    register_listed_images,
     register_panoptic,
     register_sem_seg,
 )
 from padding.data.sample import IGNORE_LABEL
-from padding.data.shapes_classes import shapes_split
+from padding.data.shapes_classes import shapes_coarse_split, shapes_split
+from padding.data.voc import register_voc
 
 __all__ = [
     "class_split_of",
@@ -31,6 +35,7 @@ __all__ = [
     "data_root",
     "register_all",
     "register_instances",
+    "register_listed_images",
     "register_panoptic",
     "register_sem_seg",
     "shapes_zsi_split",
@@ -65,10 +70,14 @@ def register_all(root: str | Path | None = None) -> None:
     _register_shapes_panoptic(folder / "shapes")
     _register_shapes_sem_seg(folder / "shapes")
     _register_shapes_instances(folder / "shapes")
+    _register_shapes_coarse(folder / "shapes")
     _register_coco_zsp(folder / "coco")
     _register_coco_zss(folder / "coco")
     for name in INSTANCE_SPLITS:
         _register_coco_zsi(folder / "coco", name)
+    register_camvid(folder / "camvid")
+    register_cityscapes(folder / "cityscapes")
+    register_voc(folder)
 
 
 def _register_shapes_panoptic(folder: Path) -> None:
@@ -126,6 +135,18 @@ def _register_shapes_instances(folder: Path) -> None:
             image_root=folder / "images" / part,
             json_file=folder / "annotations" / f"instances_{part}.json",
             evaluate_unseen_only=name.endswith("_unseen"),
+            cure=_SHAPES_CURE,
+        )
+
+
+def _register_shapes_coarse(folder: Path) -> None:
+    """Looks and backgrounds, 17 classes, everything seen: the labels of the dense semantic methods."""
+    for part in ("train", "val"):
+        register_listed_images(
+            f"shapes_{part}_sem_seg_coarse",
+            class_split=shapes_coarse_split(),
+            image_root=folder / "images" / part,
+            label_root=folder / "sem_seg_coarse" / part,
             cure=_SHAPES_CURE,
         )
 

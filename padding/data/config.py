@@ -27,3 +27,15 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.INPUT.SEMANTIC_MASKS = True
     # Continuous maps read beside the image: for each name the entry "<name>_file_name" of the data set.
     cfg.INPUT.EXTRA_MAPS = []
+    # Samples carry "valid" (H, W) bool, False where the image was padded.
+    cfg.INPUT.VALID_MASK = False
+    # Samples carry "image_strong", the same view with its colours changed and blurred (UniMatch's strong augmentation).
+    cfg.INPUT.STRONG_VIEW = False
+    # "scale_crop" augmentation: factors on the image's size (INPUT.SCALE_SAMPLING "range": lowest and highest).
+    cfg.INPUT.SCALE_FACTORS = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
+    cfg.INPUT.SCALE_SAMPLING = "choice"
+    # Which images of DATASETS.TRAIN have labels: a folder below datasets/splits such as "voc/cps_blender/1_8", or any
+    # folder with labeled.txt and unlabeled.txt, one image id a line. "": all, and there are no unlabeled images.
+    cfg.DATASETS.SPLIT = ""
+    # Where the ids of unlabeled.txt are looked up; (): in DATASETS.TRAIN. Without SPLIT: the unlabeled images.
+    cfg.DATASETS.TRAIN_UNLABELED = ()

@@ -20,7 +20,15 @@ from fvcore.common.registry import Registry
 from fvcore.transforms.transform import TransformList
 
 from padding.data import targets
-from padding.data.augmentation import AugmentationPlan, View, large_scale_jitter, resize_and_crop, resize_for_test
+from padding.data.augmentation import (
+    AugmentationPlan,
+    View,
+    large_scale_jitter,
+    resize_and_crop,
+    resize_for_test,
+    scale_and_crop,
+    strong_colors,
+)
 from padding.data.catalog import class_split_of
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX
 
@@ -30,6 +38,7 @@ __all__ = [
     "Mapper",
     "PanopticMapper",
     "SemanticMapper",
+    "UnlabeledMapper",
     "build_mapper",
 ]
 
@@ -45,6 +54,7 @@ _ALIASES = {
     "mask_former_instance": ("InstanceMapper", "crop"),
     "coco_panoptic_lsj": ("PanopticMapper", "jitter"),
     "coco_instance_lsj": ("InstanceMapper", "jitter"),
+    "semantic_scale_crop": ("SemanticMapper", "scale_crop"),
 }
 
 
@@ -71,6 +81,13 @@ def _plan_from_config(cfg: CfgNode, is_train: bool, default: str, ignore_label: 
     if kind == "jitter":
         return large_scale_jitter(
             image_size=keys.IMAGE_SIZE, min_scale=keys.MIN_SCALE, max_scale=keys.MAX_SCALE, flip=keys.RANDOM_FLIP
+        )
+    if kind == "scale_crop":
+        return scale_and_crop(
+            factors=keys.SCALE_FACTORS,
+            sampling=keys.SCALE_SAMPLING,
+            crop_size=keys.CROP.SIZE,
+            flip=keys.RANDOM_FLIP,
         )
     return resize_and_crop(
         min_sizes=keys.MIN_SIZE_TRAIN,
@@ -105,6 +122,8 @@ class Mapper:
         image_format: str = "RGB",
         image_pad_value: int = 128,
         extra_maps: Sequence[str] = (),
+        valid_mask: bool = False,
+        strong_view: bool = False,
     ) -> None:
         """Take explicit settings; ``from_config`` of the subclasses reads them from a config.
 
@@ -115,12 +134,16 @@ class Mapper:
             image_pad_value: grey value of padding, 0 to 255.
             extra_maps: names of continuous grey maps; the file of "x" is the entry "x_file_name", the sample's "x" is
                 float32 (1, H, W) in [0, 1], bilinearly resized with the image's geometry and 0 in the padding.
+            valid_mask: add ``valid`` (H, W) bool, False in the padding.
+            strong_view: add ``image_strong``, the same view with its colours changed.
         """
         self.is_train = is_train
         self.plan = plan
         self.image_format = image_format
         self.image_pad_value = image_pad_value
         self.extra_maps = tuple(extra_maps)
+        self.valid_mask = valid_mask
+        self.strong_view = strong_view
 
     @classmethod
     def _base_arguments(cls, cfg: CfgNode, is_train: bool, ignore_label: int = IGNORE_LABEL) -> dict[str, Any]:
@@ -130,6 +153,8 @@ class Mapper:
             "image_format": cfg.INPUT.FORMAT,
             "image_pad_value": cfg.INPUT.IMAGE_PAD_VALUE,
             "extra_maps": cfg.INPUT.EXTRA_MAPS,
+            "valid_mask": cfg.INPUT.VALID_MASK,
+            "strong_view": cfg.INPUT.STRONG_VIEW,
         }
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -155,7 +180,14 @@ class Mapper:
         view = View(image, *self.read_labels(sample, image.shape[:2]))
         self.plan(view)
         name, size = str(sample["file_name"]), self.plan.output_size
+        visible = np.ones(view.image.shape[:2], dtype=bool)
+        if self.strong_view:
+            sample["image_strong"] = _as_image_tensor(
+                targets.pad_to_size(self._recolored(view.image), size, self.image_pad_value, name=name)
+            )
         view.image = targets.pad_to_size(view.image, size, self.image_pad_value, name=name)
+        if self.valid_mask:
+            sample["valid"] = torch.from_numpy(targets.pad_to_size(visible, size, False, name=name))
         if view.labels is not None:
             view.labels = targets.pad_to_size(view.labels, size, self.label_pad, name=name)
         sample["image"] = _as_image_tensor(view.image)
@@ -163,6 +195,11 @@ class Mapper:
         for map_name in self.extra_maps:
             sample[map_name] = self._read_extra_map(sample, map_name, image.shape[:2], view.transforms)
         return sample
+
+    def _recolored(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The strong view of an image in the mapper's channel order; luminance is a matter of RGB."""
+        order = slice(None, None, -1 if self.image_format == "BGR" else 1)
+        return strong_colors(image[..., order])[..., order]
 
     def read_labels(self, sample: Mapping[str, Any], size: tuple[int, int]) -> Labels:
         """Label map (h, w) and, where its values are not classes, the class of each value; default: none."""
@@ -272,6 +309,37 @@ class SemanticMapper(Mapper):
         sample["sem_seg"] = torch.from_numpy(view.labels.astype(np.int64))
         if self.with_masks:
             sample["instances"] = targets.label_map_to_instances(view.labels, np.arange(self.num_classes))
+
+
+@MAPPER_REGISTRY.register()
+class UnlabeledMapper(Mapper):
+    """The image alone, with ``is_labeled`` False; no label file is opened, nor need there be one."""
+
+    default_augmentation = "crop"
+
+    @configurable
+    def __init__(self, **settings: Any) -> None:
+        """Take the settings of ``Mapper``."""
+        super().__init__(**settings)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        """Settings from the INPUT keys; the augmentation is the one of the labeled images.
+
+        Raises:
+            ValueError: if that augmentation looks at labels.
+        """
+        crop = cfg.INPUT.CROP
+        if is_train and crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1.0:
+            raise ValueError(
+                "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA looks at labels, which unlabeled images do not have; set it to 1.0"
+            )
+        return {**cls._base_arguments(cfg, is_train), "extra_maps": ()}
+
+    def add_targets(self, sample: dict[str, Any], view: View) -> None:
+        """Mark the sample."""
+        del view
+        sample["is_labeled"] = False
 
 
 @MAPPER_REGISTRY.register()

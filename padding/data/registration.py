@@ -15,11 +15,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from padding.data.class_split import ClassSplit
 from padding.data.instances_json import load_instances
+from padding.data.listed_images import load_listed_images
 from padding.data.panoptic_json import UnseenPolicy, load_panoptic
 from padding.data.sample import IGNORE_LABEL, LABEL_DIVISOR, DatasetDict
 from padding.data.sem_seg_list import ImagePolicy, load_sem_seg
 
-__all__ = ["class_split_of", "register_instances", "register_panoptic", "register_sem_seg", "registered_names"]
+__all__ = [
+    "class_split_of",
+    "register_instances",
+    "register_listed_images",
+    "register_panoptic",
+    "register_sem_seg",
+    "registered_names",
+]
 
 _registered: set[str] = set()
 
@@ -150,6 +158,41 @@ def register_sem_seg(  # noqa: PLR0913  (one argument per file or folder)
         label_map=label_map,
         files=files,
     )
+
+
+def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
+    name: str,
+    *,
+    class_split: ClassSplit,
+    image_root: str | Path,
+    label_root: str | Path,
+    image_ids: str | Path | None = None,
+    image_name: str = "{id}.jpg",
+    label_name: str = "{id}.png",
+    label_map: Mapping[int, int] | None = None,
+    cure: str = "",
+) -> None:
+    """Register images with one semantic PNG each, found by their ids, under ``name``.
+
+    Args:
+        name: new name; a set registered by this project earlier is replaced.
+        class_split: the label space of the set.
+        image_root: folder of the images.
+        label_root: folder of the label PNGs.
+        image_ids: text file of image ids; None: every image of the folder.
+        image_name: see ``padding.data.listed_images.load_listed_images``.
+        label_name: likewise.
+        label_map: value in the PNG -> contiguous id or the ignore label; None: the values are contiguous ids and 255.
+        cure: sentence for error messages: how the files are obtained.
+
+    Raises:
+        ValueError: ``name`` belongs to a data set that was registered by somebody else.
+    """
+    files = {"image_root": str(image_root), "label_root": str(label_root)}
+    loader = partial(
+        load_listed_images, **files, image_ids=image_ids, image_name=image_name, label_name=label_name, cure=cure
+    )
+    _register(name, loader, class_split, "sem_seg", unseen_only=False, label_map=label_map, files=files)
 
 
 def register_instances(

@@ -31,6 +31,7 @@ __all__ = [
     "class_table",
     "coarse_ids",
     "embed_classes",
+    "shapes_coarse_split",
     "shapes_split",
 ]
 
@@ -182,6 +183,18 @@ def shapes_split() -> ClassSplit:
 def coarse_ids() -> tuple[int, ...]:
     """Per contiguous id, the id in ``COARSE_NAMES``: a thing's look, or the stuff class itself."""
     return tuple(COARSE_NAMES.index(entry["look"] if entry["isthing"] else entry["name"]) for entry in _table())
+
+
+@cache
+def shapes_coarse_split() -> ClassSplit:
+    """The 17 classes of ``COARSE_NAMES``, everything seen: 5 looks of things and 12 stuff classes."""
+    colors = {COARSE_NAMES[coarse]: entry["color"] for coarse, entry in zip(coarse_ids(), _table(), strict=True)}
+    return ClassSplit(
+        names=COARSE_NAMES,
+        is_thing=tuple(name in LOOKS for name in COARSE_NAMES),
+        dataset_ids=tuple(range(len(COARSE_NAMES))),
+        colors=tuple(colors[name] for name in COARSE_NAMES),
+    )
 
 
 _ATTRIBUTES = ("thing", "stuff", *SHAPES, *LOOKS, *COLOURS, *PATTERNS)

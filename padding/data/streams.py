@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from padding.data.mappers import build_mapper
 
-__all__ = ["TrainStream", "build_eval_loader", "load_training_entries", "seeded"]
+__all__ = ["PairedStream", "TrainStream", "build_eval_loader", "load_training_entries", "seeded"]
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +201,86 @@ class TrainStream:
         """Continue at a stored position; what was prefetched is thrown away."""
         self._position = int(state["position"])
         self._batches = None
+
+
+class PairedStream:
+    """Several endless streams read side by side; a batch holds the samples of the first, then those of the second, ...
+
+    Every stream has its own seed, position and number of samples, so that one may run through its data set many times
+    while another has not finished the first. All positions are part of a checkpoint.
+    """
+
+    def __init__(
+        self, streams: Mapping[str, TrainStream], *, partners: Mapping[str, TrainStream] | None = None
+    ) -> None:
+        """Nothing is read until the first batch is asked for.
+
+        Args:
+            streams: by name, in the order of the samples in a batch.
+            partners: by the name of a stream, another one of the same data set and batch size with another seed: each
+                sample gets one of its samples as ``partner``, never the same image if the set has two.
+
+        Raises:
+            ValueError: a partner of a stream that does not exist.
+        """
+        self.streams = dict(streams)
+        self.partners = dict(partners or {})
+        unknown = sorted(set(self.partners) - set(self.streams))
+        if unknown:
+            raise ValueError(f"partners of {unknown[0]!r}, but the streams are {', '.join(self.streams)}")
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return self
+
+    def __next__(self) -> list[dict[str, Any]]:
+        batch: list[dict[str, Any]] = []
+        for name, stream in self.streams.items():
+            samples = next(stream)
+            if name in self.partners:
+                others = next(self.partners[name])
+                samples = [
+                    {**sample, "partner": _another(sample, others, place)} for place, sample in enumerate(samples)
+                ]
+            batch += samples
+        return batch
+
+    @property
+    def position(self) -> int:
+        """Samples drawn so far by all ranks together, partners not counted."""
+        return sum(stream.position for stream in self.streams.values())
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        """Passes over each data set so far."""
+        return {name: stream.epoch for name, stream in self.streams.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Positions of all streams."""
+        return {
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "partners": {name: stream.state_dict() for name, stream in self.partners.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue at stored positions.
+
+        Raises:
+            ValueError: if the state is that of other streams.
+        """
+        for own, saved in ((self.streams, state.get("streams", {})), (self.partners, state.get("partners", {}))):
+            if set(own) != set(saved):
+                raise ValueError(
+                    f"the checkpoint holds the positions of streams {sorted(saved)}, this training has {sorted(own)}; "
+                    "resume with the configuration that wrote it, or start anew with MODEL.WEIGHTS"
+                )
+            for name, stream in own.items():
+                stream.load_state_dict(saved[name])
+
+
+def _another(sample: Mapping[str, Any], others: Sequence[dict[str, Any]], place: int) -> dict[str, Any]:
+    """The sample at the same place of another batch, or the next one that shows another image."""
+    rotated = [*others[place:], *others[:place]]
+    return next((other for other in rotated if other.get("file_name") != sample.get("file_name")), rotated[0])
 
 
 def _as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

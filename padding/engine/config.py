@@ -17,6 +17,8 @@ def add_solver_config(cfg: CfgNode) -> None:
     # Images per step that BASE_LR is stated for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH.
     # 0: BASE_LR whatever the batch.
     cfg.SOLVER.REFERENCE_BATCH = 0
+    # How many of the IMS_PER_BATCH images of a step are unlabeled, for methods that use such images.
+    cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 0
     # "ADAMW", "ADAM" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of everything below a module named "backbone", as a multiple of BASE_LR.

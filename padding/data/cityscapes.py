@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cityscapes for semantic segmentation, 19 classes (Cordts et al., 2016), from ``..._gtFine_labelTrainIds.png``.
+
+``<root>/cityscapes/{leftImg8bit,gtFine}/{train,val}/<city>``, as downloaded; train ids by
+``datasets/prepare_cityscapes.py`` or by cityscapesscripts. Detectron2's own sets read JSON files for sizes and, in
+current versions, import a package that is not public.
+"""
+
+from pathlib import Path
+
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+
+from padding.data.class_split import ClassSplit, splits_dir
+from padding.data.registration import register_listed_images
+
+__all__ = ["cityscapes_split", "register_cityscapes"]
+
+_CURE = "datasets/README.md lists the official downloads; python datasets/prepare_cityscapes.py writes the train ids."
+
+
+def cityscapes_split() -> ClassSplit:
+    """The 19 evaluated classes in the order of their train ids."""
+    classes = sorted((c for c in CITYSCAPES_CATEGORIES if 0 <= c["trainId"] < 255), key=lambda c: c["trainId"])
+    return ClassSplit(
+        names=tuple(c["name"] for c in classes),
+        is_thing=tuple(bool(c["isthing"]) for c in classes),
+        dataset_ids=tuple(c["id"] for c in classes),
+        colors=tuple((c["color"][0], c["color"][1], c["color"][2]) for c in classes),
+    )
+
+
+def register_cityscapes(folder: Path) -> None:
+    """Register ``cityscapes_train_sem_seg`` (2975 images) and ``cityscapes_val_sem_seg`` (500)."""
+    for part in ("train", "val"):
+        register_listed_images(
+            f"cityscapes_{part}_sem_seg",
+            class_split=cityscapes_split(),
+            image_root=folder / "leftImg8bit" / part,
+            label_root=folder / "gtFine" / part,
+            image_ids=splits_dir() / "cityscapes" / f"{part}.txt",
+            image_name="{city}/{id}_leftImg8bit.png",
+            label_name="{city}/{id}_gtFine_labelTrainIds.png",
+            cure=_CURE,
+        )

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images of a training set have labels: lists of image ids, their checks, and the selection of entries.
+
+A split is a folder with ``labeled.txt`` and ``unlabeled.txt``. Shipped ones lie in ``datasets/splits/<data>/<protocol>/
+<ratio>``; the protocol is part of the name, because numbers on different splits of the same ratio differ by several
+points.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from padding.data.class_split import splits_dir
+from padding.data.listed_images import read_id_list
+
+__all__ = ["SemiSplit", "read_semi_split", "select_entries", "shipped_splits"]
+
+LISTS = ("labeled.txt", "unlabeled.txt")
+
+
+@dataclass(frozen=True)
+class SemiSplit:
+    """Ids of the labeled and of the unlabeled images.
+
+    Attributes:
+        name: as the key DATASETS.SPLIT has it.
+        labeled: unique ids.
+        unlabeled: unique ids, none of them labeled.
+        digest: first 16 digits of the SHA-256 of both lists, to be quoted beside a result.
+    """
+
+    name: str
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {len(self.labeled)} labeled, {len(self.unlabeled)} unlabeled, lists {self.digest}"
+
+
+def read_semi_split(name: str) -> SemiSplit:
+    """Read a shipped split by its name, or the lists of any folder.
+
+    Args:
+        name: "voc/cps_blender/1_8", or the path of a folder with both lists.
+
+    Raises:
+        FileNotFoundError: no such split; names the shipped ones of the same data.
+        ValueError: an id is in both lists, or twice in one.
+    """
+    folder = next((path for path in (splits_dir() / name, Path(name)) if (path / LISTS[0]).is_file()), None)
+    if folder is None:
+        near = [known for known in shipped_splits() if known.split("/")[0] == name.split("/")[0]] or shipped_splits()
+        raise FileNotFoundError(
+            f"DATASETS.SPLIT is '{name}', but neither datasets/splits nor the file system has such a folder with "
+            f"{' and '.join(LISTS)}; shipped are {', '.join(near)}"
+        )
+    labeled, unlabeled = (read_id_list(folder / file) for file in LISTS)
+    both = sorted(set(labeled) & set(unlabeled))
+    if both:
+        raise ValueError(
+            f"{folder}: {len(both)} images are in both lists, first {both[0]}; remove them from {LISTS[1]}"
+        )
+    digest = hashlib.sha256(b"".join((folder / file).read_bytes() for file in LISTS)).hexdigest()[:16]
+    return SemiSplit(name, labeled, unlabeled, digest)
+
+
+def shipped_splits() -> tuple[str, ...]:
+    """Names of all splits below ``datasets/splits``, sorted."""
+    root = splits_dir()
+    return tuple(sorted(str(path.parent.relative_to(root)) for path in root.rglob(LISTS[0])))
+
+
+def select_entries(
+    entries: Sequence[dict[str, Any]], ids: Sequence[str], *, split: str, data: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Entries of some images, in the order of the ids.
+
+    Args:
+        entries: of the whole training set, each with ``image_id`` and ``file_name``.
+        ids: image ids; an entry is found by its ``image_id`` or by the name of its file without ending.
+        split: name of the split, for the message.
+        data: names of the data sets, for the message.
+
+    Raises:
+        ValueError: ids that the data do not have.
+    """
+    by_id: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        by_id.setdefault(Path(entry["file_name"]).stem, entry)
+        by_id[str(entry.get("image_id", ""))] = entry
+    missing = [one for one in ids if one not in by_id]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(ids)} images of the split '{split}' are not in {', '.join(data)} "
+            f"({len(entries)} images), first {', '.join(missing[:3])}; choose another DATASETS.SPLIT "
+            "or complete the data"
+        )
+    return [by_id[one] for one in ids]

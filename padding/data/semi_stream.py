@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a configuration to the stream of a semi-supervised training: labeled and unlabeled images side by side."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from padding.data.mappers import UnlabeledMapper, build_mapper
+from padding.data.semi_splits import read_semi_split, select_entries
+from padding.data.streams import PairedStream, TrainStream, load_training_entries
+
+__all__ = ["build_semi_supervised_stream", "load_semi_supervised_entries"]
+
+logger = logging.getLogger(__name__)
+Entries = list[dict[str, Any]]
+_UNLABELED, _PARTNER = 1, 2  # what tells the seeds of the further streams from the first one's
+
+
+def load_semi_supervised_entries(cfg: CfgNode) -> tuple[Entries, Entries]:
+    """Labeled and unlabeled entries as DATASETS.{TRAIN,TRAIN_UNLABELED,SPLIT} say.
+
+    Raises:
+        FileNotFoundError, ValueError: a list, an image or an id is missing, or an image is in both lists.
+    """
+    data = cfg.DATASETS
+    pool = load_training_entries(data.TRAIN, filter_empty=False)
+    names = tuple(data.TRAIN_UNLABELED)
+    others: Entries = [entry for name in names for entry in DatasetCatalog.get(name)]
+    if not data.SPLIT:
+        return pool, others
+    split = read_semi_split(data.SPLIT)
+    logger.info("Split %s", split)
+    labeled = select_entries(pool, split.labeled, split=split.name, data=data.TRAIN)
+    unlabeled = select_entries(others or pool, split.unlabeled, split=split.name, data=names or data.TRAIN)
+    return labeled, unlabeled
+
+
+def build_semi_supervised_stream(
+    cfg: CfgNode,
+    *,
+    labeled_per_batch: int,
+    unlabeled_per_batch: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+    num_workers: int,
+    partner: bool = False,
+) -> TrainStream | PairedStream:
+    """Build one rank's endless stream; labeled samples come first in a batch.
+
+    Args:
+        cfg: reads DATASETS and INPUT.
+        labeled_per_batch: samples per process and forward.
+        unlabeled_per_batch: likewise; 0: labeled images alone, from a plain stream.
+        seed: >= 0; the unlabeled stream's seed is derived from it.
+        rank: of this process.
+        world_size: number of processes.
+        num_workers: processes that map ahead, for each stream.
+        partner: each unlabeled sample gets another one as ``partner``.
+
+    Raises:
+        ValueError: unlabeled images are asked for, but there are none.
+    """
+    labeled, unlabeled = load_semi_supervised_entries(cfg)
+    common = {"rank": rank, "world_size": world_size, "num_workers": num_workers}
+    mapper = build_mapper(cfg, is_train=True)
+    first = TrainStream(labeled, mapper, batch_size=labeled_per_batch, seed=seed, **common)
+    if unlabeled_per_batch == 0:
+        return first
+    if not unlabeled:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH_UNLABELED is {cfg.SOLVER.IMS_PER_BATCH_UNLABELED}, but no image is unlabeled: "
+            "set DATASETS.SPLIT or DATASETS.TRAIN_UNLABELED, or the number to 0"
+        )
+    plain = UnlabeledMapper(cfg, is_train=True)
+    second, third = (
+        TrainStream(unlabeled, plain, batch_size=unlabeled_per_batch, seed=_derived(seed, which), **common)
+        for which in (_UNLABELED, _PARTNER)
+    )
+    return PairedStream({"labeled": first, "unlabeled": second}, partners={"unlabeled": third} if partner else None)
+
+
+def _derived(seed: int, which: int) -> int:
+    """Seed of a further stream, far from the first one's neighbours, which a user may take for the next run."""
+    return int(np.random.SeedSequence((seed, which)).generate_state(1)[0])
