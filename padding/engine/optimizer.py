@@ -37,6 +37,8 @@ _NORM_TYPES = (
 )
 # Position tables of Swin and ViT are bare parameters, recognised by name.
 _POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+# Layer scales of ConvNeXt are factors per channel, like the weights of a norm.
+_LAYER_SCALES = ("gamma",)
 
 
 def solver_node(cfg: CfgNode, name: str = "main") -> CfgNode:
@@ -85,7 +87,7 @@ def parameter_groups(
         model: its frozen parameters are left out; shared ones appear once.
         base_lr: rate of everything outside a module named "backbone".
         weight_decay: decay where no other rule applies.
-        weight_decay_norm: decay of norm layers, None for ``weight_decay``.
+        weight_decay_norm: decay of norm layers and layer scales, None for ``weight_decay``.
         weight_decay_embed: decay of nn.Embedding and of position tables, None for ``weight_decay``.
         weight_decay_bias: decay of parameters named "bias" outside norm layers, None for ``weight_decay``.
         backbone_multiplier: factor on the rate below a module named "backbone".
@@ -96,7 +98,8 @@ def parameter_groups(
     """
 
     def decay_of(module: nn.Module, parameter_name: str) -> float:
-        if isinstance(module, _NORM_TYPES) or type(module).__name__.endswith("LayerNorm"):
+        is_norm = isinstance(module, _NORM_TYPES) or type(module).__name__.endswith("LayerNorm")
+        if is_norm or parameter_name in _LAYER_SCALES:
             special = weight_decay_norm
         elif isinstance(module, nn.Embedding) or parameter_name in _POSITION_TABLES:
             special = weight_decay_embed

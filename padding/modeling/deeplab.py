@@ -230,10 +230,10 @@ def _separable_conv(in_channels: int, out_channels: int, dilation: int, norm: st
 
 
 def _flexible_norm(name: str) -> str | Callable[[int], nn.Module]:
-    """Detectron2 splits every group norm in 32; 48 channels cannot be, so take the largest divisor of both."""
+    """Detectron2 splits every group norm in 32: 48 channels cannot be, and 32 would be groups of one channel."""
     if name != "GN":
         return name
-    return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)
+    return lambda channels: nn.GroupNorm(min(math.gcd(32, channels), max(channels // 2, 1)), channels)
 
 
 def _refuse_batch_norm(module: nn.Module, key: str, why: str) -> None:

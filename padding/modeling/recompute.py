@@ -45,16 +45,18 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _statistics_untouched(block: nn.Module) -> Iterator[None]:
-    """Batch norm uses the batch's statistics, as before, but must not count the batch a second time."""
+    """Batch norms write to copies of their running statistics: the batch was counted in the forward pass."""
     norms = [
-        module
+        (module, dict(module.named_buffers(recurse=False)))
         for module in block.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
-    for norm in norms:
-        norm.track_running_stats = False
+    for norm, buffers in norms:
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in norms:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

@@ -29,6 +29,7 @@ class Model(nn.Module):
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
         self.backbone.register_parameter("relative_position_bias_table", nn.Parameter(torch.zeros(5)))
+        self.backbone.register_parameter("gamma", nn.Parameter(torch.zeros(4)))
         self.my_backbone_adapter = nn.Linear(2, 2)  # "backbone" is a part of this name, not a module of that name
         self.student = nn.ModuleDict({"backbone": nn.Linear(2, 2, bias=False)})
         self.queries = nn.Embedding(7, 4)
@@ -69,6 +70,7 @@ def test_groups_follow_the_rules() -> None:
         "backbone.1.weight": (0.1, 0.0),
         "backbone.1.bias": (0.1, 0.0),
         "backbone.relative_position_bias_table": (0.1, 0.01),
+        "backbone.gamma": (0.1, 0.0),
         "my_backbone_adapter.weight": (1.0, 0.05),
         "my_backbone_adapter.bias": (1.0, 0.05),
         "student.backbone.weight": (0.1, 0.05),
