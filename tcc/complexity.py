@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters and operations of the students: ``python -m tcc.complexity``.
+
+One operation is an addition or a multiplication, so a GFLOP here is half a GMAC. Convolutions, matrix products and
+attention count, fused or not; norms, activations and resizing do not. Nothing is computed, so that it takes seconds.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from padding.engine import load_cfg
+from tcc.config import add_tcc_config
+from tcc.students import Student, build_student
+
+__all__ = ["Complexity", "complexity_table", "reference_table", "student_complexity"]
+
+# Backbone and output stride -> millions of parameters of backbone, head and both, GFLOP per image of 512x512 with 21
+# classes: the numbers that the students were specified with, counted before they existed.
+REFERENCE = {
+    ("resnet50", 16): (23.5, 16.8, 40.4, 138),
+    ("resnet50", 8): (23.5, 16.8, 40.4, 365),
+    ("resnet101", 16): (42.5, 16.8, 59.3, 177),
+    ("pvt_small", 32): (24.0, 5.4, 29.4, 91),
+    ("pvt_medium", 32): (43.7, 5.4, 49.1, 124),
+    ("convnext_small", 32): (49.5, 7.3, 56.8, 136),
+    ("convnext_small", 16): (49.5, 7.3, 56.8, 169),
+}
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Size and cost of a student.
+
+    Attributes:
+        backbone_millions: parameters of the backbone.
+        head_millions: parameters of the head.
+        gflops: operations of one image in evaluation, in 10^9.
+    """
+
+    backbone_millions: float
+    head_millions: float
+    gflops: float
+
+
+def student_complexity(student: Student, size: tuple[int, int]) -> Complexity:
+    """Count.
+
+    Args:
+        student: on any device; on "meta" nothing is computed.
+        size: (H, W) of the image, multiples of 32.
+    """
+    device = next(student.parameters()).device
+    mode = student.training
+    student.eval()
+    # The counter does not know every fused attention; this one is made of matrix products.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        student(torch.empty(1, 3, *size, device=device))
+    student.train(mode)
+    return Complexity(_millions(student.backbone), _millions(student.head), counter.get_total_flops() / 1e9)
+
+
+def complexity_table(cfg: CfgNode, size: tuple[int, int], num_classes: int) -> str:
+    """Markdown table of the two students of a configuration."""
+    rows = []
+    for name in ("CNN", "VIT"):
+        node = cfg.MODEL.TCC[name]
+        rows.append([f"{node.BACKBONE} OS{node.OUTPUT_STRIDE}", *_row(_count(cfg, name, size, num_classes))])
+    return _markdown(rows, size, num_classes)
+
+
+def reference_table() -> str:
+    """Markdown table of every published student, with the numbers it is held against in brackets."""
+    rows = []
+    for (backbone, stride), expected in REFERENCE.items():
+        options = ["MODEL.TCC.VIT.BACKBONE", backbone, "MODEL.TCC.VIT.OUTPUT_STRIDE", str(stride)]
+        cfg = load_cfg("", ["MODEL.DEVICE", "cpu", *options], [add_tcc_config])
+        found = _row(_count(cfg, "VIT", (512, 512), 21))
+        cells = [f"{value} ({other})" for value, other in zip(found, expected, strict=True)]
+        rows.append([f"{backbone} OS{stride}", *cells])
+    return _markdown(rows, (512, 512), 21)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of a configuration, or of all published students."""
+    parser = argparse.ArgumentParser(description="Parameters and operations of the students of TCC.")
+    parser.add_argument("--config-file", default="", help="its two students; without it all published ones")
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"), help="of the image")
+    parser.add_argument("--num-classes", type=int, default=21)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the configuration")
+    args = parser.parse_args(arguments)
+    if args.config_file or args.opts:
+        opts = ["MODEL.DEVICE", "cpu", *args.opts]
+        cfg = load_cfg(args.config_file, opts, [add_tcc_config], drop_unknown=True)
+        print(complexity_table(cfg, tuple(args.size), args.num_classes))  # noqa: T201  (the command's result)
+    else:
+        print(reference_table())  # noqa: T201
+
+
+def _count(cfg: CfgNode, name: str, size: tuple[int, int], num_classes: int) -> Complexity:
+    with torch.device("meta"):
+        return student_complexity(build_student(cfg, name, num_classes), size)
+
+
+def _millions(module: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def _row(found: Complexity) -> list[str]:
+    total = found.backbone_millions + found.head_millions
+    numbers = (found.backbone_millions, found.head_millions, total, found.gflops)
+    return [f"{number:.2f}" if number < 10 else f"{number:.1f}" for number in numbers]
+
+
+def _markdown(rows: Sequence[Sequence[str]], size: tuple[int, int], num_classes: int) -> str:
+    cost = f"GFLOP ({size[0]}x{size[1]}, {num_classes} classes)"
+    headers = ["student", "backbone M", "head M", "total M", cost]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+if __name__ == "__main__":
+    main()
