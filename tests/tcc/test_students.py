@@ -194,7 +194,9 @@ def test_channel_dropout_drops_whole_channels_before_the_head_and_nothing_else()
         assert seen["res2"] is outputs["low_level"]
 
 
-@pytest.mark.parametrize("options", [[], ["MODEL.TCC.VIT.BACKBONE", "small_resnet"]])
+@pytest.mark.parametrize(
+    "options", [[], ["MODEL.TCC.VIT.BACKBONE", "small_resnet"], ["MODEL.TCC.VIT.BACKBONE", "convnext_atto"]]
+)
 def test_recomputed_activations_change_nothing(options: list[Any]) -> None:
     images = torch.randn(2, 3, 64, 64)
     results = []
