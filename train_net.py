@@ -21,11 +21,12 @@ from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+import tcc
 from padding.data.catalog import register_all
 from padding.engine import TRAINER_REGISTRY, ConfigError, load_cfg, setup_cfg
 from padding.engine.distributed import launched_by_torchrun, torchrun_process_group
 
-METHODS = (padding.add_padding_config,)
+METHODS = (padding.add_padding_config, tcc.add_tcc_config)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

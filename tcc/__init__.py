@@ -4,6 +4,8 @@
 import padding  # first: the Detectron2 fixes come before anything of detectron2
 
 # isort: split
+import tcc.meta_arch
+import tcc.trainer  # noqa: F401
 from tcc.config import add_tcc_config
 
 __all__ = ["add_tcc_config", "padding"]

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TCC: two students trained as a cohort on labeled and unlabeled images (arXiv 2209.02178, Sec. 3).
+
+Wiring only: images go to the students, their outputs to ``CohortObjective``. One forward per step, so that one
+DistributedDataParallel wraps both students and every parameter is used in every step.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import Tensor, nn
+
+from padding.modeling.batching import batch_images, batch_label_maps, require_keys
+from padding.modeling.label_space import evaluation_split, training_split
+from padding.modeling.tta import SegmentationPlan, segment
+from tcc.cutmix import CutMix, build_cutmix
+from tcc.objective import CohortObjective, Side, build_objective, full_size_logits
+from tcc.ramp_up import build_ramp_up
+from tcc.students import Student, build_student
+from tcc.teacher import BatchNormPolicy, target_pass, update_average
+
+__all__ = ["STUDENTS", "TCC", "Perturbation"]
+
+STUDENTS = ("cnn", "vit")
+ENSEMBLE = "ensemble"
+IGNORE_LABEL = 255
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What happens to unlabeled images between the view that makes the targets and the one that is trained on.
+
+    Attributes:
+        cutmix: mixes images, targets and valid pixels; None: off.
+        strong_view: train on ``image_strong`` of the samples.
+        feature_dropout: probability of dropping a channel of the students' features.
+        batch_norm: of the pass that makes the targets.
+        ema_decay: targets come from moving averages of the students; 0: from the students.
+    """
+
+    cutmix: CutMix | None = None
+    strong_view: bool = False
+    feature_dropout: float = 0.0
+    batch_norm: BatchNormPolicy = "batch_no_update"
+    ema_decay: float = 0.0
+
+    @property
+    def needs_target_pass(self) -> bool:
+        """Whether targets come from another forward than the one with gradients."""
+        return self.cutmix is not None or self.strong_view or self.feature_dropout > 0 or self.ema_decay > 0
+
+
+class _Images(NamedTuple):
+    """Images of a batch."""
+
+    pixels: Tensor  # (B, 3, H, W) float, normalised
+    valid: Tensor  # (B, H, W) bool
+
+
+@META_ARCH_REGISTRY.register()
+class TCC(nn.Module):
+    """Two students; in evaluation the probabilities of one of them or the mean of both.
+
+    ``forward`` takes samples with ``image`` (3, H, W) uint8. In training the labeled ones carry ``sem_seg`` (H, W)
+    int64, the others ``is_labeled`` False; all may carry ``valid`` (H, W) bool, False in padding. It returns weighted
+    losses ``loss_*`` in training, in evaluation ``[{"sem_seg": (K, h, w) float probabilities}]`` with
+    ``sem_seg_cnn``, ``sem_seg_vit`` and ``sem_seg_ensemble`` beside it as far as TEST.SEM_SEG.PARTS names them.
+
+    Attributes:
+        cnn, vit: the students; one of them is None in a model of an exported student.
+        averages: moving averages of the students by name, empty unless MODEL.TCC.EMA is on.
+    """
+
+    required_train_keys = ("image",)
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        students: Mapping[str, Student],
+        num_classes: int,
+        objective: CohortObjective,
+        ramp_up: Callable[[int], float],
+        perturbation: Perturbation,
+        plan: SegmentationPlan,
+        outputs: Sequence[str],
+        pixels: tuple[Sequence[float], Sequence[float]],
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            students: "cnn" and "vit", or one of them.
+            num_classes: K.
+            objective: losses of both students' outputs.
+            ramp_up: iteration -> weight of the unsupervised losses, g(t).
+            perturbation: what happens to unlabeled images.
+            plan: how an image is segmented in evaluation.
+            outputs: whose probabilities are returned in evaluation, the prediction first.
+            pixels: mean and standard deviation per channel, in the channel order of the input.
+
+        Raises:
+            ValueError: if an output needs a student that is not there.
+        """
+        super().__init__()
+        self.cnn, self.vit = (students.get(name) for name in STUDENTS)
+        self.num_classes = num_classes
+        self.objective = objective
+        self.ramp_up = ramp_up
+        self.perturbation = perturbation
+        self.plan = plan
+        self.outputs = tuple(outputs)
+        _check_outputs(self.outputs, tuple(self.students))
+        self.averages = nn.ModuleDict()
+        if perturbation.ema_decay > 0:
+            self.averages.update({name: copy.deepcopy(student) for name, student in self.students.items()})
+            self.averages.requires_grad_(False)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixels)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from a config; the classes are those of the training set, else of the test set."""
+        node = cfg.MODEL.TCC
+        if node.STUDENTS not in ("both", *STUDENTS):
+            raise ValueError(f"MODEL.TCC.STUDENTS is '{node.STUDENTS}'; expected 'both', 'cnn' or 'vit'")
+        names = STUDENTS if node.STUDENTS == "both" else (node.STUDENTS,)
+        split = training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)
+        students = {name: build_student(cfg, name.upper(), split.num_classes) for name in names}
+        parts = [part for part in cfg.TEST.SEM_SEG.PARTS if len(names) > 1 or part in names]
+        return {
+            "students": students,
+            "num_classes": split.num_classes,
+            "objective": build_objective(cfg, split.num_classes),
+            "ramp_up": build_ramp_up(cfg),
+            "perturbation": Perturbation(
+                cutmix=build_cutmix(cfg),
+                strong_view=node.STRONG_AUG,
+                feature_dropout=node.FEATURE_DROPOUT,
+                batch_norm=node.CUTMIX.TEACHER_BN,
+                ema_decay=node.EMA.DECAY,
+            ),
+            "plan": SegmentationPlan.from_config(cfg, size_divisibility=_SIZE_DIVISIBILITY),
+            "outputs": [node.TEST.STUDENT if len(names) > 1 else names[0], *parts],
+            "pixels": (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD),
+        }
+
+    @property
+    def students(self) -> dict[str, Student]:
+        """The students by name."""
+        both = {"cnn": self.cnn, "vit": self.vit}
+        return {name: student for name, student in both.items() if student is not None}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, predictions in evaluation.
+
+        Raises:
+            KeyError: if a sample lacks what it must have.
+            ValueError: if a label is out of range; names the sample.
+        """
+        require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
+        if not self.training:
+            return [self._predict(sample) for sample in batched_inputs]
+        losses, observations = self._training_losses(batched_inputs)
+        storage = _storage()
+        if storage is not None:
+            storage.put_scalars(**{f"tcc/{name}": float(value) for name, value in observations.items()})
+        return losses
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def _training_losses(
+        self, samples: Sequence[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
+        labeled = [sample for sample in samples if sample.get("is_labeled", True)]
+        unlabeled = [sample for sample in samples if not sample.get("is_labeled", True)]
+        require_keys(labeled, ("sem_seg",), f"{type(self).__name__} (a labeled image)")
+        images = [self._batch(labeled)]
+        targets: dict[str, Tensor] | None = None
+        if unlabeled:
+            weak = self._batch(unlabeled)
+            if self.perturbation.needs_target_pass:
+                trained, targets = self._perturbed(weak, unlabeled)
+                images.append(trained)
+            else:
+                images.append(weak)
+        outputs = self._student_outputs(images)
+        sides = [
+            Side(
+                outputs={name: parts[index] for name, parts in outputs.items()},
+                valid=batch.valid,
+                labels=self._labels(labeled, batch) if index == 0 else None,
+                targets=targets if index == 1 else None,
+            )
+            for index, batch in enumerate(images)
+        ]
+        storage = _storage()
+        weight = self.ramp_up(storage.iter if storage is not None else 0)
+        return self.objective(sides[0], sides[1] if unlabeled else None, weight)
+
+    def _student_outputs(self, images: Sequence[_Images]) -> dict[str, list[dict[str, Tensor]]]:
+        """Outputs of each student for each kind of images, from one forward where their sizes allow it."""
+        dropout = self.perturbation.feature_dropout
+        sizes = [len(batch.pixels) for batch in images]
+        together = dropout == 0 and len({batch.pixels.shape[-2:] for batch in images}) == 1
+        result = {}
+        for name, student in self.students.items():
+            if together:
+                joint = student(torch.cat([batch.pixels for batch in images]))
+                pieces = {key: value.split(sizes) for key, value in joint.items()}
+                result[name] = [{key: parts[i] for key, parts in pieces.items()} for i in range(len(images))]
+            else:
+                rates = (0.0, dropout)
+                result[name] = [
+                    student(batch.pixels, feature_dropout=rate) for batch, rate in zip(images, rates, strict=False)
+                ]
+        return result
+
+    def _perturbed(self, weak: _Images, samples: Sequence[dict[str, Any]]) -> tuple[_Images, dict[str, Tensor]]:
+        """Images to train on, and for each student the (B, K, H, W) logits of its targets."""
+        targets = self._target_logits(weak.pixels)
+        trained = weak
+        if self.perturbation.strong_view:
+            trained = weak._replace(pixels=self._batch(samples, "image_strong").pixels)
+        cutmix = self.perturbation.cutmix
+        if cutmix is None:
+            return trained, targets
+        partner, partner_targets = trained, targets
+        if cutmix.partner == "second_stream":
+            require_keys(samples, ("partner",), f"{type(self).__name__} with CUTMIX.PARTNER 'second_stream'")
+            others = [sample["partner"] for sample in samples]
+            partner_weak = self._batch(others)
+            partner_targets = self._target_logits(partner_weak.pixels)
+            partner = partner_weak
+            if self.perturbation.strong_view:
+                partner = partner_weak._replace(pixels=self._batch(others, "image_strong").pixels)
+        mixing = cutmix.draw(len(trained.pixels), _size(trained.pixels), device=self.device)
+        mixed = _Images(mixing(trained.pixels, partner.pixels), mixing(trained.valid, partner.valid))
+        return mixed, {name: mixing(own, partner_targets[name]) for name, own in targets.items()}
+
+    def _target_logits(self, pixels: Tensor) -> dict[str, Tensor]:
+        teachers = self.averages if len(self.averages) else self.students
+        found = {}
+        for name, teacher in teachers.items():
+            with target_pass(teacher, self.perturbation.batch_norm):
+                found[name] = full_size_logits(teacher(pixels)["logits"], _size(pixels))
+        return found
+
+    def _batch(self, samples: Sequence[dict[str, Any]], key: str = "image") -> _Images:
+        require_keys(samples, (key,), f"{type(self).__name__}")
+        chosen = samples if key == "image" else [{**sample, "image": sample[key]} for sample in samples]
+        images = batch_images(
+            chosen,
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
+            size_divisibility=_SIZE_DIVISIBILITY,
+            device=self.device,
+        )
+        size = _size(images.tensor)
+        with_valid = [
+            s if "valid" in s else {**s, "valid": torch.ones(s["image"].shape[-2:], dtype=torch.bool)} for s in samples
+        ]
+        valid = batch_label_maps(with_valid, padded_size=size, ignore_label=False, device=self.device, key="valid")
+        return _Images(images.tensor, valid)
+
+    def _labels(self, labeled: Sequence[dict[str, Any]], batch: _Images) -> Tensor:
+        size = _size(batch.pixels)
+        return batch_label_maps(labeled, padded_size=size, ignore_label=IGNORE_LABEL, device=self.device)
+
+    def update_averages(self) -> None:
+        """Move the averages towards the students, once per optimiser step."""
+        for name, average in self.averages.items():
+            update_average(average, self.students[name], self.perturbation.ema_decay)
+
+    def reset_averages(self) -> None:
+        """Make the averages equal to the students, as a training starts from the latter's weights."""
+        for name, average in self.averages.items():
+            average.load_state_dict(self.students[name].state_dict())
+
+    # Evaluation ---------------------------------------------------------------------------------------------------
+
+    def _predict(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
+        pixels = (sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+        height, width = sample["image"].shape[-2:]
+        size = (int(sample.get("height", height)), int(sample.get("width", width)))
+        networks = self.averages if len(self.averages) else self.students
+        needed = STUDENTS if ENSEMBLE in self.outputs else [name for name in STUDENTS if name in self.outputs]
+
+        def network(view: Tensor) -> dict[str, Tensor]:
+            return {name: networks[name](view)["logits"] for name in needed}
+
+        found = segment(network, pixels, self.plan, output_size=size)
+        if ENSEMBLE in self.outputs:
+            found[ENSEMBLE] = (found["cnn"] + found["vit"]) / 2
+        prediction, *parts = self.outputs
+        return {"sem_seg": found[prediction], **{f"sem_seg_{part}": found[part] for part in parts}}
+
+
+# Strides up to 32, and spatial reductions that are exact only then (PVT).
+_SIZE_DIVISIBILITY = 32
+
+
+def _check_outputs(outputs: Sequence[str], students: Sequence[str]) -> None:
+    known = (*students, ENSEMBLE) if len(students) > 1 else tuple(students)
+    unknown = [name for name in outputs if name not in known]
+    if unknown:
+        raise ValueError(
+            f"MODEL.TCC.TEST.STUDENT or TEST.SEM_SEG.PARTS asks for '{unknown[0]}'; this model has {', '.join(known)}"
+        )
+
+
+def _size(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[-2], maps.shape[-1]
+
+
+def _storage() -> EventStorage | None:
+    """The training's event storage; None outside a training loop, where v0.6 has no other way to ask."""
+    try:
+        return get_event_storage()
+    except AssertionError:
+        return None

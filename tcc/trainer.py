@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of TCC: a labeled and an unlabeled stream, and one optimiser with the rates of students and heads."""
+
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from padding.data.semi_stream import build_semi_supervised_stream
+from padding.data.streams import PairedStream, TrainStream
+from padding.engine.optimizer import base_learning_rate, make_optimizer, parameter_groups
+from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
+from tcc.meta_arch import STUDENTS, TCC
+from tcc.student_weights import load_student_weights
+
+__all__ = ["SemiSupervisedTrainer"]
+
+
+@TRAINER_REGISTRY.register()
+class SemiSupervisedTrainer(Trainer):
+    """Train ``TCC`` on SOLVER.IMS_PER_BATCH images a step, IMS_PER_BATCH_UNLABELED of them without labels.
+
+    With IMS_PER_BATCH_UNLABELED 0 the unlabeled images are not read: the supervised baseline. Accumulation and several
+    processes split both kinds evenly, so that every forward sees them in the same ratio.
+    """
+
+    def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """One optimiser; the rate of a part is BASE_LR times its student's LR_MULTIPLIER, heads HEAD_MULTIPLIER more.
+
+        Raises:
+            TypeError: if the model is not ``TCC``.
+            ValueError: if it has one student only.
+        """
+        if not isinstance(model, TCC):
+            raise TypeError(f"TRAINER 'SemiSupervisedTrainer' trains TCC, not {type(model).__name__}.")
+        if tuple(model.students) != STUDENTS:
+            raise ValueError(
+                f"MODEL.TCC.STUDENTS is '{cfg.MODEL.TCC.STUDENTS}': a single student can be evaluated, not trained; "
+                "set it to 'both'"
+            )
+        rate = base_learning_rate(cfg.SOLVER)
+        groups = [group for name in STUDENTS for group in _groups(cfg, name, model, rate)]
+        return {"main": make_optimizer(cfg.SOLVER, groups)}
+
+    def build_stream(self, cfg: CfgNode) -> TrainStream | PairedStream:  # type: ignore[override]
+        """This rank's endless micro-batches, labeled samples first.
+
+        Raises:
+            ValueError: if either kind cannot be split evenly.
+        """
+        unlabeled = cfg.SOLVER.IMS_PER_BATCH_UNLABELED
+        labeled = cfg.SOLVER.IMS_PER_BATCH - unlabeled
+        if labeled < 1:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH_UNLABELED is {unlabeled} of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: no "
+                "labeled image is left"
+            )
+        parts = (cfg.SOLVER.ACCUMULATE_STEPS, comm.get_world_size())
+        cutmix = cfg.MODEL.TCC.CUTMIX
+        return build_semi_supervised_stream(
+            cfg,
+            labeled_per_batch=micro_batch_size(labeled, *parts),
+            unlabeled_per_batch=micro_batch_size(unlabeled, *parts) if unlabeled else 0,
+            seed=self.seed,
+            rank=comm.get_rank(),
+            world_size=comm.get_world_size(),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            partner=cutmix.ENABLED and cutmix.PARTNER == "second_stream",
+        )
+
+    def run_step(self) -> None:
+        """One optimiser step, then the moving averages."""
+        super().run_step()
+        module = self.module
+        assert isinstance(module, TCC)
+        module.update_averages()
+
+    def resume_or_load(self, *, resume: bool) -> None:
+        """Continue, or start from MODEL.WEIGHTS, else from the WEIGHTS of each student."""
+        super().resume_or_load(resume=resume)
+        module: Any = self.module
+        if self.start_iter == 0 and not self.cfg.MODEL.WEIGHTS:
+            for name, student in module.students.items():
+                path = self.cfg.MODEL.TCC[name.upper()].WEIGHTS
+                if path:
+                    report = load_student_weights(student, path)
+                    logging.getLogger(__name__).info("Weights of the %s student from %s:\n%s", name, path, report)
+            module.reset_averages()
+
+
+def _groups(cfg: CfgNode, name: str, model: TCC, base_rate: float) -> list[dict[str, Any]]:
+    """Parameter groups of one student: backbone and head, each by decay."""
+    student, solver = model.students[name], cfg.SOLVER
+    rate = base_rate * cfg.MODEL.TCC[name.upper()].LR_MULTIPLIER
+    groups = []
+    for part, factor in ((student.backbone, 1.0), (student.head, solver.HEAD_MULTIPLIER)):
+        groups += parameter_groups(
+            part,
+            base_lr=rate * factor,
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+            bias_lr_factor=solver.BIAS_LR_FACTOR,
+        )
+    return groups
