@@ -28,10 +28,9 @@ from padding.engine.setup import load_cfg
 from padding.evaluation.report import write_text_atomically
 from padding.modeling.checkpoint import CheckpointError, read_checkpoint
 from tcc.config import add_tcc_config
+from tcc.meta_arch import STUDENTS
 
 __all__ = ["export_student", "student_cfg", "student_state"]
-
-_STUDENTS = ("cnn", "vit")
 
 
 def student_state(state: Mapping[str, Tensor], student: str) -> dict[str, Tensor]:
@@ -45,8 +44,8 @@ def student_state(state: Mapping[str, Tensor], student: str) -> dict[str, Tensor
         ValueError: for another name.
         CheckpointError: if the student is not in the checkpoint.
     """
-    if student not in _STUDENTS:
-        raise ValueError(f"student {student!r} is unknown; a cohort has {' and '.join(_STUDENTS)}")
+    if student not in STUDENTS:
+        raise ValueError(f"student {student!r} is unknown; a cohort has {' and '.join(STUDENTS)}")
     average = f"averages.{student}."
     prefix = average if any(name.startswith(average) for name in state) else f"{student}."
     found = {
@@ -141,7 +140,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="configuration of the cohort's training")
     parser.add_argument("--weights", required=True, metavar="FILE", help="the cohort's checkpoint")
-    parser.add_argument("--student", required=True, choices=_STUDENTS)
+    parser.add_argument("--student", required=True, choices=STUDENTS)
     parser.add_argument("--output", required=True, metavar="FILE", help="weight file to write, *.pth")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; the last option")
     return parser.parse_args(arguments)
