@@ -20,6 +20,8 @@ from padding.extension import ExtensionOptions
 from padding.modeling.config import ACCEPTED_AND_IGNORED
 from padding.modeling.tta import SegmentationPlan
 from tests.tiny_padding import register_tiny_data, tiny_padding_cfg
+from tests.tiny_segmentor import write_dozen_shapes
+from tests.tiny_tcc import tiny_tcc_cfg
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNNABLE = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "_base_")
@@ -141,16 +143,31 @@ def recording(cfg: CfgNode) -> RecordingNode:
     return recorded
 
 
-def core_and_padding_keys() -> set[str]:
-    """Keys added to Detectron2's by the shared core and by PADing."""
+def our_keys() -> set[str]:
+    """Keys added to Detectron2's by the shared core and by the methods."""
     cfg = get_cfg()
     theirs = set(leaves(cfg))
     add_core_config(cfg)
-    train_net.padding.add_padding_config(cfg)
+    for add_config in train_net.METHODS:
+        add_config(cfg)
     return set(leaves(cfg)) - theirs
 
 
-def test_every_key_of_ours_is_read(tmp_path: Path) -> None:
+def train_tcc_one_step(output: Path) -> None:
+    """Read the keys of TCC: switches that guard others are on, and each student is of both kinds in turn."""
+    switches = ["CUTMIX.ENABLED", "CCD.ENABLED", "CFCD.ENABLED"]
+    opts = [word for key in switches for word in (f"MODEL.TCC.{key}", True)]
+    opts += ["MODEL.TCC.CUTMIX.PARTNER", "second_stream", "OUTPUT_DIR", str(output), "TEST.BEST_METRIC", "sem_seg/mIoU"]
+    split = ["DATASETS.SPLIT", "shapes/4_of_12", "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ()]
+    for kinds in (("small_resnet", "pvt_nano"), ("pvt_nano", "small_resnet")):
+        pair = ["MODEL.TCC.CNN.BACKBONE", kinds[0], "MODEL.TCC.VIT.BACKBONE", kinds[1]]
+        cfg = recording(tiny_tcc_cfg(*opts, *split, *pair))
+        trainer = TRAINER_REGISTRY.get(cfg.TRAINER)(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+
+
+def test_every_key_of_ours_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_tiny_data(tmp_path)
     RecordingNode.read.clear()
     node, number = "MODEL.PADING.", iter(range(99))
@@ -172,13 +189,16 @@ def test_every_key_of_ours_is_read(tmp_path: Path) -> None:
         build_evaluator(semantic, semantic.DATASETS.TEST[0])
     for mapper in ("mask_former_semantic", "coco_panoptic_lsj"):
         build_mapper(cfg_with("INPUT.DATASET_MAPPER_NAME", mapper, "INPUT.CROP.ENABLED", True), is_train=True)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(write_dozen_shapes(tmp_path / "data")))
+    register_all()
+    train_tcc_one_step(tmp_path / "tcc")
     backbone = cfg_with("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "convnext_atto")
     build_backbone(backbone)
     # A sub-node of SOLVER is merged into a copy of SOLVER, where it is read under the name of the latter.
     merged = {f"SOLVER.{name}." for name in ("GENERATOR", "CLASSIFIER")}
     unread = {
         key
-        for key in core_and_padding_keys() - set(ACCEPTED_AND_IGNORED) - RecordingNode.read
+        for key in our_keys() - set(ACCEPTED_AND_IGNORED) - RecordingNode.read
         if not any(key.startswith(p) and "SOLVER." + key.removeprefix(p) in RecordingNode.read for p in merged)
     }
     assert unread == set()
