@@ -87,12 +87,20 @@ def select_entries(
         data: names of the data sets, for the message.
 
     Raises:
-        ValueError: ids that the data do not have.
+        ValueError: ids that the data do not have, or that two images share.
     """
     by_id: dict[str, dict[str, Any]] = {}
+    shared: set[str] = set()
     for entry in entries:
-        by_id.setdefault(Path(entry["file_name"]).stem, entry)
-        by_id[str(entry.get("image_id", ""))] = entry
+        for key in {str(entry.get("image_id", "")), Path(entry["file_name"]).stem}:
+            if by_id.setdefault(key, entry)["file_name"] != entry["file_name"]:
+                shared.add(key)
+    ambiguous = [one for one in ids if one in shared]
+    if ambiguous:
+        raise ValueError(
+            f"{len(ambiguous)} image ids of the split '{split}' name several images of {', '.join(data)}, first "
+            f"{ambiguous[0]}; rename the files, or use one data set"
+        )
     missing = [one for one in ids if one not in by_id]
     if missing:
         raise ValueError(

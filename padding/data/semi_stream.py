@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def build_semi_supervised_stream(
         rank: of this process.
         world_size: number of processes.
         num_workers: processes that map ahead, for each stream.
-        partner: each unlabeled sample gets another one as ``partner``.
+        partner: each unlabeled sample gets one of another image as ``partner``, if there are two.
 
     Raises:
         ValueError: unlabeled images are asked for, but there are none.
@@ -78,11 +79,10 @@ def build_semi_supervised_stream(
             "set DATASETS.SPLIT or DATASETS.TRAIN_UNLABELED, or the number to 0"
         )
     plain = UnlabeledMapper(cfg, is_train=True)
-    second, third = (
-        TrainStream(unlabeled, plain, batch_size=unlabeled_per_batch, seed=_derived(seed, which), **common)
-        for which in (_UNLABELED, _PARTNER)
-    )
-    return PairedStream({"labeled": first, "unlabeled": second}, partners={"unlabeled": third} if partner else None)
+    build = partial(TrainStream, unlabeled, plain, batch_size=unlabeled_per_batch, **common)
+    second = build(seed=_derived(seed, _UNLABELED))
+    partners = {"unlabeled": build(seed=_derived(seed, _PARTNER), differs_from=second)} if partner else None
+    return PairedStream({"labeled": first, "unlabeled": second}, partners=partners)
 
 
 def _derived(seed: int, which: int) -> int:

@@ -56,10 +56,11 @@ def seeded(*entropy: int) -> Iterator[None]:
 class _SampleAtPosition(Dataset[dict[str, Any]]):
     """The mapped sample at every position >= 0 of an endless sequence of shuffled epochs."""
 
-    def __init__(self, dataset: Any, mapper: MapperFn, seed: int) -> None:
+    def __init__(self, dataset: Any, mapper: MapperFn, seed: int, avoided: _SampleAtPosition | None = None) -> None:
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed
+        self.avoided = avoided
         self.permutation = lru_cache(maxsize=2)(self._permutation)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,6 +76,13 @@ class _SampleAtPosition(Dataset[dict[str, Any]]):
 
     def entry_index(self, position: int, attempt: int) -> int:
         """Entry for a position; attempts after the first draw another one, since the first may never be usable."""
+        index, size = self._drawn_index(position, attempt), len(self.dataset)
+        if self.avoided is None or size == 1 or index != self.avoided.entry_index(position, 0):
+            return index
+        step = np.random.default_rng((self.seed, position, attempt, size)).integers(1, size)
+        return int((index + step) % size)
+
+    def _drawn_index(self, position: int, attempt: int) -> int:
         if attempt:
             return int(np.random.default_rng((self.seed, position, attempt)).integers(len(self.dataset)))
         epoch, place = divmod(position, len(self.dataset))
@@ -127,6 +135,7 @@ class TrainStream:
         rank: int | None = None,
         world_size: int | None = None,
         num_workers: int = 0,
+        differs_from: TrainStream | None = None,
     ) -> None:
         """Nothing is read until the first batch is asked for.
 
@@ -139,9 +148,10 @@ class TrainStream:
             rank: of this process; default: from Detectron2's communication state.
             world_size: number of processes; default likewise.
             num_workers: processes that map ahead; 0: this one maps.
+            differs_from: a stream of the same entries; at no position do both read the same one, if there are two.
 
         Raises:
-            ValueError: the data set is empty, or a number is out of range.
+            ValueError: the data set is empty, a number is out of range, or the other stream has other entries.
         """
         if len(dataset) == 0:  # type: ignore[arg-type]
             raise ValueError("the training set has no image; were all dropped as empty, or by the unseen policy?")
@@ -149,7 +159,10 @@ class TrainStream:
             raise ValueError(f"need batch_size >= 1, seed >= 0, start >= 0; got {batch_size}, {seed}, {start}")
         # Serialised entries are unpickled anew for every use (no mapper can spoil them) and shared with forked workers.
         entries = DatasetFromList(list(dataset), copy=False) if isinstance(dataset, list | tuple) else dataset
-        self._samples = _SampleAtPosition(entries, mapper, seed)
+        avoided = None if differs_from is None else differs_from._samples
+        if avoided is not None and len(avoided.dataset) != len(entries):
+            raise ValueError(f"a stream of {len(entries)} images cannot differ from one of {len(avoided.dataset)}")
+        self._samples = _SampleAtPosition(entries, mapper, seed, avoided)
         self._batch_size = batch_size
         self._rank = comm.get_rank() if rank is None else rank
         self._world_size = comm.get_world_size() if world_size is None else world_size
@@ -217,8 +230,8 @@ class PairedStream:
 
         Args:
             streams: by name, in the order of the samples in a batch.
-            partners: by the name of a stream, another one of the same data set and batch size with another seed: each
-                sample gets one of its samples as ``partner``, never the same image if the set has two.
+            partners: by the name of a stream, another one of the same batch size with another seed, which supplies a
+                ``partner`` for each sample; with ``differs_from`` set to the stream, never the same image.
 
         Raises:
             ValueError: a partner of a stream that does not exist.
@@ -237,10 +250,8 @@ class PairedStream:
         for name, stream in self.streams.items():
             samples = next(stream)
             if name in self.partners:
-                others = next(self.partners[name])
-                samples = [
-                    {**sample, "partner": _another(sample, others, place)} for place, sample in enumerate(samples)
-                ]
+                pairs = zip(samples, next(self.partners[name]), strict=True)
+                samples = [{**sample, "partner": other} for sample, other in pairs]
             batch += samples
         return batch
 
@@ -275,12 +286,6 @@ class PairedStream:
                 )
             for name, stream in own.items():
                 stream.load_state_dict(saved[name])
-
-
-def _another(sample: Mapping[str, Any], others: Sequence[dict[str, Any]], place: int) -> dict[str, Any]:
-    """The sample at the same place of another batch, or the next one that shows another image."""
-    rotated = [*others[place:], *others[:place]]
-    return next((other for other in rotated if other.get("file_name") != sample.get("file_name")), rotated[0])
 
 
 def _as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: NPY002  (Detectron2's augmentations draw from the global state)
-"""TrainStream: pure samples, exact resume, ranks, workers, empty samples; and the loader of a test set."""
+"""Streams: pure samples, exact resume, ranks, workers, empty samples, pairs; and the loader of a test set."""
 
 import pickle
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from detectron2.data import DatasetCatalog
 from padding.data.catalog import register_panoptic
 from padding.data.config import add_input_config
 from padding.data.mappers import build_mapper
-from padding.data.streams import TrainStream, _SampleAtPosition, build_eval_loader, load_training_entries, seeded
+from padding.data.streams import (
+    PairedStream,
+    TrainStream,
+    _SampleAtPosition,
+    build_eval_loader,
+    load_training_entries,
+    seeded,
+)
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
 ENTRIES = [{"name": index} for index in range(7)]
@@ -230,3 +238,103 @@ def test_stream_and_test_loader_of_a_registered_set(tiny: TinyPanoptic) -> None:
     batches = list(build_eval_loader(cfg, NAME))
     assert [batch[0]["image_id"] for batch in batches] == [1, 2, 3, 4]
     assert batches[0][0]["image"].shape == (3, 32, 48)
+
+
+# Paired streams ------------------------------------------------------------------------------------------------------
+
+UNLABELED = [{"name": name} for name in "abcdefghijk"]
+
+
+def paired(*, b: int = 2, u: int = 3, partner: bool = True, **changes: Any) -> PairedStream:
+    """7 numbers and 11 letters, with a partner for each letter."""
+    settings = {"rank": 0, "world_size": 1, "mapper": random_mapper, **changes}
+    first = stream(batch_size=b, seed=5, **settings)
+    second = stream(dataset=UNLABELED, batch_size=u, seed=6, **settings)
+    third = stream(dataset=UNLABELED, batch_size=u, seed=7, differs_from=second, **settings)
+    return PairedStream({"labeled": first, "unlabeled": second}, partners={"unlabeled": third} if partner else None)
+
+
+def test_a_batch_holds_one_stream_after_the_other_each_as_it_is_alone() -> None:
+    labeled, unlabeled = stream(batch_size=2, seed=5), stream(dataset=UNLABELED, batch_size=3, seed=6)
+    source = paired(partner=False)
+    for batch in take(source, 8):
+        assert batch == [*next(labeled), *next(unlabeled)]
+    assert source.position == 8 * 5
+    assert source.epochs == {"labeled": 16 / 7, "unlabeled": 24 / 11}
+
+
+def test_partners_change_nothing_else() -> None:
+    for batch, plain in zip(take(paired(), 8), take(paired(partner=False), 8), strict=True):
+        partners = [sample.pop("partner", None) for sample in batch]
+        assert batch == plain
+        assert [partner is None for partner in partners] == [True] * 2 + [False] * 3
+
+
+@pytest.mark.parametrize("u", [1, 3, 11])
+def test_a_partner_never_shows_the_same_image(u: int) -> None:
+    """With one image a process there is nothing to exchange within a batch."""
+    samples = [sample for batch in take(paired(u=u), 330 // u) for sample in batch[2:]]
+    pairs = {(sample["name"], sample["partner"]["name"]) for sample in samples}
+    assert all(name != other for name, other in pairs)
+    assert len(pairs) > 80, "330 draws reach most of the 110 pairs"
+
+
+def test_partners_cover_the_set_about_evenly() -> None:
+    counts = Counter(sample["partner"]["name"] for batch in take(paired(u=11), 60) for sample in batch[2:])
+    # Each epoch of 11 draws shows every image once, but for the one in eleven that is replaced.
+    assert min(counts.values()) > 40
+    assert max(counts.values()) < 80
+
+
+def test_the_only_image_is_its_own_partner() -> None:
+    alone = [{"name": "only"}]
+    second = stream(dataset=alone, batch_size=1)
+    source = PairedStream({"s": second}, partners={"s": stream(dataset=alone, batch_size=1, differs_from=second)})
+    assert next(source)[0]["partner"]["name"] == "only"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_paired_streams_resume_exactly_at_any_step(num_workers: int) -> None:
+    reference = take(paired(), 9)
+    for step in (1, 4) if num_workers else range(9):
+        first, second = paired(num_workers=num_workers), paired(num_workers=num_workers)
+        assert take(first, step) == reference[:step]
+        second.load_state_dict(first.state_dict())
+        assert take(second, 9 - step) == reference[step:]
+
+
+def test_the_seed_of_one_stream_leaves_the_other_alone() -> None:
+    def batches(seed: int) -> list[Any]:
+        pair = {"l": stream(batch_size=2, seed=5), "u": stream(dataset=UNLABELED, batch_size=2, seed=seed)}
+        return take(PairedStream(pair), 6)
+
+    one, other = batches(6), batches(8)
+    assert [batch[:2] for batch in one] == [batch[:2] for batch in other]
+    assert [batch[2:] for batch in one] != [batch[2:] for batch in other]
+
+
+def test_two_ranks_share_the_batches_of_one_process() -> None:
+    ranks = [paired(b=1, u=2, rank=rank, world_size=2) for rank in range(2)]
+    for expected in take(paired(b=2, u=4), 12):
+        one, two = (next(rank) for rank in ranks)
+        assert [one[0], two[0], one[1], two[1], one[2], two[2]] == expected
+    assert ranks[0].state_dict() == ranks[1].state_dict()
+    assert ranks[0].position == 12 * 6
+
+
+def test_workers_change_no_batch() -> None:
+    assert take(paired(num_workers=2), 6) == take(paired(), 6)
+
+
+def test_states_of_other_streams_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"positions of streams \[\], this training has \['unlabeled'\]; resume with"):
+        paired().load_state_dict(paired(partner=False).state_dict())
+    with pytest.raises(ValueError, match=r"this training has \['labeled', 'unlabeled'\]"):
+        paired().load_state_dict(stream().state_dict())
+
+
+def test_partners_of_nobody_and_of_other_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="partners of 'v', but the streams are u"):
+        PairedStream({"u": stream()}, partners={"v": stream()})
+    with pytest.raises(ValueError, match="a stream of 11 images cannot differ from one of 7"):
+        stream(dataset=UNLABELED, differs_from=stream())
