@@ -22,13 +22,14 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
+from padding.data.annotation_file import read_summary
 from padding.data.coco_instances import (
     KINDS,
     PUBLISHED_TRAIN_IMAGES,
+    InstanceSummary,
     Kind,
     audit_instances,
     filter_instances,
-    read_summary,
 )
 from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split
 from padding.data.panoptic_png import PreparationError
@@ -86,7 +87,7 @@ def check(args: argparse.Namespace) -> int:
     problems = []
     for name, kind, source, target in files(args):
         split = coco_zsi_split(name)
-        summary = read_summary(target)
+        summary = read_summary(target, InstanceSummary)
         if summary is None:
             problems.append(f"{target}: not prepared; run without --check.")
             continue

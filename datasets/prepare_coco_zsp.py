@@ -24,14 +24,15 @@ if __name__ == "__main__":
 import padding  # noqa: F401, I001  (the Detectron2 fixes come before Detectron2)
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
+from padding.data.annotation_file import read_summary
 from padding.data.class_split import ClassSplit, read_name_list, splits_dir
 from padding.data.coco_panoptic import (
     POLICIES,
+    FilterSummary,
     PanopticFiles,
     PreparationError,
     filter_panoptic_json,
     label_tasks,
-    read_summary,
 )
 from padding.data.panoptic_audit import check_all_labels, write_all_labels
 
@@ -147,7 +148,7 @@ def prepare(layout: Layout, split: ClassSplit, *, num_workers: int, overwrite: b
 
 def check(layout: Layout, split: ClassSplit, *, num_workers: int) -> int:
     """Verify a prepared folder; returns the exit status."""
-    summary = read_summary(layout.train_json)
+    summary = read_summary(layout.train_json, FilterSummary)
     problems = []
     if summary is None or summary.policy != layout.policy or summary.unseen != sorted(split.unseen_names):
         found = "none" if summary is None else f"policy {summary.policy}, {len(summary.unseen)} unseen classes"

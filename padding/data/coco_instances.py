@@ -8,16 +8,15 @@ stand in the order of the split, seen first; class ids follow it, not COCO's ord
 """
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
+from padding.data.annotation_file import read_summary, write_annotation_file, write_summary
 from padding.data.class_split import ClassSplit
 from padding.data.json_stream import JsonStreamError, stream_json
 from padding.data.panoptic_png import PreparationError
@@ -29,7 +28,6 @@ __all__ = [
     "InstanceSummary",
     "audit_instances",
     "filter_instances",
-    "read_summary",
 ]
 
 Kind = Literal["train", "gzsi", "unseen"]
@@ -129,27 +127,14 @@ def filter_instances(
     if not source.is_file():
         raise PreparationError(f"No file {source}: unpack annotations_trainval2014.zip as datasets/README.md shows.")
     summary = InstanceSummary(source.name, source.stat().st_size, kind, *_names(split))
-    earlier = None if overwrite else read_summary(target)
+    earlier = None if overwrite else read_summary(target, InstanceSummary)
     if earlier is not None and _same_input(earlier, summary) and earlier.target_bytes == target.stat().st_size:
         return earlier
     sets = _find_images(source, split, summary)
     _assert_expected(summary, sets, expected_images, source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with tempfile.TemporaryFile("w+", encoding="utf-8", dir=target.parent) as kept:
-            head = _keep(source, split, sets.chosen(kind), summary, kept)
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(json.dumps(head)[:-1] + ', "annotations": [')
-                kept.seek(0)
-                while chunk := kept.read(1 << 20):
-                    stream.write(chunk)
-                stream.write("]}")
-        summary.target_bytes = temporary.stat().st_size
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _summary_file(target).write_text(json.dumps(asdict(summary), indent=1) + "\n", encoding="utf-8")
+    chosen = sets.chosen(kind)
+    summary.target_bytes = write_annotation_file(target, lambda kept: _keep(source, split, chosen, summary, kept))
+    write_summary(target, summary)
     return summary
 
 
@@ -189,15 +174,6 @@ def audit_instances(target: Path, split: ClassSplit, *, source: Path | None = No
                 f"({sorted(shown & images)[:_SHOWN]}); prepare again with --overwrite."
             )
     return problems
-
-
-def read_summary(target: Path) -> InstanceSummary | None:
-    """Summary written beside ``target``; None where either is missing or the summary is unreadable."""
-    try:
-        summary = InstanceSummary(**json.loads(_summary_file(target).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return summary if target.is_file() else None
 
 
 def _find_images(source: Path, split: ClassSplit, summary: InstanceSummary) -> _ImageSets:
@@ -306,7 +282,3 @@ def _same_input(earlier: InstanceSummary, now: InstanceSummary) -> bool:
     return all(
         getattr(earlier, key) == getattr(now, key) for key in ("source", "source_bytes", "kind", "seen", "unseen")
     )
-
-
-def _summary_file(target: Path) -> Path:
-    return target.with_suffix(".summary.json")

@@ -7,16 +7,15 @@ The source JSON is walked once, entry by entry. Two policies keep unseen classes
 """
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from padding.data.annotation_file import read_summary, write_annotation_file, write_summary
 from padding.data.class_split import ClassSplit, read_name_list, splits_dir
 from padding.data.json_stream import JsonStreamError, stream_json
 from padding.data.panoptic_png import VOID_ID, LabelTask, PreparationError, Segment
@@ -112,35 +111,12 @@ def filter_panoptic_json(
         raise PreparationError(f"unknown policy {policy!r}; choose one of {POLICIES}")
     _require_file(source)
     summary = FilterSummary(source.name, source.stat().st_size, policy, sorted(split.unseen_names))
-    earlier = None if overwrite else read_summary(target)
+    earlier = None if overwrite else read_summary(target, FilterSummary)
     if earlier is not None and _same_input(earlier, summary) and earlier.target_bytes == target.stat().st_size:
         return earlier
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with tempfile.TemporaryFile("w+", encoding="utf-8", dir=target.parent) as kept:
-            head = _filter_annotations(source, split, summary, kept)
-            _assert_published_count(summary, source)
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(json.dumps(head)[:-1] + ', "annotations": [')
-                kept.seek(0)
-                while chunk := kept.read(1 << 20):
-                    stream.write(chunk)
-                stream.write("]}")
-        summary.target_bytes = temporary.stat().st_size
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _summary_file(target).write_text(json.dumps(asdict(summary), indent=1) + "\n", encoding="utf-8")
+    summary.target_bytes = write_annotation_file(target, lambda kept: _filter_annotations(source, split, summary, kept))
+    write_summary(target, summary)
     return summary
-
-
-def read_summary(target: Path) -> FilterSummary | None:
-    """Summary written beside ``target``; None where either is missing or the summary is unreadable."""
-    try:
-        return FilterSummary(**json.loads(_summary_file(target).read_text("utf-8"))) if target.is_file() else None
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def label_tasks(
@@ -203,6 +179,7 @@ def _filter_annotations(source: Path, split: ClassSplit, summary: FilterSummary,
     summary.unannotated_images = len(images) - len(annotated)
     summary.images_with_class = {split.names[i]: per_class[i] for i in sorted(per_class)}
     head["images"] = [json.loads(text) for image_id, text in images.items() if image_id in kept_ids]
+    _assert_published_count(summary, source)
     return head
 
 
@@ -335,7 +312,3 @@ def _require_file(path: Path) -> None:
 def _same_input(earlier: FilterSummary, now: FilterSummary) -> bool:
     keys = ("source", "source_bytes", "policy", "unseen")
     return all(getattr(earlier, key) == getattr(now, key) for key in keys)
-
-
-def _summary_file(target: Path) -> Path:
-    return target.with_suffix(".summary.json")

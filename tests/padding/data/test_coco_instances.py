@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from padding.data import coco_instances
-from padding.data.coco_instances import audit_instances, filter_instances, read_summary
+from padding.data.annotation_file import read_summary
+from padding.data.coco_instances import InstanceSummary, audit_instances, filter_instances
 from padding.data.coco_splits import coco_zsi_split
 from padding.data.panoptic_png import PreparationError
 from tests.tiny_stuff import write_tiny_instances
@@ -70,7 +71,7 @@ def test_done_work_is_kept_until_asked_or_changed(source: Path) -> None:
     filter_instances(source, target, A, kind="train")
     json.loads(target.read_text())
     target.unlink()
-    assert read_summary(target) is None
+    assert read_summary(target, InstanceSummary) is None
     assert not list(target.parent.glob(".*"))
 
 

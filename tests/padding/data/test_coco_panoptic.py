@@ -11,13 +11,14 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 
 from padding.data import coco_panoptic
+from padding.data.annotation_file import read_summary
 from padding.data.class_split import ClassSplit, read_name_list, splits_dir
 from padding.data.coco_panoptic import (
+    FilterSummary,
     PanopticFiles,
     PreparationError,
     filter_panoptic_json,
     label_tasks,
-    read_summary,
 )
 from padding.data.panoptic_audit import LeakAudit, check_all_labels, map_tasks, write_all_labels
 from padding.data.panoptic_png import label_problems, read_labels
@@ -72,7 +73,7 @@ def test_a_crowd_segment_of_one_row_drops_the_image(coco, split):
 
 def test_summary_counts(coco, split):
     filtered(coco, split)
-    summary = read_summary(coco / "seen.json")
+    summary = read_summary(coco / "seen.json", FilterSummary)
     assert summary is not None
     assert (summary.num_images, summary.num_kept, summary.num_segments) == (6, 3, 5)
     assert summary.images_with_class == {"cow": 2, "road": 1, "sky-other-merged": 1}
@@ -88,7 +89,7 @@ def test_ignore_pixels_keeps_images_that_hold_a_seen_segment(coco, split):
     third = content["annotations"][2]
     assert [s["category_id"] for s in third["segments_info"]] == [PERSON, CAR]
     assert third["ignored_segment_ids"] == [segment_id(3, 1)]
-    summary = read_summary(coco / "seen.json")
+    summary = read_summary(coco / "seen.json", FilterSummary)
     assert summary is not None
     assert summary.num_ignored_segments == 2
 
@@ -100,7 +101,7 @@ def test_nothing_kept_is_said_with_the_cure(coco, split):
     )
     content = filtered(coco, split)
     assert content["images"] == content["annotations"] == []
-    text = "\n".join(read_summary(coco / "seen.json").lines())
+    text = "\n".join(read_summary(coco / "seen.json", FilterSummary).lines())
     assert "0 of 1 images kept" in text
     assert "cow, sky-other-merged" in text
     assert "ignore_pixels" in text
@@ -182,7 +183,7 @@ def test_damaged_annotations_name_the_file(coco, split, change, message):
 def test_image_without_annotation_is_reported(coco, split):
     edit_json(train_files(coco).json_file, lambda c: c["annotations"].pop(0))
     assert [image["id"] for image in filtered(coco, split)["images"]] == [4, 5]
-    assert "1 images without annotation" in "\n".join(read_summary(coco / "seen.json").lines())
+    assert "1 images without annotation" in "\n".join(read_summary(coco / "seen.json", FilterSummary).lines())
 
 
 def test_missing_source_and_unknown_policy(tmp_path, split):
