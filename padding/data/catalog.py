@@ -17,6 +17,7 @@ from padding.data.camvid import register_camvid
 from padding.data.cityscapes import register_cityscapes
 from padding.data.class_split import ClassSplit
 from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split, coco_zsp_split, coco_zss_split
+from padding.data.pascal_context import register_pascal_context
 from padding.data.registration import (
     _registered,  # noqa: F401  (tests take back what they registered)
     class_split_of,
@@ -26,6 +27,7 @@ from padding.data.registration import (
     register_sem_seg,
 )
 from padding.data.sample import IGNORE_LABEL
+from padding.data.scribble_sets import register_scribble_sets, register_scribbles
 from padding.data.shapes_classes import shapes_coarse_split, shapes_split
 from padding.data.voc import register_voc
 
@@ -37,6 +39,7 @@ __all__ = [
     "register_instances",
     "register_listed_images",
     "register_panoptic",
+    "register_scribbles",
     "register_sem_seg",
     "shapes_zsi_split",
 ]
@@ -78,6 +81,8 @@ def register_all(root: str | Path | None = None) -> None:
     register_camvid(folder / "camvid")
     register_cityscapes(folder / "cityscapes")
     register_voc(folder)
+    register_pascal_context(folder)
+    register_scribble_sets(folder)
 
 
 def _register_shapes_panoptic(folder: Path) -> None:

@@ -13,10 +13,22 @@ from typing import Any, TypedDict
 import torch
 from detectron2.structures import Instances
 
-__all__ = ["IGNORE_LABEL", "LABEL_DIVISOR", "VOID_INDEX", "DatasetDict", "Prediction", "SegmentInfo", "TrainSample"]
+__all__ = [
+    "IGNORE_LABEL",
+    "LABEL_DIVISOR",
+    "SCRIBBLE_PADDING",
+    "VOID_INDEX",
+    "DatasetDict",
+    "Prediction",
+    "SegmentInfo",
+    "TrainSample",
+]
 
 IGNORE_LABEL = 255
 """Value of a semantic label map where nothing is annotated; the convention of every registered data set."""
+
+SCRIBBLE_PADDING = 254
+"""Value of published scribble maps where an image was padded; unlabelled for us, who keep a mask of valid pixels."""
 
 LABEL_DIVISOR = 1000
 """Detectron2 packs category and instance into one number: ``category * LABEL_DIVISOR + instance``."""

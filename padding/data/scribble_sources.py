@@ -22,25 +22,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from padding.data.sample import IGNORE_LABEL
+from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING
+from padding.data.scribble_tags import ScribbleTags
 from padding.data.scribbles import (
     DEFAULT_WIDTH,
     AnnotatedImage,
     Scribble,
-    ScribbleTags,
     draw_scribbles,
     parse_scribble_xml,
     scaled_to,
 )
 
-__all__ = ["FORMATS", "PADDING_LABEL", "ScribbleReader", "ScribbleSource", "find_scribbles"]
+__all__ = ["FORMATS", "ScribbleReader", "ScribbleSource", "find_scribbles"]
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("xml", "png", "hdf5")
-PADDING_LABEL = 254
-"""What some published label maps hold where an image was padded; unlabelled for us, who keep a mask of valid pixels."""
-
 _FORMAT_OF_SUFFIX = {".xml": "xml", ".png": "png", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5"}
 _SHOWN = 5
 
@@ -200,13 +197,13 @@ class ScribbleReader:
         """Translate values to class ids and check that they are some."""
         num_classes = len(self.tags.names)
         table = {i: i for i in range(num_classes)} if self.value_map is None else dict(self.value_map)
-        table = {IGNORE_LABEL: IGNORE_LABEL, PADDING_LABEL: IGNORE_LABEL, **table}
+        table = {IGNORE_LABEL: IGNORE_LABEL, SCRIBBLE_PADDING: IGNORE_LABEL, **table}
         found = np.unique(values)
         wrong = [n for n in found.tolist() if not (0 <= table.get(n, -1) < num_classes or table.get(n) == IGNORE_LABEL)]
         if wrong:
             raise ValueError(
                 f"{where}: holds the values {wrong[:_SHOWN]}; expected 0 to {num_classes - 1}, {IGNORE_LABEL} "
-                f"(unlabelled) and {PADDING_LABEL} (padding). Is it of this data set, and does it need a label map?"
+                f"(unlabelled) and {SCRIBBLE_PADDING} (padding). Is it of this data set, and does it need a label map?"
             )
         lookup = np.zeros(256, np.int64)
         lookup[found] = [table[n] for n in found.tolist()]

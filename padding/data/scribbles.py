@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scribbles of one image: named tags, open polylines, ScribbleSup's XML schema, and their raster (PSI, Sec. 5.1).
+"""Scribbles of one image: open polylines, ScribbleSup's XML schema, and their raster (PSI, Sec. 5.1).
 
 A scribble is an open polyline with a class (Lin et al., "ScribbleSup", CVPR 2016). Its raster is a label map: class ids
 along the lines, 255 elsewhere. Lines are drawn as pixels of the polyline, thickened by a disc, because the line widths
@@ -8,32 +8,27 @@ of OpenCV and Pillow differ between their releases; supervision must not.
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from skimage.draw import line as line_pixels
 
-from padding.data.class_split import ClassSplit
 from padding.data.sample import IGNORE_LABEL
+from padding.data.scribble_tags import ScribbleTags
 
 __all__ = [
     "DEFAULT_WIDTH",
     "AnnotatedImage",
     "Scribble",
-    "ScribbleTags",
     "draw_scribbles",
     "line_mask",
     "parse_scribble_xml",
-    "read_tag_table",
     "scaled_to",
     "scribble_xml",
 ]
@@ -63,80 +58,6 @@ class AnnotatedImage:
 
     scribbles: tuple[Scribble, ...]
     size: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class ScribbleTags:
-    """Which class a tag of an annotation file means.
-
-    Attributes:
-        names: per class id, the tag that is written.
-        ids: tag without case, blanks, hyphens and underscores -> class id; several tags may mean one class.
-    """
-
-    names: tuple[str, ...]
-    ids: Mapping[str, int]
-
-    @classmethod
-    def of(cls, split: ClassSplit, tags: Mapping[str, str] | None = None) -> ScribbleTags:
-        """Tags of a label space: the class names and, where there are any, their other spellings.
-
-        Args:
-            split: the classes.
-            tags: class name -> tag that annotation files use instead; the class name stays valid.
-
-        Raises:
-            ValueError: a class is unknown, or one tag means two classes.
-        """
-        tags = dict(tags or {})
-        split.ids_of(tags)
-        ids: dict[str, int] = {}
-        for label, name in enumerate(split.names):
-            for spelling in (name, tags.get(name, name)):
-                if ids.setdefault(_normal(spelling), label) != label:
-                    other = split.names[ids[_normal(spelling)]]
-                    raise ValueError(f"the tag '{spelling}' means both '{other}' and '{name}'; give each class its own")
-        return cls(tuple(tags.get(name, name) for name in split.names), ids)
-
-    def id_of(self, tag: str, *, where: str) -> int:
-        """Class id of a tag.
-
-        Raises:
-            ValueError: the tag is unknown; the message lists the known ones.
-        """
-        label = self.ids.get(_normal(tag))
-        if label is None:
-            near = difflib.get_close_matches(_normal(tag), self.ids, n=1, cutoff=0.0)
-            raise ValueError(
-                f"{where}: unknown tag '{tag}' (nearest: '{near[0] if near else ''}'). Known are "
-                f"{', '.join(self.names)}; correct the file, or add the spelling to the table of tags"
-            )
-        return label
-
-
-def _normal(tag: str) -> str:
-    return re.sub(r"[\s_-]+", "", tag).casefold()
-
-
-def read_tag_table(path: str | Path) -> dict[str, str]:
-    """Class name -> tag, from a text file with a name and a tag in every line, separated by a tab.
-
-    Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: a line has another number of columns, or a name stands twice.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table of tags; expected 'class name<TAB>tag' in every line")
-    tags: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        columns = [column.strip() for column in line.split("\t")]
-        if len(columns) != 2 or not all(columns) or columns[0] in tags:
-            raise ValueError(f"{path}:{number}: expected a class name and a tag, each name once, got {columns}")
-        tags[columns[0]] = columns[1]
-    return tags
 
 
 def parse_scribble_xml(content: bytes | str, tags: ScribbleTags, *, where: str) -> AnnotatedImage:

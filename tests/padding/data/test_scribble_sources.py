@@ -12,7 +12,8 @@ from PIL import Image
 
 from padding.data.class_split import ClassSplit
 from padding.data.scribble_sources import ScribbleReader, find_scribbles
-from padding.data.scribbles import AnnotatedImage, Scribble, ScribbleTags, draw_scribbles, scribble_xml
+from padding.data.scribble_tags import ScribbleTags
+from padding.data.scribbles import AnnotatedImage, Scribble, draw_scribbles, scribble_xml
 
 TAGS = ScribbleTags.of(ClassSplit(("background", "aeroplane"), (False, True), (0, 1)), {"aeroplane": "plane"})
 SIZE = (12, 16)

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tags, ScribbleSup's XML and the raster of scribbles."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from padding.data.class_split import ClassSplit
+from padding.data.scribble_tags import ScribbleTags
 from padding.data.scribbles import (
     AnnotatedImage,
     Scribble,
-    ScribbleTags,
     draw_scribbles,
     line_mask,
     parse_scribble_xml,
-    read_tag_table,
     scaled_to,
     scribble_xml,
 )
@@ -152,27 +149,3 @@ def test_scaling_keeps_pixel_centres() -> None:
     image = AnnotatedImage((Scribble(0, np.array([[0.0, 0.0], [9.0, 9.0]])),), (10, 10))
     points = scaled_to(image, (20, 30)).scribbles[0].points
     np.testing.assert_allclose(points, [[1.0, 0.5], [28.0, 18.5]])
-
-
-def test_tags_ignore_case_and_blanks_and_accept_class_names() -> None:
-    for tag in ("plant", "PLANT", "potted plant", "Potted_Plant", " pottedplant "):
-        assert TAGS.id_of(tag, where="") == 1
-    assert TAGS.names == ("background", "plant", "monitor")
-
-
-def test_ambiguous_and_unknown_tags_of_a_table() -> None:
-    with pytest.raises(ValueError, match="the tag 'Background' means both 'background' and 'pottedplant'"):
-        ScribbleTags.of(SPLIT, {"pottedplant": "Background"})
-    with pytest.raises(ValueError, match="not among the 3 classes: 'potplant'"):
-        ScribbleTags.of(SPLIT, {"potplant": "plant"})
-
-
-def test_tag_table(tmp_path: Path) -> None:
-    table = tmp_path / "tags.tsv"
-    table.write_text("# name, tag\naeroplane\tplane\n\ntv monitor\tmonitor\n")
-    assert read_tag_table(table) == {"aeroplane": "plane", "tv monitor": "monitor"}
-    table.write_text("aeroplane\tplane\naeroplane\tjet\n")
-    with pytest.raises(ValueError, match=r"tags\.tsv:2: expected a class name and a tag, each name once"):
-        read_tag_table(table)
-    with pytest.raises(FileNotFoundError, match=r"none\.tsv: no such table"):
-        read_tag_table(tmp_path / "none.tsv")
