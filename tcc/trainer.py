@@ -77,6 +77,10 @@ class SemiSupervisedTrainer(Trainer):
         module = self.module
         assert isinstance(module, TCC)
         module.update_averages()
+        if isinstance(self.stream, PairedStream) and comm.is_main_process():
+            # Lengths are iterations; how often each set was seen is what "epochs" would mean here.
+            passes = {f"passes/{name}": value for name, value in self.stream.epochs.items()}
+            self.storage.put_scalars(**passes, smoothing_hint=False)
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Continue, or start from MODEL.WEIGHTS, else from the WEIGHTS of each student."""
