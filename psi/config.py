@@ -62,7 +62,8 @@ def _add_diffusion_keys(node: CfgNode) -> None:
     node.SLD = sld
     sld.STEPS = 3  # [T] diffusions whose result supervises; 0: scribbles alone
     sld.MODE = "online"  # "inner_loop": a step of both for each t; "rounds": labels stored between rounds
-    sld.ROUNDS = CfgNode({"FOLDER": "", "SAVE": True})  # where stored labels lie; "": OUTPUT_DIR/labels
+    # Where stored labels lie ("": OUTPUT_DIR/labels), and whether those of earlier rounds stay, to be looked at.
+    sld.ROUNDS = CfgNode({"FOLDER": "", "KEEP": True})
     sld.START_ITER = -1  # scribbles alone before it; < 0: 10 % of SOLVER.MAX_ITER
     sld.STRIDE = 4  # of the grid on which labels grow
     sld.RADIUS = 16  # [r_0] in input pixels
@@ -72,15 +73,15 @@ def _add_diffusion_keys(node: CfgNode) -> None:
     sld.SCOPE = "window"  # grow inside the window; "global": anywhere, the window gives statistics alone
     sld.BINARIZER = "relu_sigmoid"  # of the threshold's loss: Eq. 9, "rescaled" (2B - 1) or "sigmoid"
     sld.GATE_ARGMAX = True  # a pixel enters only with the class that the network ranks first
-    sld.KEEP_DIFFUSED = True  # diffused labels stay in the following steps
-    sld.TARGET = "hard"  # the strongest class; "soft": every selected class with its B
+    sld.KEEP_DIFFUSED = True  # diffused labels stay in the following steps; False: a stronger class replaces them
+    sld.TARGET = "hard"  # the strongest class; "soft": every selected class with its B' = 2B - 1
     sld.THRESHOLD_NET = CfgNode({"HIDDEN": (16, 16), "BOUND": 3.0})  # [g]; output BOUND tanh(x / BOUND)
 
 
 def _add_loss_keys(node: CfgNode) -> None:
     node.LOSS = CfgNode()
     node.LOSS.REGION_NORM = "separate"  # mean over scribbles plus mean over diffused pixels; "joint": one mean
-    node.LOSS.DIFFUSED_WEIGHT = 1.0
+    node.LOSS.DIFFUSED_WEIGHT = 1.0  # factor on the diffused pixels in either
     node.LOSS.SMOOTH_WEIGHT = 100.0  # [lambda_1]
     node.LOSS.SMOOTH_ON = "probability"  # "argmax" is the paper's, which has no gradient
     node.LOSS.SMOOTH_REDUCTION = "mean"  # over channels; "sum"
