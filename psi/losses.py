@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of PSI: cross entropy on partial labels (Eq. 10), smoothness, and the threshold's loss (PSI).
+
+Pure functions, computed in float32 whatever autocast says. Where no pixel counts a loss is 0, with a gradient of 0.
+Labels carry no gradient and scores enter the threshold's loss detached: L_seg moves the network alone, L_sld the
+threshold network alone, and one backward pass is the paper's alternation.
+
+Shape letters: B images, K classes, S slots (classes present in an image), H W pixels, h w cells of the grid.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from padding.data.sample import IGNORE_LABEL
+from psi.label_diffusion import DiffusionStep
+from psi.supervision import PixelSupervision
+
+__all__ = [
+    "diffused_score_loss",
+    "partial_cross_entropy",
+    "scribble_recall_loss",
+    "segmentation_loss",
+    "smoothness",
+    "threshold_losses",
+]
+
+_LOG_FLOOR = 1e-6  # below it a logarithm says no more than "wrong", and 0 would say infinite
+_HALF_OF_NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four are the same pairs
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"MODEL.PSI.LOSS.{key} is '{value}'; expected one of {', '.join(choices)}")
+
+
+def partial_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross entropy over labeled pixels, sum of w CE / max(1, sum of w) (Eq. 10).
+
+    Args:
+        logits: (B, K, H, W) float.
+        labels: (B, H, W) int64, ``IGNORE_LABEL`` where nothing is known.
+        weights: (B, H, W) float >= 0; None: 1.
+
+    Returns:
+        Scalar, float32; 0 for a crop without a label, where the plain mean is 0 / 0.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        labeled = labels != IGNORE_LABEL
+        weights = labeled.float() if weights is None else weights.float() * labeled
+        return _weighted_mean(_pixel_cross_entropy(logits, labels) * weights, weights)
+
+
+def segmentation_loss(
+    logits: Tensor,
+    supervision: PixelSupervision,
+    *,
+    region_norm: str = "separate",
+    diffused_weight: float = 1.0,
+) -> Tensor:
+    """Partial cross entropy on scribbles and diffused pixels, L_ce(M, y_R) of L_seg (Eq. 10).
+
+    With ``targets`` in the supervision a diffused pixel costs the sum of y_c (-log p_c) over its classes, not
+    renormalized, and weighs as much as its strongest class.
+
+    Args:
+        logits: (B, K, H, W) float.
+        supervision: labels and weights of the pixels.
+        region_norm: "separate" is mean over scribbles + ``diffused_weight`` mean over diffused pixels, which outnumber
+            scribbles ten to twenty times; "joint" is one mean over both, diffused ones weighted by it.
+        diffused_weight: >= 0; with 0 the scribbles alone count.
+
+    Returns:
+        Scalar, float32.
+
+    Raises:
+        ValueError: for an unknown norm.
+    """
+    _check_choice("REGION_NORM", region_norm, ("separate", "joint"))
+    with torch.autocast(logits.device.type, enabled=False):
+        weights = supervision.weights.float()
+        if supervision.targets is None or supervision.classes is None:
+            costs = _pixel_cross_entropy(logits, supervision.labels) * weights
+        else:
+            drawn = supervision.labels.masked_fill(~supervision.scribbles, IGNORE_LABEL)
+            costs = _pixel_cross_entropy(logits, drawn) + _soft_costs(logits, supervision.classes, supervision.targets)
+        scribbles = supervision.scribbles
+        if region_norm == "joint":
+            factors = torch.where(scribbles, 1.0, diffused_weight)
+            return _weighted_mean(costs * factors, weights * factors)
+        on_scribbles = _weighted_mean(costs * scribbles, weights * scribbles)
+        return on_scribbles + diffused_weight * _weighted_mean(costs * ~scribbles, weights * ~scribbles)
+
+
+def smoothness(logits: Tensor, valid: Tensor, *, on: str = "probability", reduction: str = "mean") -> Tensor:
+    """Mean L1 distance between the predictions of a pixel and of its eight neighbors, L_p.
+
+    The mean goes over pairs of neighbors that both lie in the image. For a one-hot H x W map of two halves, left and
+    right, with the sum over channels: 2 (3 H - 2) / (H (W - 1) + (H - 1) W + 2 (H - 1) (W - 1)).
+
+    Args:
+        logits: (B, K, H, W) float.
+        valid: (B, H, W) bool, False in padding.
+        on: "probability", the softmax; "argmax", the paper's one-hot labels, whose gradient is 0.
+        reduction: "mean" or "sum" over channels, K times as large.
+
+    Returns:
+        Scalar, float32: at most 2 for "sum", 2 / K for "mean"; 0 without a pair.
+
+    Raises:
+        ValueError: for an unknown choice.
+    """
+    _check_choice("SMOOTH_ON", on, ("probability", "argmax"))
+    _check_choice("SMOOTH_REDUCTION", reduction, ("mean", "sum"))
+    with torch.autocast(logits.device.type, enabled=False):
+        scores = logits.float().softmax(dim=1)
+        if on == "argmax":
+            # Zero times the scores: a loss must have a path to what it is computed from.
+            scores = F.one_hot(scores.argmax(dim=1), scores.shape[1]).movedim(-1, 1) + scores * 0.0
+        total, pairs = scores.new_zeros(()), scores.new_zeros(())
+        for shift in _HALF_OF_NEIGHBORS:
+            both = _shifted(valid, shift)[0] & _shifted(valid, shift)[1]
+            # Recomputed in the backward pass: four differences of full-size maps would be kept otherwise.
+            total = total + checkpoint(
+                _pair_distances, scores, both, shift, use_reentrant=False, preserve_rng_state=False
+            )
+            pairs = pairs + both.sum()
+        channels = scores.shape[1] if reduction == "mean" else 1
+        return total / pairs.clamp_min(1) / channels
+
+
+def scribble_recall_loss(binarized: Tensor, own: Tensor) -> Tensor:
+    """First term of L_sld, L_ce(y_B, y_{R_0}): scribbles should be selected by their class, which lowers gamma.
+
+    Args:
+        binarized: (B, S, h, w) float in [0, 1].
+        own: (B, S, h, w) bool, scribble cells of each class.
+
+    Returns:
+        Scalar >= 0, mean of -log B over scribble cells; at most log 2 with the paper's B.
+    """
+    costs = -binarized.float().clamp_min(_LOG_FLOOR).log()
+    return _weighted_mean(torch.where(own, costs, 0.0), own.float())
+
+
+def diffused_score_loss(binarized: Tensor, scores: Tensor, counted: Tensor, region: Tensor) -> Tensor:
+    """Second term of L_sld, L_ce(M, y_B) with y_B the target: what scores low should not be selected, raises gamma.
+
+    Args:
+        binarized: (B, S, h, w) float.
+        scores: (B, S, h, w) float, M of the same classes; detached here.
+        counted: (B, S, h, w) bool, cells whose B is a label.
+        region: (B, h, w) bool, cells of the mean.
+
+    Returns:
+        Scalar >= 0, mean over the region of the sum over classes of B (-log M).
+    """
+    costs = -scores.detach().float().clamp_min(_LOG_FLOOR).log() * binarized.float()
+    return _weighted_mean(torch.where(counted & region[:, None], costs, 0.0), region.float())
+
+
+def threshold_losses(
+    steps: Sequence[DiffusionStep], valid: Tensor, *, region: str = "selected"
+) -> tuple[Tensor, Tensor]:
+    """Both terms of L_sld, means over the steps; the caller weights the second with lambda_2.
+
+    Args:
+        steps: of ``diffuse``, at least one.
+        valid: (B, h, w) bool.
+        region: second term over "selected" cells (by any class) or "all" of the image.
+
+    Returns:
+        Two scalars, float32, with a gradient to the threshold network alone.
+
+    Raises:
+        ValueError: for an unknown region, or without a step.
+    """
+    _check_choice("DIFFUSION_REGION", region, ("selected", "all"))
+    if not steps:
+        raise ValueError("the threshold's loss needs a diffusion step; leave it out where MODEL.PSI.SLD.STEPS is 0")
+    recalls, diffused = [], []
+    for step in steps:
+        own = (step.before.targets > 0) & step.before.scribbles[:, None]
+        cells = step.selected.any(dim=1) if region == "selected" else valid
+        recalls.append(scribble_recall_loss(step.binarized, own))
+        diffused.append(diffused_score_loss(step.binarized, step.scores, step.counted, cells))
+    return torch.stack(recalls).mean(), torch.stack(diffused).mean()
+
+
+def _weighted_mean(costs: Tensor, weights: Tensor) -> Tensor:
+    return costs.sum() / weights.sum().clamp_min(1.0)
+
+
+def _pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B, H, W) float32, 0 where nothing is labeled."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_LABEL, reduction="none")
+
+
+def _soft_costs(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
+    """(B, H, W): sum over slots of y (-log p)."""
+    slots = classes.clamp_min(0)[..., None, None].expand(-1, -1, *logits.shape[-2:])
+    log_probability = logits.float().log_softmax(dim=1).gather(1, slots)
+    return -(targets * log_probability).sum(dim=1)
+
+
+def _shifted(maps: Tensor, shift: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Views of (..., H, W) in which a pixel of the first and its neighbor in the second have the same place."""
+    down, right = shift
+    height, width = maps.shape[-2:]
+    left = max(-right, 0)
+    first = maps[..., : height - down, left : width - max(right, 0)]
+    return first, maps[..., down:, left + right : width - max(right, 0) + right]
+
+
+def _pair_distances(scores: Tensor, both: Tensor, shift: tuple[int, int]) -> Tensor:
+    """Sum of L1 distances over the pairs of one direction."""
+    first, second = _shifted(scores, shift)
+    return ((first - second).abs().sum(dim=1) * both).sum()
