@@ -33,6 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from padding.data.catalog import register_all
+from padding.data.folders import register_own_data
 from padding.engine import ConfigError, Predictor, load_cfg
 from padding.engine.label_map import UNLABELED, class_colors, label_map_of, write_label_map
 from padding.evaluation.report import write_text_atomically
@@ -240,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     inputs = find_inputs(args.input)
     cfg = demo_cfg(args)
     register_all()
+    register_own_data(cfg)
     predictor = Predictor(cfg)
     if args.classes is not None:
         restrict_classes(predictor, args.classes)

@@ -23,6 +23,7 @@ from detectron2.utils import comm
 
 import tcc
 from padding.data.catalog import register_all
+from padding.data.folders import register_own_data
 from padding.engine import TRAINER_REGISTRY, ConfigError, load_cfg, setup_cfg
 from padding.engine.distributed import launched_by_torchrun, torchrun_process_group
 
@@ -42,6 +43,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """
     cfg = setup(args)
     register_all()
+    register_own_data(cfg)
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
     if args.eval_only:
         return evaluate_only(cfg, resume=args.resume)

@@ -23,6 +23,7 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from padding.data.catalog import register_all
+from padding.data.folders import register_own_data
 from padding.engine.checkpointer import write_atomically
 from padding.engine.setup import load_cfg
 from padding.evaluation.report import write_text_atomically
@@ -151,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     args = parse_arguments(arguments)
     cfg = load_cfg(args.config_file, args.opts, (add_tcc_config,), drop_unknown=True)
     register_all()
+    register_own_data(cfg)
     target = export_student(cfg, args.weights, args.student, args.output)
     print(f"{args.output} and {target} written; run them with demo.py or train_net.py --eval-only")  # noqa: T201
     return target

@@ -13,6 +13,7 @@ from detectron2.modeling import build_backbone, build_model
 import train_net
 from padding.data.catalog import class_split_of, register_all
 from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
+from padding.data.folders import register_own_data
 from padding.data.mappers import build_mapper
 from padding.engine import TRAINER_REGISTRY, add_core_config, load_cfg
 from padding.evaluation.build import build_evaluator
@@ -184,6 +185,7 @@ def test_every_key_of_ours_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     train_one_step(node + "METHOD", "projection")
     ExtensionOptions.from_config(cfg_with(), refit=False)
     SegmentationPlan.from_config(cfg_with())
+    register_own_data(cfg_with())
     semantic = cfg_with("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True)
     with pytest.raises(ValueError, match="no sem_seg_file_name"):  # the tiny data have panoptic labels only
         build_evaluator(semantic, semantic.DATASETS.TEST[0])

@@ -27,8 +27,13 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.INPUT.SEMANTIC_MASKS = True
     # Continuous maps read beside the image: for each name the entry "<name>_file_name" of the data set.
     cfg.INPUT.EXTRA_MAPS = []
-    # Samples carry "valid" (H, W) bool, False where the image was padded.
+    # Samples carry "valid" (H, W) bool, False where there is no image: padding and the corners of a rotation.
     cfg.INPUT.VALID_MASK = False
+    # Rotate by up to so many degrees to either side before cropping; 0: off. What no pixel reaches is void in labels,
+    # the mean pixel in images and False in "valid".
+    cfg.INPUT.ROTATION = 0.0
+    # Crops are redrawn, up to ten times, until they hold so many labeled pixels (scribbles); 0: off.
+    cfg.INPUT.CROP.MIN_LABELED = 0
     # Samples carry "image_strong", the same view with its colours changed and blurred (UniMatch's strong augmentation).
     cfg.INPUT.STRONG_VIEW = False
     # "scale_crop" augmentation: factors on the image's size (INPUT.SCALE_SAMPLING "range": lowest and highest).
@@ -39,3 +44,17 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SPLIT = ""
     # Where the ids of unlabeled.txt are looked up; (): in DATASETS.TRAIN. Without SPLIT: the unlabeled images.
     cfg.DATASETS.TRAIN_UNLABELED = ()
+    _add_own_data_keys(cfg)
+
+
+def _add_own_data_keys(cfg: CfgNode) -> None:
+    """A user's own data, registered as "own_train" and "own_val"; paths as on the command line."""
+    node = CfgNode()
+    cfg.DATASETS.FOLDERS = node
+    node.IMAGES = ""  # folder of the images; "": no own data
+    node.LABELS = ""  # folder of index PNGs with the images' names; unlabeled images need none
+    node.CLASSES = ""  # text file, one class name a line, that of label 0 first
+    node.VAL_IMAGES = ""  # images and labels to evaluate on
+    node.VAL_LABELS = ""
+    node.VAL_LIST = ""  # instead of these, a text file of ids (file names without ending) out of IMAGES
+    node.VOID_VALUES = ()  # label values that mean nothing, besides 255

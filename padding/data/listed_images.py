@@ -6,7 +6,8 @@ Masks are not looked for here: unlabeled images need none, and a labeled one wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from padding.data.panoptic_json import check_files
@@ -31,9 +32,9 @@ def read_id_list(path: str | Path) -> tuple[str, ...]:
     ids = tuple(line for line in lines if line and not line.startswith("#"))
     if not ids:
         raise ValueError(f"{path}: the list holds no image id; expected one a line")
-    if len(set(ids)) < len(ids):
-        twice = next(one for one in ids if ids.count(one) > 1)
-        raise ValueError(f"{path}: image id {twice} stands more than once; remove the repetition")
+    twice, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{path}: image id {twice} stands {count} times; remove the repetitions")
     return ids
 
 
@@ -42,7 +43,8 @@ def load_listed_images(
     image_root: str | Path,
     label_root: str | Path,
     image_ids: str | Path | None = None,
-    image_name: str = "{id}.jpg",
+    excluded_ids: str | Path | None = None,
+    image_name: str = "",
     label_name: str = "{id}.png",
     cure: str = "",
 ) -> list[DatasetDict]:
@@ -52,7 +54,9 @@ def load_listed_images(
         image_root: folder of the images.
         label_root: folder of the label PNGs; need not exist for images that are used without labels.
         image_ids: text file of ids, see ``read_id_list``; None: every image of the folder, in order of its name.
-        image_name: path below ``image_root``; {id} is the id, {city} what stands before its first underscore.
+        excluded_ids: text file of ids of the folder's images that are left out; only without ``image_ids``.
+        image_name: path below ``image_root``; {id} is the id, {city} what stands before its first underscore. "": the
+            file with this stem and one of ``IMAGE_ENDINGS``.
         label_name: path below ``label_root``, likewise.
         cure: sentence for error messages: how the files are obtained.
 
@@ -62,33 +66,52 @@ def load_listed_images(
 
     Raises:
         FileNotFoundError: the list, the image folder or an image is missing.
+        ValueError: two images share a stem, or the folder has none.
     """
     image_root, label_root = Path(image_root), Path(label_root)
-    if image_ids is None:
-        names = _images_in(image_root, cure)
-        ids: Sequence[str] = [Path(name).stem for name in names]
+    if image_name and image_ids is not None:
+        files = {i: _place(image_name, i) for i in read_id_list(image_ids)}
+        check_files(image_root, [str(image_root / name) for name in files.values()], cure)
     else:
-        ids = read_id_list(image_ids)
-        names = [image_name.format(id=i, city=i.split("_")[0]) for i in ids]
-    entries: list[DatasetDict] = [
+        files = _images_in(image_root, cure)
+        if image_ids is not None:
+            files = _only(files, read_id_list(image_ids), folder=image_root, listed_in=image_ids)
+        elif excluded_ids is not None:
+            left_out = _only(files, read_id_list(excluded_ids), folder=image_root, listed_in=excluded_ids)
+            files = {i: name for i, name in files.items() if i not in left_out}
+    return [
         {
             "file_name": str(image_root / name),
             "image_id": i,
-            "sem_seg_file_name": str(label_root / label_name.format(id=i, city=i.split("_")[0])),
+            "sem_seg_file_name": str(label_root / _place(label_name, i)),
         }
-        for i, name in zip(ids, names, strict=True)
+        for i, name in files.items()
     ]
-    check_files(image_root, [entry["file_name"] for entry in entries], cure)
-    return entries
 
 
-def _images_in(folder: Path, cure: str) -> list[str]:
+def _place(pattern: str, image_id: str) -> str:
+    return pattern.format(id=image_id, city=image_id.split("_")[0])
+
+
+def _images_in(folder: Path, cure: str) -> dict[str, str]:
+    """File name of every image of a folder by its id, in order of the names."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images. {cure}".rstrip())
     names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
-    stems = [Path(name).stem for name in names]
-    twice = [stem for stem in stems if stems.count(stem) > 1]
-    if not names or twice:
-        why = f"{twice[0]} exists with two endings" if twice else f"no image ({', '.join(IMAGE_ENDINGS)})"
-        raise ValueError(f"{folder}: {why}; give every image one file. {cure}".rstrip())
-    return names
+    files = {Path(name).stem: name for name in names}
+    if not names:
+        raise ValueError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)}). {cure}".rstrip())
+    if len(files) < len(names):
+        twice = next(name for name in names if files[Path(name).stem] != name)
+        raise ValueError(f"{folder}: {twice} and {files[Path(twice).stem]} have one id; give every image one file")
+    return files
+
+
+def _only(files: Mapping[str, str], ids: Sequence[str], *, folder: Path, listed_in: str | Path) -> dict[str, str]:
+    missing = [i for i in ids if i not in files]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: has no image {missing[0]}, nor {len(missing) - 1} others of the {len(ids)} that {listed_in} "
+            "lists; ids are file names without their ending"
+        )
+    return {i: files[i] for i in ids}

@@ -167,7 +167,8 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
     image_root: str | Path,
     label_root: str | Path,
     image_ids: str | Path | None = None,
-    image_name: str = "{id}.jpg",
+    excluded_ids: str | Path | None = None,
+    image_name: str = "",
     label_name: str = "{id}.png",
     label_map: Mapping[int, int] | None = None,
     cure: str = "",
@@ -180,6 +181,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
         image_root: folder of the images.
         label_root: folder of the label PNGs.
         image_ids: text file of image ids; None: every image of the folder.
+        excluded_ids: text file of ids that are left out of the folder.
         image_name: see ``padding.data.listed_images.load_listed_images``.
         label_name: likewise.
         label_map: value in the PNG -> contiguous id or the ignore label; None: the values are contiguous ids and 255.
@@ -190,7 +192,13 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
     """
     files = {"image_root": str(image_root), "label_root": str(label_root)}
     loader = partial(
-        load_listed_images, **files, image_ids=image_ids, image_name=image_name, label_name=label_name, cure=cure
+        load_listed_images,
+        **files,
+        image_ids=image_ids,
+        excluded_ids=excluded_ids,
+        image_name=image_name,
+        label_name=label_name,
+        cure=cure,
     )
     _register(name, loader, class_split, "sem_seg", unseen_only=False, label_map=label_map, files=files)
 

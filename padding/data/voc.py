@@ -57,5 +57,6 @@ def register_voc(root: Path) -> None:
             image_root=folder / "JPEGImages",
             label_root=folder / labels,
             image_ids=splits_dir() / "voc" / f"{part}.txt",
+            image_name="{id}.jpg",
             cure=_CURE,
         )
