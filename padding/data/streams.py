@@ -124,7 +124,7 @@ class TrainStream:
     together read in every step what one process with batches of b * W reads.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (rank and number of processes are two of nine)
         self,
         dataset: Sequence[Mapping[str, Any]] | Dataset[Any],
         mapper: MapperFn,

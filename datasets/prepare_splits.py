@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check and draw lists of labeled and unlabeled images, as DATASETS.SPLIT names them.
+
+    python datasets/prepare_splits.py                                   # check all shipped lists
+    python datasets/prepare_splits.py voc/cps_blender camvid            # some of them
+    python datasets/prepare_splits.py --folder my/lists --images my/images
+    python datasets/prepare_splits.py --folder my/lists --images my/images --draw 50 --seed 0
+
+A shipped list must have the count and hash of its protocol, no id twice or in both lists, and together they must be the
+stated pool. Your own lists are compared with the images of a folder. --draw writes new lists: ids in sorted order, drawn
+with numpy.random.RandomState(seed).choice; with one seed a small set is part of every larger one. Exit status: 0 all is
+well, 1 problems found, 2 input that cannot be used.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # `python datasets/prepare_splits.py` puts datasets/ on the path, not the repository.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tabulate import tabulate
+
+import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
+from padding.data.semi_splits import shipped_splits
+from padding.data.split_lists import (
+    SplitReport,
+    check_pools,
+    check_shipped_split,
+    check_split,
+    draw_labeled,
+    image_ids_in,
+    write_split,
+)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="shipped splits, or what their names begin with (default: all)")
+    parser.add_argument("--folder", type=Path, help="folder of your own labeled.txt and unlabeled.txt")
+    parser.add_argument("--images", type=Path, help="folder of all their images, sub-folders included")
+    parser.add_argument("--draw", type=int, metavar="N", help="write lists with N labeled images into --folder")
+    parser.add_argument("--seed", type=int, default=0, help="of --draw (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if args.names and args.folder:
+        parser.error("name shipped splits or give --folder, not both")
+    if args.draw is not None and not (args.folder and args.images):
+        parser.error("--draw needs --folder to write to and --images to draw from")
+    if args.images and not args.folder:
+        parser.error("--images belongs to --folder")
+    return args
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """Shipped splits with these names or below them.
+
+    Raises:
+        ValueError: a name that is none.
+    """
+    known = shipped_splits()
+    for name in names:
+        if not any(f"{split}/".startswith(f"{name}/") for split in known):
+            raise ValueError(f"no shipped split is '{name}' or begins with it; there are {', '.join(known)}")
+    return [split for split in known if not names or any(f"{split}/".startswith(f"{name}/") for name in names)]
+
+
+def show(reports: Sequence[SplitReport], further_problems: Sequence[str] = ()) -> int:
+    """Print a table and the problems; returns the exit status."""
+    rows = [(r.name, r.labeled, r.unlabeled, r.digest, "ok" if not r.problems else "PROBLEM") for r in reports]
+    print(tabulate(rows, headers=("split", "labeled", "unlabeled", "lists", "check"), disable_numparse=True))
+    problems = [*further_problems, *(f"{report.name}: {text}" for report in reports for text in report.problems)]
+    for problem in problems:
+        print(f"problem: {problem}")
+    return 1 if problems else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parse_arguments(arguments)
+    try:
+        if args.folder is None:
+            return show([check_shipped_split(name) for name in chosen(args.names)], check_pools())
+        ids = image_ids_in(args.images) if args.images else None
+        if args.draw is not None:
+            assert ids is not None  # the parser has seen to it
+            write_split(args.folder, *draw_labeled(ids, args.draw, seed=args.seed))
+        return show([check_split(args.folder, image_ids=ids)])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
