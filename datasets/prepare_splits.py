@@ -6,10 +6,10 @@
     python datasets/prepare_splits.py --folder my/lists --images my/images
     python datasets/prepare_splits.py --folder my/lists --images my/images --draw 50 --seed 0
 
-A shipped list must have the count and hash of its protocol, no id twice or in both lists, and together they must be the
-stated pool. Your own lists are compared with the images of a folder. --draw writes new lists: ids in sorted order, drawn
-with numpy.random.RandomState(seed).choice; with one seed a small set is part of every larger one. Exit status: 0 all is
-well, 1 problems found, 2 input that cannot be used.
+A shipped list must have the count and hash of its protocol and no id twice; the two of a split have none in common and
+add up to the stated pool. Your own lists are compared with the images of a folder. --draw writes new lists, drawn with
+numpy.random.RandomState(seed).choice from the sorted ids; with one seed a small set is part of every larger one. Exit
+status: 0 all is well, 1 problems found, 2 input that cannot be used.
 """
 
 import argparse

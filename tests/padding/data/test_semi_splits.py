@@ -3,6 +3,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_training_and_validation_share_no_image() -> None:
 def test_nested_protocols(protocol: str) -> None:
     ratios = {"camvid": ("1_8", "1_4", "1_2"), "shapes": ("24", "48", "96")}.get(protocol, RATIOS)
     sets = [labeled(f"{protocol}/{ratio}") for ratio in ratios]
-    assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    assert all(small < large for small, large in pairwise(sets))
 
 
 def test_protocols_of_one_ratio_are_told_apart() -> None:
