@@ -6,7 +6,7 @@ of every pixel with the prototype of its class (Eq. 6) is one number per pixel, 
 the students are to agree in it (Eq. 7). The idea without the cross is IFVD's (ECCV 2020).
 
 Nothing of size (B, D, N) is made but the features: prototypes and similarities are two matrix products over one-hot
-labels, and the similarity with the pixel's own class is picked from a (B, N, K) table.
+labels, and the similarity with the pixel's own class is picked from a (B, K, N) table.
 """
 
 from dataclasses import dataclass
@@ -109,8 +109,10 @@ def class_similarity(
         flat = features.float().flatten(2)  # (B, D, N)
         valid = pixels.valid.flatten(1)
         labels = torch.where(valid, pixels.labels.flatten(1), 0)
-        member = F.one_hot(labels, num_classes).to(flat.dtype) * valid[..., None]  # (B, N, K)
-        sums, counts = flat @ member, member.sum(dim=1)  # (B, D, K), (B, K)
+        classes = torch.arange(num_classes, device=labels.device)
+        # (B, K, N), pixels last as in the features: the gradients of both products then need no transposed copy.
+        member = ((labels[:, None] == classes[:, None]) & valid[:, None]).to(flat.dtype)
+        sums, counts = flat @ member.transpose(1, 2), member.sum(dim=2)  # (B, D, K), (B, K)
         if options.prototype_scope != "image":
             sums, counts = sums.sum(dim=0, keepdim=True), counts.sum(dim=0, keepdim=True)
         if options.prototype_scope == "batch_sync":
@@ -118,8 +120,8 @@ def class_similarity(
         prototypes = sums / counts[:, None].clamp_min(1)
         if options.detach_prototype:
             prototypes = prototypes.detach()
-        table = flat.transpose(1, 2) @ prototypes  # (B, N, K)
-        own = table.gather(2, labels[..., None])[..., 0]
+        table = prototypes.transpose(1, 2) @ flat  # (B, K, N)
+        own = table.gather(1, labels[:, None])[:, 0]
         norms = _norm(flat), _norm(prototypes).expand(len(flat), -1).gather(1, labels)
         cosine = own / (norms[0] * norms[1])
         # A vector of zeros has no direction, and a gradient without bound.
@@ -211,4 +213,5 @@ def _normalized(values: Tensor, valid: Tensor, how: str) -> Tensor:
 
 def _norm(vectors: Tensor) -> Tensor:
     """Euclidean norm over dimension 1, at least the smallest one, where its gradient is 0."""
+    # Not vector_norm: over a dimension that is not the last it is slower and sums with less precision.
     return (vectors**2).sum(dim=1).clamp_min(_SMALLEST_NORM**2).sqrt()
