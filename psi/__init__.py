@@ -5,5 +5,6 @@ import padding  # first: the Detectron2 fixes come before anything of detectron2
 
 # isort: split
 from psi.config import add_psi_config
+from psi.label_store import StoredLabelMapper
 
-__all__ = ["add_psi_config", "padding"]
+__all__ = ["StoredLabelMapper", "add_psi_config", "padding"]

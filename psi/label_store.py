@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diffused labels on disk between the rounds of ``MODEL.PSI.SLD.MODE`` "rounds" (PSI).
+
+A round is a folder ``round_<t>`` with two 8-bit PNGs for each image, labels and weights at the size of the image, and
+a manifest. It is written as ``round_<t>.partial`` and renamed when every image of the data set is there, so that a
+reader sees whole rounds only. Weight 255 says "scribble", 1 to 254 "diffused" (B' in steps of 1/255), 0 "unlabeled".
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from padding.data.augmentation import View
+from padding.data.mappers import MAPPER_REGISTRY, SemanticMapper
+from padding.data.panoptic_png import save_png
+from padding.data.sample import IGNORE_LABEL
+from padding.data.targets import LabelMap, check_size, pad_to_size, read_label_map, transform_labels
+from psi.supervision import PixelSupervision
+
+__all__ = ["LABEL_KEY", "WEIGHT_KEY", "LabelStore", "StoredLabelMapper", "decoded_weights", "encoded_weights"]
+
+logger = logging.getLogger(__name__)
+
+LABEL_KEY = "diffused_file_name"
+"""Entry of an image that names its stored labels."""
+
+WEIGHT_KEY = "diffused_weight_file_name"
+"""Entry of an image that names its stored weights."""
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_SCRIBBLE = 255
+
+
+def encoded_weights(weights: npt.NDArray[np.float32], scribbles: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Weights in [0, 1] as bytes; a diffused pixel is never rounded to "unlabeled" or up to "scribble"."""
+    bytes_ = np.clip(np.rint(weights * 255.0), 1, _SCRIBBLE - 1)
+    return np.where(scribbles, _SCRIBBLE, np.where(weights > 0, bytes_, 0)).astype(np.uint8)
+
+
+def decoded_weights(stored: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Weights in [0, 1], and where the scribbles are."""
+    return stored.astype(np.float32) / 255.0, stored == _SCRIBBLE
+
+
+class LabelStore:
+    """The rounds of one training, in one folder.
+
+    Several processes may write different images of a round; ``start_round`` and ``finish_round`` belong to one of them,
+    with a barrier after the former and before the latter.
+    """
+
+    def __init__(self, folder: str | Path, *, num_classes: int) -> None:
+        """Name the folder; nothing is read or written yet.
+
+        Args:
+            folder: of all rounds; created by ``start_round``.
+            num_classes: K.
+
+        Raises:
+            ValueError: if a byte cannot hold K classes and void.
+        """
+        if num_classes > IGNORE_LABEL:
+            raise ValueError(
+                f"{num_classes} classes do not fit the 8-bit labels of {folder}; choose MODEL.PSI.SLD.MODE 'online'"
+            )
+        self.folder = Path(folder)
+        self.num_classes = num_classes
+
+    def rounds(self) -> list[int]:
+        """Numbers of the complete rounds, ascending."""
+        found = (re.fullmatch(r"round_(\d+)", path.parent.name) for path in self.folder.glob(f"round_*/{MANIFEST}"))
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def start_round(self, number: int) -> None:
+        """Make an empty place for a round; what a killed process left of it came from other weights, and goes."""
+        partial = self._partial(number)
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+
+    def write(self, number: int, image_id: int | str, supervision: PixelSupervision) -> None:
+        """Store the labels of one image in a round that was started.
+
+        Args:
+            number: of the round, the t of y_t.
+            image_id: of the data set.
+            supervision: of one image (B = 1), at its original size.
+
+        Raises:
+            ValueError: for more than one image, or a label that is no class.
+            FileNotFoundError: the round was not started.
+        """
+        if len(supervision.labels) != 1:
+            raise ValueError(
+                f"{len(supervision.labels)} images given for image {image_id}; labels are stored one by one"
+            )
+        labels = supervision.labels[0].cpu().numpy()
+        strange = np.setdiff1d(labels, [*range(self.num_classes), IGNORE_LABEL])
+        if len(strange):
+            raise ValueError(
+                f"labels of image {image_id} hold {strange[:5].tolist()}; expected 0 to {self.num_classes - 1}"
+            )
+        folder = self._partial(number)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}: call start_round({number}) before labels are written")
+        weights = encoded_weights(supervision.weights[0].float().cpu().numpy(), supervision.scribbles[0].cpu().numpy())
+        label_file, weight_file = _files(folder, image_id)
+        save_png(labels.astype(np.uint8), label_file)
+        save_png(weights, weight_file)
+
+    def finish_round(
+        self,
+        number: int,
+        image_ids: Iterable[int | str],
+        details: Mapping[str, Any] | None = None,
+        *,
+        keep_earlier: bool = True,
+    ) -> Path:
+        """Check that a round is complete and give it its final name; an older one of the same number is replaced.
+
+        Args:
+            number: of the round.
+            image_ids: of all images of the data set.
+            details: what the manifest also says: iteration, data set, options; JSON values.
+            keep_earlier: whether rounds with lower numbers stay.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileNotFoundError: labels of an image are missing.
+        """
+        partial, final = self._partial(number), self._final(number)
+        image_ids = list(image_ids)
+        missing = [i for i in image_ids if not all(path.is_file() for path in _files(partial, i))]
+        if missing:
+            raise FileNotFoundError(
+                f"{partial}: no labels of {len(missing)} of {len(image_ids)} images, such as {missing[0]!r}; start the "
+                "round again with all images of the training set"
+            )
+        manifest = {"format": _FORMAT, "round": number, "num_classes": self.num_classes, "images": len(image_ids)}
+        text = json.dumps({**manifest, "details": dict(details or {})}, indent=1)
+        (partial / MANIFEST).write_text(text, encoding="utf-8")  # readers do not look into partial rounds
+        replaced = final.with_name(final.name + ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():
+            final.rename(replaced)
+        partial.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+        for earlier in self.rounds():
+            if earlier < number and not keep_earlier:
+                shutil.rmtree(self._final(earlier))
+        logger.info("%s: labels of %d images", final, len(image_ids))
+        return final
+
+    def manifest(self, number: int) -> dict[str, Any]:
+        """What was written about a complete round.
+
+        Raises:
+            FileNotFoundError: there is no such round.
+            ValueError: the manifest cannot be read, or speaks of other classes.
+        """
+        path = self._final(number) / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}; the complete rounds in {self.folder} are {self.rounds()}")
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON ({error}); delete {path.parent} and run the round again") from error
+        found = (manifest.get("format"), manifest.get("num_classes"))
+        if found != (_FORMAT, self.num_classes):
+            raise ValueError(
+                f"{path} has format {found[0]} and {found[1]} classes, this training {_FORMAT} and {self.num_classes}; "
+                "name another MODEL.PSI.SLD.ROUNDS.FOLDER"
+            )
+        return manifest
+
+    def read(self, number: int, image_id: int | str) -> PixelSupervision:
+        """Labels of one image (B = 1) as they were stored; weights to 1/255.
+
+        Raises:
+            FileNotFoundError: there are none.
+        """
+        label_file, weight_file = _files(self._final(number), image_id)
+        weights, scribbles = decoded_weights(read_label_map(weight_file))
+        labels = torch.from_numpy(read_label_map(label_file).astype(np.int64))
+        return PixelSupervision(labels[None], torch.from_numpy(weights)[None], torch.from_numpy(scribbles)[None])
+
+    def entries(self, dataset_dicts: Sequence[Mapping[str, Any]], number: int) -> list[dict[str, Any]]:
+        """Entries of a data set with the labels of a round beside the scribbles; the given ones are not changed.
+
+        Raises:
+            FileNotFoundError: the round is not complete, or was written for another data set.
+        """
+        self.manifest(number)
+        folder = self._final(number)
+        entries = []
+        for entry in dataset_dicts:
+            label_file, weight_file = _files(folder, entry["image_id"])
+            if not label_file.is_file() or not weight_file.is_file():
+                raise FileNotFoundError(
+                    f"{folder} has no labels of image {entry['image_id']!r} ({entry.get('file_name')}); it was written "
+                    "for another training set, name another MODEL.PSI.SLD.ROUNDS.FOLDER"
+                )
+            entries.append({**entry, LABEL_KEY: str(label_file), WEIGHT_KEY: str(weight_file)})
+        return entries
+
+    def _final(self, number: int) -> Path:
+        return self.folder / f"round_{number}"
+
+    def _partial(self, number: int) -> Path:
+        return self.folder / f"round_{number}.partial"
+
+
+def _files(folder: Path, image_id: int | str) -> tuple[Path, Path]:
+    """Label and weight file of an image; ids may hold slashes (Cityscapes: city/name)."""
+    name = quote(str(image_id), safe="")
+    return folder / f"{name}_labels.png", folder / f"{name}_weights.png"
+
+
+@MAPPER_REGISTRY.register()
+class StoredLabelMapper(SemanticMapper):
+    """Scribbles as ``sem_seg`` and, where the entry names stored labels, these beside them.
+
+    Adds ``diffused`` (H, W) int64, the ignore label where nothing is known, and ``diffused_weight`` (H, W) float32 in
+    [0, 1]; both follow the geometry by nearest neighbor, as labels do.
+    """
+
+    default_augmentation = "scale_crop"
+
+    def add_targets(self, sample: dict[str, Any], view: View) -> None:
+        """Add ``sem_seg``, ``diffused`` and ``diffused_weight``."""
+        super().add_targets(sample, view)
+        if LABEL_KEY not in sample:
+            return
+        labels = self._transformed(sample, LABEL_KEY, view, self.ignore_label)
+        weights, _ = decoded_weights(self._transformed(sample, WEIGHT_KEY, view, 0))
+        sample["diffused"] = torch.from_numpy(labels.astype(np.int64))
+        # What rotates in from outside has the border value of labels, in the weights as well.
+        sample["diffused_weight"] = torch.from_numpy(weights * (labels != self.ignore_label))
+
+    def _transformed(self, sample: Mapping[str, Any], key: str, view: View, pad: int) -> LabelMap:
+        path = sample[key]
+        stored = read_label_map(path)
+        check_size(path, stored.shape, sample)
+        return pad_to_size(transform_labels(view.transforms, stored), self.plan.output_size, pad, name=str(path))
