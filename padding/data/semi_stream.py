@@ -68,7 +68,7 @@ def build_semi_supervised_stream(
         ValueError: unlabeled images are asked for, but there are none.
     """
     labeled, unlabeled = load_semi_supervised_entries(cfg)
-    common = {"rank": rank, "world_size": world_size, "num_workers": num_workers}
+    common: dict[str, Any] = {"rank": rank, "world_size": world_size, "num_workers": num_workers}
     mapper = build_mapper(cfg, is_train=True)
     first = TrainStream(labeled, mapper, batch_size=labeled_per_batch, seed=seed, **common)
     if unlabeled_per_batch == 0:

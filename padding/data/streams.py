@@ -158,7 +158,8 @@ class TrainStream:
         if batch_size < 1 or seed < 0 or start < 0:
             raise ValueError(f"need batch_size >= 1, seed >= 0, start >= 0; got {batch_size}, {seed}, {start}")
         # Serialised entries are unpickled anew for every use (no mapper can spoil them) and shared with forked workers.
-        entries = DatasetFromList(list(dataset), copy=False) if isinstance(dataset, list | tuple) else dataset
+        listed = isinstance(dataset, list | tuple)
+        entries: Any = DatasetFromList(list(dataset), copy=False) if listed else dataset  # type: ignore[arg-type]
         avoided = None if differs_from is None else differs_from._samples
         if avoided is not None and len(avoided.dataset) != len(entries):
             raise ValueError(f"a stream of {len(entries)} images cannot differ from one of {len(avoided.dataset)}")
