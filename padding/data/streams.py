@@ -163,7 +163,7 @@ class TrainStream:
         avoided = None if differs_from is None else differs_from._samples
         if avoided is not None and len(avoided.dataset) != len(entries):
             raise ValueError(f"a stream of {len(entries)} images cannot differ from one of {len(avoided.dataset)}")
-        self._samples = _SampleAtPosition(entries, mapper, seed, avoided)
+        self._samples: _SampleAtPosition = _SampleAtPosition(entries, mapper, seed, avoided)
         self._batch_size = batch_size
         self._rank = comm.get_rank() if rank is None else rank
         self._world_size = comm.get_world_size() if world_size is None else world_size
