@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentations from explicit arguments: large-scale jitter, resize-and-crop, test-time resizing.
+"""Augmentations from explicit arguments: jitter, resize-and-crop, rotation, crops with labels, test-time resizing.
 
 Reference: Mask2Former, Sec. 4.1 and appendix (training settings), whose published configurations PADing keeps. Geometry
 and colour are apart: labels and continuous maps follow the geometry, only the image sees the colour. Padding is not an
@@ -9,9 +9,10 @@ augmentation here: the mappers pad, since Detectron2 v0.6 cannot pad labels with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,6 +23,9 @@ from padding.data.targets import LabelMap, transform_labels
 
 __all__ = [
     "AugmentationPlan",
+    "BorderedRotation",
+    "LabeledCrop",
+    "RandomBorderedRotation",
     "ResizeByFactor",
     "View",
     "large_scale_jitter",
@@ -29,6 +33,8 @@ __all__ = [
     "resize_for_test",
     "scale_and_crop",
     "strong_colors",
+    "with_labeled_crops",
+    "with_rotation",
 ]
 
 
@@ -206,6 +212,121 @@ def scale_and_crop(
     height, width = (int(n) for n in crop_size)
     geometric = (ResizeByFactor(factors, sampling), T.RandomCrop("absolute", (height, width)), *_flip(flip))
     return AugmentationPlan(geometric, output_size=(height, width))
+
+
+class BorderedRotation(T.RotationTransform):
+    """Rotation about the centre at the same size, with a chosen value where the image does not reach.
+
+    Detectron2's own fills labels with 0 there, which is a class. Grey maps (h, w) are filled with 0.
+    """
+
+    def __init__(self, h: int, w: int, angle: float, *, image_border: Sequence[int], label_border: int) -> None:
+        """Take the angle in degrees, counter-clockwise, and what fills the corners of images and of label maps."""
+        super().__init__(h, w, angle, expand=False)
+        self.image_border = tuple(int(n) for n in image_border)
+        self.label_border = int(label_border)
+
+    def apply_image(self, img: npt.NDArray[Any], interp: int | None = None) -> npt.NDArray[Any]:
+        """Rotate an image (h, w, C) or a grey map (h, w), bilinearly unless told otherwise."""
+        border = self.image_border if img.ndim == 3 else (0,)
+        return self._warp(img, cv2.INTER_LINEAR if interp is None else interp, border)
+
+    def apply_segmentation(self, segmentation: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Rotate a label map (h, w); labels are not mixed."""
+        return self._warp(segmentation, cv2.INTER_NEAREST, (self.label_border,))
+
+    def _warp(self, array: npt.NDArray[Any], interpolation: int, border: tuple[int, ...]) -> npt.NDArray[Any]:
+        return cv2.warpAffine(array, self.rm_image, (self.w, self.h), flags=interpolation, borderValue=border)
+
+
+class RandomBorderedRotation(T.Augmentation):
+    """Rotate by a random angle, see ``BorderedRotation``."""
+
+    def __init__(self, degrees: float, *, image_border: Sequence[int], label_border: int) -> None:
+        """Take the largest angle to either side, in (0, 180]."""
+        super().__init__()
+        if not 0 < degrees <= 180:
+            raise ValueError(f"INPUT.ROTATION is {degrees}; expected degrees in (0, 180], or 0 for none")
+        if not 0 <= label_border <= 255:
+            raise ValueError(f"rotation fills labels with {label_border}, more than a byte holds; set INPUT.ROTATION 0")
+        self.degrees = degrees
+        self.image_border = image_border
+        self.label_border = label_border
+
+    def get_transform(self, image: npt.NDArray[np.uint8]) -> Transform:
+        """Draw the angle."""
+        # The global generator, like every augmentation of Detectron2: the streams seed it for each sample.
+        angle = np.random.uniform(-self.degrees, self.degrees)  # noqa: NPY002
+        height, width = image.shape[:2]
+        return BorderedRotation(height, width, angle, image_border=self.image_border, label_border=self.label_border)
+
+
+class LabeledCrop(T.Augmentation):
+    """Draw crops until one holds enough labelled pixels; of crops that do not, the one with the most is taken.
+
+    Scribbles cover a few per cent of an image, and a crop without any teaches nothing. Images without labels are
+    cropped once.
+    """
+
+    def __init__(self, crop: T.Augmentation, *, min_labeled: int, ignore_label: int, attempts: int = 10) -> None:
+        """Take the crop that is drawn, the pixels it should hold, the label that does not count, and the attempts."""
+        super().__init__()
+        self.crop = crop
+        self.min_labeled = min_labeled
+        self.ignore_label = ignore_label
+        self.attempts = attempts
+
+    def get_transform(self, image: npt.NDArray[np.uint8], sem_seg: LabelMap | None) -> Transform:
+        """Draw the crop."""
+        inputs = (image, sem_seg) if isinstance(self.crop, T.RandomCrop_CategoryAreaConstraint) else (image,)
+        best, most = None, -1
+        for _ in range(self.attempts):
+            crop = self.crop.get_transform(*inputs)
+            if sem_seg is None:
+                return crop
+            found = int(np.count_nonzero(crop.apply_segmentation(sem_seg) != self.ignore_label))
+            if found > most:
+                best, most = crop, found
+            if found >= self.min_labeled:
+                break
+        return best
+
+
+_CROPS = (T.RandomCrop, T.RandomCrop_CategoryAreaConstraint, T.FixedSizeCrop)
+
+
+def with_rotation(
+    plan: AugmentationPlan, *, degrees: float, image_border: Sequence[int], label_border: int
+) -> AugmentationPlan:
+    """The plan with a random rotation before its crop, or at its end if there is none.
+
+    Args:
+        plan: without rotation.
+        degrees: largest angle to either side.
+        image_border: value of each channel where the rotated image does not reach, usually the mean pixel.
+        label_border: label there, usually the one that is ignored; never a class.
+    """
+    rotation = RandomBorderedRotation(degrees, image_border=image_border, label_border=label_border)
+    crops = [i for i, step in enumerate(plan.geometric) if isinstance(step, _CROPS)]
+    position = crops[0] if crops else len(plan.geometric)
+    return replace(plan, geometric=(*plan.geometric[:position], rotation, *plan.geometric[position:]))
+
+
+def with_labeled_crops(plan: AugmentationPlan, *, min_labeled: int, ignore_label: int) -> AugmentationPlan:
+    """The plan with its crop redrawn until it holds enough labelled pixels, see ``LabeledCrop``.
+
+    Raises:
+        ValueError: the plan does not crop.
+    """
+    if not any(isinstance(step, _CROPS) for step in plan.geometric):
+        raise ValueError(
+            f"INPUT.CROP.MIN_LABELED is {min_labeled}, but nothing is cropped; set INPUT.CROP.ENABLED, or MIN_LABELED 0"
+        )
+    steps = (
+        LabeledCrop(step, min_labeled=min_labeled, ignore_label=ignore_label) if isinstance(step, _CROPS) else step
+        for step in plan.geometric
+    )
+    return replace(plan, geometric=tuple(steps))
 
 
 def strong_colors(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

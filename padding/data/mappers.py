@@ -28,6 +28,8 @@ from padding.data.augmentation import (
     resize_for_test,
     scale_and_crop,
     strong_colors,
+    with_labeled_crops,
+    with_rotation,
 )
 from padding.data.catalog import class_split_of
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX
@@ -72,12 +74,25 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Mapping[str, Any]], 
     return MAPPER_REGISTRY.get(class_name)(cfg, is_train=is_train)
 
 
-def _plan_from_config(cfg: CfgNode, is_train: bool, default: str, ignore_label: int) -> AugmentationPlan:
+def _plan_from_config(
+    cfg: CfgNode, is_train: bool, default: str, *, ignore_label: int, label_pad: int
+) -> AugmentationPlan:
     """Augmentation for a mapper whose own ``default`` holds unless the configured alias says otherwise."""
     keys = cfg.INPUT
     if not is_train:
         return resize_for_test(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST)
     _, kind = _ALIASES.get(keys.DATASET_MAPPER_NAME, ("", default))
+    plan = _crop_plan(keys, kind, ignore_label)
+    if keys.ROTATION:
+        mean = [round(value) for value in cfg.MODEL.PIXEL_MEAN]
+        plan = with_rotation(plan, degrees=keys.ROTATION, image_border=mean, label_border=label_pad)
+    if keys.CROP.MIN_LABELED:
+        plan = with_labeled_crops(plan, min_labeled=keys.CROP.MIN_LABELED, ignore_label=ignore_label)
+    return plan
+
+
+def _crop_plan(keys: CfgNode, kind: str, ignore_label: int) -> AugmentationPlan:
+    """Scaling, cropping, flipping and colours of the INPUT keys."""
     if kind == "jitter":
         return large_scale_jitter(
             image_size=keys.IMAGE_SIZE, min_scale=keys.MIN_SCALE, max_scale=keys.MAX_SCALE, flip=keys.RANDOM_FLIP
@@ -134,7 +149,7 @@ class Mapper:
             image_pad_value: grey value of padding, 0 to 255.
             extra_maps: names of continuous grey maps; the file of "x" is the entry "x_file_name", the sample's "x" is
                 float32 (1, H, W) in [0, 1], bilinearly resized with the image's geometry and 0 in the padding.
-            valid_mask: add ``valid`` (H, W) bool, False in the padding.
+            valid_mask: add ``valid`` (H, W) bool, False where there is no image: padding and the corners of a rotation.
             strong_view: add ``image_strong``, the same view with its colours changed.
         """
         self.is_train = is_train
@@ -146,10 +161,13 @@ class Mapper:
         self.strong_view = strong_view
 
     @classmethod
-    def _base_arguments(cls, cfg: CfgNode, is_train: bool, ignore_label: int = IGNORE_LABEL) -> dict[str, Any]:
+    def _base_arguments(
+        cls, cfg: CfgNode, is_train: bool, *, ignore_label: int = IGNORE_LABEL, label_pad: int = VOID_INDEX
+    ) -> dict[str, Any]:
+        default = cls.default_augmentation
         return {
             "is_train": is_train,
-            "plan": _plan_from_config(cfg, is_train, cls.default_augmentation, ignore_label),
+            "plan": _plan_from_config(cfg, is_train, default, ignore_label=ignore_label, label_pad=label_pad),
             "image_format": cfg.INPUT.FORMAT,
             "image_pad_value": cfg.INPUT.IMAGE_PAD_VALUE,
             "extra_maps": cfg.INPUT.EXTRA_MAPS,
@@ -180,13 +198,15 @@ class Mapper:
         view = View(image, *self.read_labels(sample, image.shape[:2]))
         self.plan(view)
         name, size = str(sample["file_name"]), self.plan.output_size
-        visible = np.ones(view.image.shape[:2], dtype=bool)
         if self.strong_view:
             sample["image_strong"] = _as_image_tensor(
                 targets.pad_to_size(self._recolored(view.image), size, self.image_pad_value, name=name)
             )
         view.image = targets.pad_to_size(view.image, size, self.image_pad_value, name=name)
         if self.valid_mask:
+            # Rotation fills corners with the void label, so the image is marked with another number.
+            mark = 1 if self.label_pad != 1 else 2
+            visible = view.transforms.apply_segmentation(np.full(image.shape[:2], mark, np.uint8)) == mark
             sample["valid"] = torch.from_numpy(targets.pad_to_size(visible, size, False, name=name))
         if view.labels is not None:
             view.labels = targets.pad_to_size(view.labels, size, self.label_pad, name=name)
@@ -283,7 +303,7 @@ class SemanticMapper(Mapper):
         metadata = MetadataCatalog.get(dataset_name)
         ignore_label = getattr(metadata, "ignore_label", IGNORE_LABEL)
         return {
-            **cls._base_arguments(cfg, is_train, ignore_label),
+            **cls._base_arguments(cfg, is_train, ignore_label=ignore_label, label_pad=ignore_label),
             "num_classes": class_split_of(dataset_name).num_classes,
             "ignore_label": ignore_label,
             "with_masks": cfg.INPUT.SEMANTIC_MASKS,
@@ -301,6 +321,8 @@ class SemanticMapper(Mapper):
         if self.label_map is not None:
             labels = targets.translate_labels(labels, self.label_map, path=path)
         targets.check_label_range(labels, num_classes=self.num_classes, ignore_label=self.ignore_label, path=path)
+        if self.ignore_label <= np.iinfo(np.uint8).max:
+            labels = labels.astype(np.uint8)  # all labels are below; two bytes would be transformed apart
         return labels, None
 
     def add_targets(self, sample: dict[str, Any], view: View) -> None:

@@ -101,6 +101,9 @@ CROP = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.S
         ("mask_former_semantic", [], ["INPUT.COLOR_AUG_SSD", True]),
         ("mask_former_semantic", [], ["INPUT.SIZE_DIVISIBILITY", 100]),
         ("mask_former_semantic", [], ["INPUT.SEMANTIC_MASKS", False]),
+        ("mask_former_semantic", [], ["INPUT.ROTATION", 10.0]),
+        ("mask_former_semantic", [*CROP, "INPUT.ROTATION", 45.0], ["INPUT.CROP.MIN_LABELED", 10_000]),
+        ("mask_former_semantic", [], ["INPUT.VALID_MASK", True]),
         ("mask_former_semantic", [], ["INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj"]),
     ],
 )

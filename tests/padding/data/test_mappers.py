@@ -353,3 +353,80 @@ def test_real_coco_image(real_data: Path) -> None:
     for mask, segment in zip(sample["instances"].gt_masks.numpy(), kept, strict=True):
         np.testing.assert_array_equal(mask[:height], ids == segment["id"])
         assert mask.sum() == segment["area"]
+
+
+def test_rotation_is_void_in_labels_mean_in_the_image_and_not_valid(tiny: TinyPanoptic) -> None:
+    cfg = config("mask_former_semantic", ROTATION=10.0, VALID_MASK=True, EXTRA_MAPS=["grey"], SIZE_DIVISIBILITY=100)
+    cfg.MODEL.PIXEL_MEAN = [1.4, 2.6, 3.0]
+    uncovered = inner = 0
+    grey = tiny.root / "grey.png"
+    Image.fromarray(np.full((64, 96), 255, np.uint8)).save(grey)
+    for seed in range(6):
+        np.random.seed(seed)
+        sample = build_mapper(cfg, is_train=True)({**entries_of(tiny)[0], "grey_file_name": str(grey)})
+        assert sample is not None
+        valid, image = sample["valid"].numpy(), sample["image"].permute(1, 2, 0).numpy()
+        assert valid.dtype == bool
+        assert not valid[64:].any()
+        assert not valid[:, 96:].any()
+        corners = ~valid[:64, :96]
+        uncovered += int(corners.sum())
+        assert (sample["sem_seg"].numpy()[~valid] == 255).all()
+        assert (sample["sem_seg"].numpy()[valid] != 255).all(), "every pixel of the first image belongs to a segment"
+        assert not sample["instances"].gt_masks.numpy()[:, ~valid].any()
+        # Interpolation blends the pixels at the image's edge.
+        away = corners & ~np.roll(valid, 2, 0)[:64, :96] & ~np.roll(valid, 2, 1)[:64, :96]
+        away &= ~np.roll(valid, -2, 0)[:64, :96] & ~np.roll(valid, -2, 1)[:64, :96]
+        inner += int(away.sum())
+        assert (image[:64, :96][away] == (1, 3, 3)).all()
+        assert (image[64:] == 128).all()
+        assert (sample["grey"][0, :64, :96].numpy()[away] == 0).all()
+    assert uncovered > 1000
+    assert inner > 300
+
+
+@pytest.mark.parametrize("mapper", ["PanopticMapper", "InstanceMapper"])
+def test_rotated_segments_do_not_reach_into_the_corners(tiny: TinyPanoptic, mapper: str) -> None:
+    cfg = config(mapper, ROTATION=15.0, VALID_MASK=True)
+    entry = entries_of(tiny)[0] if mapper == "PanopticMapper" else instance_entry(tiny)
+    np.random.seed(1)
+    sample = build_mapper(cfg, is_train=True)(entry)
+    assert sample is not None
+    masks, valid = sample["instances"].gt_masks.numpy(), sample["valid"].numpy()
+    assert len(masks) > 1
+    assert masks.any(axis=0)[valid].any()
+    assert not masks[:, ~valid].any()
+
+
+def instance_entry(tiny: TinyPanoptic) -> dict[str, Any]:
+    objects = load_coco_json(str(tiny.json_file), str(tiny.root / "images"))[0]
+    return objects
+
+
+def test_valid_is_false_in_the_padding_alone_without_rotation(tiny: TinyPanoptic) -> None:
+    cfg = config("mask_former_semantic", VALID_MASK=True, SIZE_DIVISIBILITY=100)
+    sample = build_mapper(cfg, is_train=True)(entries_of(tiny)[0])
+    assert sample is not None
+    assert sample["valid"][:64, :96].all()
+    assert sample["valid"].sum() == 64 * 96
+
+
+def test_crops_hold_labelled_pixels(tiny: TinyPanoptic, tmp_path: Path) -> None:
+    """Only one corner of the image is labelled; the sixteen-bit file is read as what it means."""
+    labels = np.full((64, 96), 255, np.uint16)
+    labels[:20, :20] = 1
+    Image.fromarray(labels).save(tmp_path / "sparse.png")
+    entry = {k: v for k, v in entries_of(tiny)[0].items() if k not in ("pan_seg_file_name", "segments_info")}
+    entry["sem_seg_file_name"] = str(tmp_path / "sparse.png")
+    counts: dict[int, list[int]] = {0: [], 30: []}
+    for least, found in counts.items():
+        cfg = config("mask_former_semantic", ROTATION=5.0)
+        cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [32, 32]
+        cfg.INPUT.CROP.MIN_LABELED = least
+        for seed in range(20):
+            np.random.seed(seed)
+            sample = build_mapper(cfg, is_train=True)(entry)
+            assert sample is not None
+            assert set(sample["sem_seg"].unique().tolist()) <= {1, 255}
+            found.append(int((sample["sem_seg"] == 1).sum()))
+    assert sum(n >= 30 for n in counts[30]) > sum(n >= 30 for n in counts[0]) + 5
