@@ -97,7 +97,7 @@ def _images_in(folder: Path, cure: str) -> dict[str, str]:
     """File name of every image of a folder by its id, in order of the names."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images. {cure}".rstrip())
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix.lower() in IMAGE_ENDINGS)
     files = {Path(name).stem: name for name in names}
     if not names:
         raise ValueError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)}). {cure}".rstrip())
