@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "IGNORE_LABEL",
+    "confident",
     "cross_entropy",
     "dice_loss",
     "divergence",
@@ -127,8 +129,13 @@ def ohem_cross_entropy(
         ignore_label: void.
 
     Returns:
-        Scalar, float32, mean over the kept pixels.
+        Scalar, float32, mean over the kept pixels; 0 without a labeled pixel.
+
+    Raises:
+        ValueError: for a threshold that is no positive probability.
     """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"MODEL.TCC.SUP.OHEM.THRESHOLD is {threshold}; expected a probability above 0")
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.cross_entropy(logits.float(), labels, ignore_index=ignore_label, reduction="none")
         losses = losses[labels != ignore_label]
