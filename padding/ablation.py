@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.utils.logger import setup_logger
@@ -34,7 +35,7 @@ from padding.modeling.maskformer import MaskFormer
 from padding.rows import Row, Study, mean_and_spread, read_row, run_once, spread_text, sweep_table, without_nan
 from padding.seen_bias import sweep_summary
 
-__all__ = ["METHODS_OF_TABLE_1", "prepare", "rows_of_table", "run_table"]
+__all__ = ["METHODS_OF_TABLE_1", "choose_rows", "prepare", "rows_of_table", "run_table"]
 
 ROWS = Path(__file__).parents[1] / "configs" / "ablations" / "padding" / "_base_"
 METHODS_OF_TABLE_1 = {
@@ -94,7 +95,9 @@ def prepare(cfg: CfgNode, config_file: str) -> None:
 def _config_that_writes(weights: str, folder: Path) -> Path | None:
     """The configuration beside the given one whose OUTPUT_DIR the weights lie in."""
     for path in sorted(folder.glob("*.yaml")):
-        if Path(load_cfg(str(path), [], (add_padding_config,)).OUTPUT_DIR) == Path(weights).parent:
+        # Only this key: other methods' configurations hold keys that are unknown here.
+        written = (yaml.safe_load(path.read_text()) or {}).get("OUTPUT_DIR")
+        if written is not None and Path(written) == Path(weights).parent:
             return path
     return None
 
@@ -205,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error(f"--seeds {args.seeds}: at least one seed is needed")
     setup_logger(name="padding")
     cfg = load_cfg(args.config_file, args.opts, (add_padding_config,))
-    rows = _chosen(rows_of_table(args.table, cfg), args.rows, parser)
+    rows = choose_rows(rows_of_table(args.table, cfg), args.rows, parser)
     output = args.output or Path("output/ablation") / Path(args.config_file).stem
     prepare(cfg, args.config_file)
     study = Study(args.config_file, tuple(args.opts), output)
@@ -215,7 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return content
 
 
-def _chosen(rows: list[Row], names: str | None, parser: argparse.ArgumentParser) -> list[Row]:
+def choose_rows(rows: list[Row], names: str | None, parser: argparse.ArgumentParser) -> list[Row]:
+    """Rows named on a command line, by file or label, comma-separated; all without names."""
     if names is None:
         return rows
     wanted = [name.strip() for name in names.split(",")]

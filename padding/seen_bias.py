@@ -34,21 +34,24 @@ from padding.evaluation.instance import InstanceGroundTruth, mask_entries
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.report import write_text_atomically
 from padding.evaluation.semantic import SemanticGroundTruth
-from padding.evaluation.sweep import GAMMAS, Postprocess, RawPrediction, Sweep, draw_curve, sweep_panoptic
+from padding.evaluation.sweep import GAMMAS, Postprocess, RawPrediction, Sweep, draw_curve
 from padding.evaluation.sweep import sweep_results as results_of
 from padding.evaluation.task_sweeps import Detect, QueryMasks, sweep_instances, sweep_semantic
 from padding.modeling.batching import resize_logits
 from padding.modeling.inference import apply_seen_bias, binary_masks, panoptic_inference, top_pairs
 from padding.modeling.maskformer import MaskFormer
 from padding.modeling.postprocessing import predict_image
+from padding.panoptic_sweep import Setting, sweep_settings
 
 __all__ = [
     "QUANTITIES",
     "QueryPrediction",
+    "SegmentorOutput",
     "load_model",
     "postprocess_with_bias",
     "query_predictions",
     "raw_predictions",
+    "segmentor_outputs",
     "sweep_model",
     "sweep_summary",
 ]
@@ -78,31 +81,66 @@ class QueryPrediction:
             self.mask_logits, image_size=self.image_size, output_size=self.output_size, padded_size=self.padded_size
         )
 
+    def as_raw(self) -> RawPrediction:
+        """On the CPU, masks at the original size."""
+        masks = self.full_masks().cpu()
+        return {"class_logits": self.class_logits.cpu(), "mask_logits": masks, "image_id": self.image_id}
+
+
+@dataclass(frozen=True)
+class SegmentorOutput:
+    """What the frozen part of the network says of one image; any classifier can be put on top.
+
+    Attributes:
+        outputs: of ``predict_queries``, a batch of one.
+    """
+
+    image_id: int | str
+    outputs: dict[str, Tensor]
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+    @torch.no_grad()
+    def classified(self, model: MaskFormer) -> QueryPrediction:
+        """With the class logits of ``model``, whose segmentor must be the one of these outputs."""
+        return QueryPrediction(
+            image_id=self.image_id,
+            class_logits=model.class_logits(self.outputs)[0],
+            mask_logits=self.outputs["pred_masks"][0].float(),
+            padded_size=self.padded_size,
+            image_size=self.image_size,
+            output_size=self.output_size,
+        )
+
 
 @torch.no_grad()
-def query_predictions(model: MaskFormer, loader: Iterable[list[dict[str, Any]]]) -> Iterator[QueryPrediction]:
-    """Run the network image by image; tensors stay on its device."""
+def segmentor_outputs(model: MaskFormer, loader: Iterable[list[dict[str, Any]]]) -> Iterator[SegmentorOutput]:
+    """Run the network up to its class head, image by image; tensors stay on its device."""
     for batch in loader:
         images = model.preprocess(batch)
-        outputs = model.predict_queries(images)
-        logits = model.class_logits(outputs)
+        outputs = {name: value for name, value in model.predict_queries(images).items() if isinstance(value, Tensor)}
         height, width = images.tensor.shape[-2:]
         for i, (sample, size) in enumerate(zip(batch, images.image_sizes, strict=True)):
-            yield QueryPrediction(
+            yield SegmentorOutput(
                 image_id=sample["image_id"],
-                class_logits=logits[i],
-                mask_logits=outputs["pred_masks"][i].float(),
+                outputs={name: value[i : i + 1] for name, value in outputs.items()},
                 padded_size=(height, width),
                 image_size=(size[0], size[1]),
                 output_size=(sample["height"], sample["width"]),
             )
 
 
+def query_predictions(model: MaskFormer, loader: Iterable[list[dict[str, Any]]]) -> Iterator[QueryPrediction]:
+    """Run the network image by image; tensors stay on its device."""
+    for output in segmentor_outputs(model, loader):
+        yield output.classified(model)
+
+
 def raw_predictions(model: MaskFormer, loader: Iterable[list[dict[str, Any]]]) -> Iterator[RawPrediction]:
     """Class logits (Q, K+1) and mask logits (Q, h, w) at the original size, image by image, on the CPU."""
     for raw in query_predictions(model, loader):
-        masks = raw.full_masks().cpu()
-        yield {"class_logits": raw.class_logits.cpu(), "mask_logits": masks, "image_id": raw.image_id}
+        yield raw.as_raw()
 
 
 def postprocess_with_bias(model: MaskFormer, seen_ids: Sequence[int], gamma: float) -> Postprocess:
@@ -179,9 +217,11 @@ def _evaluator_type(dataset: str) -> str:
 
 def _panoptic(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[float]) -> tuple[Sweep, ClassGroups]:
     truth = PanopticGroundTruth.of_dataset(dataset)
-    at = partial(postprocess_with_bias, model, truth.groups.seen_ids)
     raw = _with_progress(raw_predictions(model, loader), len(truth.image_ids))
-    return sweep_panoptic(raw, at, truth, gammas), truth.groups
+    settings = [Setting(gamma, model.inference.object_mask_threshold) for gamma in gammas]
+    overlap = model.inference.overlap_threshold
+    sweep = sweep_settings(raw, truth, settings, thing_ids=model.thing_ids, overlap_threshold=overlap)
+    return sweep, truth.groups
 
 
 def _semantic(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[float]) -> tuple[Sweep, ClassGroups]:

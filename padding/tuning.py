@@ -4,16 +4,17 @@
 ``python -m padding.tuning --config-file configs/shapes_zsp.yaml --segmentors A.pth B.pth --seeds 3 [KEY VALUE ...]``
 
 A zero-shot method is one point of a trade-off between seen and unseen classes, so that a row with one more tuned number
-beats a row without. Here each row gets four settings of its training (unseen class weight and number of synthetic
-features; for the projection, which has neither, the temperature of its cosines), three object-mask thresholds and every
+beats a row without. Here each row gets six settings of its training (unseen class weight and number of synthetic
+features; for the projection, which has neither, the temperature of its cosines), five object-mask thresholds and every
 gamma. They are chosen by the best harmonic mean of PQ on half A, with one seed and the first segmentor. The report is
 half B's: area under the seen-unseen curve, and the harmonic mean at the gamma chosen on half A, for every segmentor and
-seed. Finished runs and measurements are not repeated.
+seed. The frozen segmentor sees the images once; finished runs and measurements are not repeated.
 """
 
 import argparse
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
-from padding.ablation import prepare, rows_of_table
+from padding.ablation import choose_rows, prepare, rows_of_table
 from padding.config import add_padding_config
 from padding.data.streams import build_eval_loader
 from padding.engine.setup import load_cfg
@@ -30,26 +31,27 @@ from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.report import write_text_atomically
 from padding.evaluation.sweep import (
     GAMMAS,
-    Postprocess,
+    AccumulatedSweep,
     RawPrediction,
     area_under_curve,
     best_harmonic_mean,
     half_of_images,
     seen_unseen_curve,
-    sweep_panoptic,
 )
-from padding.modeling.inference import apply_seen_bias, panoptic_inference
+from padding.feature_bank import weights_digest
 from padding.modeling.maskformer import MaskFormer
+from padding.panoptic_sweep import Setting, sweep_settings
 from padding.rows import Row, Study, spread_text, without_nan
-from padding.seen_bias import raw_predictions
+from padding.seen_bias import SegmentorOutput, segmentor_outputs
 
-__all__ = ["THRESHOLDS", "TUNING_GAMMAS", "Choice", "choose", "report_on_half_b", "settings_of", "tune_on_half_a"]
+__all__ = ["THRESHOLDS", "TUNING_GAMMAS", "Choice", "HalfMeasures", "choose", "settings_of", "tune_and_report"]
 
-THRESHOLDS = (0.3, 0.5, 0.7)
+THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TUNING_GAMMAS = tuple(float(gamma) for gamma in range(-3, 11))
 _WEIGHT, _NUMBER = "MODEL.PADING.CLASSIFIER.UNSEEN_WEIGHT", "MODEL.PADING.CLASSIFIER.NUM_PER_CLASS"
-_GENERATIVE = tuple((_WEIGHT, w, _NUMBER, n) for w, n in (("1.0", "4"), ("5.0", "4"), ("20.0", "4"), ("5.0", "16")))
-_PROJECTION = tuple(("MODEL.PADING.PROJECTION.TEMPERATURE", t) for t in ("0.005", "0.01", "0.02", "0.05"))
+_GENERATIVE = tuple((_WEIGHT, weight, _NUMBER, number) for weight in ("1.0", "5.0", "20.0") for number in ("4", "16"))
+_TEMPERATURES = ("0.01", "0.02", "0.05", "0.1", "0.2", "0.5")
+_PROJECTION = tuple(("MODEL.PADING.PROJECTION.TEMPERATURE", temperature) for temperature in _TEMPERATURES)
 _THRESHOLD = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
 
 
@@ -71,84 +73,87 @@ class Choice:
 
 
 def settings_of(row: Row) -> tuple[tuple[str, ...], ...]:
-    """Settings of the training that are tried for a row: four for each, so that no row is tuned more than another."""
+    """Settings of the training that are tried for a row: as many for each, so that no row is tuned more than another.
+
+    Raises:
+        ValueError: for a row without a training.
+    """
     if not row.trained:
-        return ((),)
+        raise ValueError(f"row '{row.label}' is not trained: there is nothing to tune")
     return _PROJECTION if row.name == "projection" else _GENERATIVE
 
 
-def tune_on_half_a(cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
-    """Harmonic mean of PQ on half A at every threshold and gamma.
+class HalfMeasures:
+    """What is measured on each half; the segmentor's outputs are kept for the next classifier on the same segmentor."""
 
-    Returns:
-        ``{"points": [{threshold, gamma, seen, unseen, hm}, ...]}``, percent.
-    """
-    truth = PanopticGroundTruth.of_dataset(cfg.DATASETS.TEST[0])
-    raw = half_predictions(raw_predictions(model.eval(), build_eval_loader(cfg, cfg.DATASETS.TEST[0])), truth, half=0)
-    grid = [(threshold, gamma) for threshold in THRESHOLDS for gamma in TUNING_GAMMAS]
-    seen_ids = truth.groups.seen_ids
-    # The sweep only hands its numbers on: here they are places in the grid.
-    sweep = sweep_panoptic(raw, lambda i: segments_at(model, seen_ids, *grid[int(i)]), truth, range(len(grid)))
-    curve = seen_unseen_curve(range(len(grid)), sweep.scores("a"), truth.groups)
-    points = [
-        {"threshold": threshold, "gamma": gamma, "seen": seen, "unseen": unseen, "hm": hm}
-        for (threshold, gamma), seen, unseen, hm in zip(
-            grid, curve.seen, curve.unseen, curve.harmonic_means, strict=True
-        )
-    ]
-    return {"points": points}
+    def __init__(self) -> None:
+        self._key: tuple[str, str] | None = None
+        self._outputs: list[SegmentorOutput] = []
+        self._truths: dict[str, PanopticGroundTruth] = {}
 
+    def on_half_a(self, cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
+        """Harmonic mean of PQ on half A at every threshold and gamma.
 
-def report_on_half_b(cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
-    """Area under the curve of half B, and its harmonic mean at the gamma that is best on half A.
+        Returns:
+            ``{"points": [{threshold, gamma, seen, unseen, hm}, ...]}``, percent.
+        """
+        settings = [Setting(gamma, threshold) for threshold in THRESHOLDS for gamma in TUNING_GAMMAS]
+        sweep, truth = self._sweep(cfg, model, settings, half=0)
+        curve = seen_unseen_curve(sweep.gammas, sweep.scores("a"), truth.groups)
+        points = [
+            {"threshold": setting.threshold, "gamma": setting.gamma, "seen": seen, "unseen": unseen, "hm": hm}
+            for setting, seen, unseen, hm in zip(settings, curve.seen, curve.unseen, curve.harmonic_means, strict=True)
+        ]
+        return {"points": points}
 
-    Returns:
-        ``AUSUC`` in [0, 1]; ``hm``, ``seen``, ``unseen``, ``hm_at_gamma_0`` in percent; ``gamma``.
-    """
-    truth = PanopticGroundTruth.of_dataset(cfg.DATASETS.TEST[0])
-    raw = raw_predictions(model.eval(), build_eval_loader(cfg, cfg.DATASETS.TEST[0]))
-    threshold, seen_ids = model.inference.object_mask_threshold, truth.groups.seen_ids
-    sweep = sweep_panoptic(raw, lambda gamma: segments_at(model, seen_ids, threshold, gamma), truth, GAMMAS)
-    a, b = (seen_unseen_curve(sweep.gammas, sweep.scores(half), truth.groups) for half in "ab")
-    best = best_harmonic_mean(a, b)
-    return {
-        "AUSUC": area_under_curve(b.seen, b.unseen),
-        "hm": best.hm,
-        "seen": best.seen,
-        "unseen": best.unseen,
-        "gamma": best.gamma,
-        "hm_at_gamma_0": b.harmonic_means[GAMMAS.index(0.0)],
-    }
+    def on_half_b(self, cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
+        """Area under the curve of half B, and its harmonic mean at the gamma that is best on half A.
 
+        Returns:
+            ``AUSUC`` in [0, 1]; ``hm``, ``seen``, ``unseen``, ``hm_at_gamma_0`` in percent; ``gamma``.
+        """
+        settings = [Setting(gamma, model.inference.object_mask_threshold) for gamma in GAMMAS]
+        sweep, truth = self._sweep(cfg, model, settings, half=None)
+        a, b = (seen_unseen_curve(sweep.gammas, sweep.scores(half), truth.groups) for half in "ab")
+        best = best_harmonic_mean(a, b)
+        return {
+            "AUSUC": area_under_curve(b.seen, b.unseen),
+            "hm": best.hm,
+            "seen": best.seen,
+            "unseen": best.unseen,
+            "gamma": best.gamma,
+            "hm_at_gamma_0": b.harmonic_means[GAMMAS.index(0.0)],
+        }
 
-def half_predictions(
-    predictions: Iterable[RawPrediction], truth: PanopticGroundTruth, *, half: int
-) -> Iterator[RawPrediction]:
-    """Predictions of the images of one half, 0 for A and 1 for B."""
-    half_of = half_of_images(truth.image_ids)
-    return (raw for raw in predictions if half_of[raw["image_id"]] == half)
+    def _sweep(
+        self, cfg: CfgNode, model: MaskFormer, settings: Sequence[Setting], *, half: int | None
+    ) -> tuple[AccumulatedSweep, PanopticGroundTruth]:
+        """Sweep the images of one half, 0 for A, or of both."""
+        dataset = cfg.DATASETS.TEST[0]
+        if dataset not in self._truths:
+            self._truths[dataset] = PanopticGroundTruth.of_dataset(dataset)
+        truth = self._truths[dataset]
+        half_of = half_of_images(truth.image_ids)
+        chosen = (output for output in self._segmentor_outputs(cfg, model) if half in (None, half_of[output.image_id]))
+        raw: Iterator[RawPrediction] = (output.classified(model).as_raw() for output in chosen)
+        overlap = model.inference.overlap_threshold
+        return sweep_settings(raw, truth, settings, thing_ids=model.thing_ids, overlap_threshold=overlap), truth
 
-
-def segments_at(model: MaskFormer, seen_ids: Sequence[int], threshold: float, gamma: float) -> Postprocess:
-    """Function from a raw prediction to panoptic segments, with a threshold of its own."""
-
-    def postprocess(raw: RawPrediction) -> tuple[Any, Sequence[dict[str, Any]]]:
-        return panoptic_inference(
-            apply_seen_bias(raw["class_logits"], seen_ids, gamma),
-            raw["mask_logits"],
-            thing_ids=model.thing_ids,
-            object_mask_threshold=threshold,
-            overlap_threshold=model.inference.overlap_threshold,
-        )
-
-    return postprocess
+    def _segmentor_outputs(self, cfg: CfgNode, model: MaskFormer) -> list[SegmentorOutput]:
+        """Of all images, at the network's own resolution; run again only for another segmentor."""
+        dataset = cfg.DATASETS.TEST[0]
+        key = (weights_digest([model.backbone, model.sem_seg_head]), dataset)
+        if key != self._key:
+            self._outputs = list(segmentor_outputs(model.eval(), build_eval_loader(cfg, dataset)))
+            self._key = key
+        return self._outputs
 
 
 def choose(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Choice:
     """The setting, threshold and gamma with the best harmonic mean; of equal ones the first.
 
     Args:
-        results: settings of the training -> what ``tune_on_half_a`` returned.
+        results: settings of the training -> what ``HalfMeasures.on_half_a`` returned.
     """
     known = [(options, point) for options, result in results.items() for point in result["points"]]
     options, best = max(known, key=lambda entry: entry[1]["hm"] if entry[1]["hm"] == entry[1]["hm"] else -1.0)
@@ -163,7 +168,7 @@ def tune_and_report(
     ``tuning.json`` and ``tuning.md`` are written after every row.
 
     Args:
-        rows: of Table 1.
+        rows: trained rows of Table 1.
         studies: one for each segmentor.
         seeds: of the second stage.
         output: folder.
@@ -171,12 +176,13 @@ def tune_and_report(
     Returns:
         What the JSON holds.
     """
+    measures = HalfMeasures()
     chosen: dict[str, Choice] = {}
     runs: dict[str, list[dict[str, Any]]] = {}
     content: dict[str, Any] = {}
     for row in rows:
         tuned = {
-            options: studies[0].measure(_with(row, options), 0, "half_a", tune_on_half_a)
+            options: studies[0].measure(_with(row, options), 0, f"half_a_{_grid_digest()}", measures.on_half_a)
             for options in settings_of(row)
         }
         chosen[row.label] = choice = choose(tuned)
@@ -185,10 +191,10 @@ def tune_and_report(
             {
                 "segmentor": index,
                 "seed": seed,
-                **study.measure(final, seed, "half_b", report_on_half_b, _THRESHOLD, str(choice.threshold)),
+                **study.measure(final, seed, "half_b", measures.on_half_b, _THRESHOLD, str(choice.threshold)),
             }
             for index, study in enumerate(studies)
-            for seed in (seeds if row.trained else seeds[:1])
+            for seed in seeds
         ]
         content = {
             "markdown": to_markdown(runs, chosen),
@@ -202,6 +208,11 @@ def tune_and_report(
 
 def _with(row: Row, options: tuple[str, ...]) -> Row:
     return row._replace(options=(*row.options, *options))
+
+
+def _grid_digest() -> str:
+    """Measurements of another grid are not taken for those of this one."""
+    return hashlib.sha256(repr((THRESHOLDS, TUNING_GAMMAS)).encode()).hexdigest()[:6]
 
 
 def to_markdown(runs: Mapping[str, Sequence[Mapping[str, Any]]], chosen: Mapping[str, Choice]) -> str:
@@ -232,9 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--segmentors", nargs="+", metavar="PTH", help="pre-trained weights; default: the config's own")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of the second stage: 0 to N-1")
-    parser.add_argument(
-        "--rows", metavar="NAMES", help="some of the rows of Table 1, by file or label, comma-separated"
-    )
+    parser.add_argument("--rows", metavar="NAMES", help="some of the rows, by file or label, comma-separated")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/tuning/<config>")
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="-- KEY VALUE pairs for all rows")
     args = parser.parse_args(arguments)
@@ -245,21 +254,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     cfg = load_cfg(args.config_file, options, (add_padding_config,))
     segmentors = args.segmentors or [cfg.MODEL.WEIGHTS]
     for weights in segmentors:
-        prepare(
-            load_cfg(args.config_file, [*options, "MODEL.WEIGHTS", weights], (add_padding_config,)), args.config_file
-        )
+        own = load_cfg(args.config_file, [*options, "MODEL.WEIGHTS", weights], (add_padding_config,))
+        prepare(own, args.config_file)
     output = args.output or Path("output/tuning") / Path(args.config_file).stem
     studies = [
         Study(args.config_file, ("MODEL.WEIGHTS", weights, *options), output / f"segmentor_{index}")
         for index, weights in enumerate(segmentors)
     ]
-    rows = [row for row in rows_of_table(1, cfg) if row.trained]
-    if args.rows:
-        wanted = {name.strip() for name in args.rows.split(",")}
-        rows = [row for row in rows if wanted & {row.name, row.label}]
-        if not rows:
-            parser.error(f"--rows {args.rows}: no such row")
-    content = tune_and_report(rows, studies, range(args.seeds), output)
+    trained = [row for row in rows_of_table(1, cfg) if row.trained]
+    content = tune_and_report(choose_rows(trained, args.rows, parser), studies, range(args.seeds), output)
     print(f"\n{content['markdown']}\n\nnumbers in {output / 'tuning.json'}")  # noqa: T201  (the command line's result)
     return content
 

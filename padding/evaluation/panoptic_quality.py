@@ -25,6 +25,7 @@ __all__ = [
     "on_own_crowd",
     "overlap_table",
     "segment_columns",
+    "segment_positions",
 ]
 
 VOID_ID = 0  # reserved by the COCO panoptic format in ground truth and predictions alike
@@ -96,12 +97,30 @@ class PanopticQuality:
         gt_ids, gt_class = segment_columns(gt_segments, self.num_classes, "ground truth")
         pred_ids, pred_class = segment_columns(pred_segments, self.num_classes, "prediction")
         overlap = overlap_table(gt_map, pred_map, gt_ids, pred_ids)  # (G+1, N+1), row 0 void, column 0 unlabelled
-        pred_area = overlap.sum(axis=0)[1:]
-        if not pred_area.all():
-            raise ValueError(f"predicted segments {pred_ids[pred_area == 0].tolist()} have no pixel; leave them out")
-        gt_area = ground_truth_area(gt_segments, overlap)
+        empty = overlap.sum(axis=0)[1:] == 0
+        if empty.any():
+            raise ValueError(f"predicted segments {pred_ids[empty].tolist()} have no pixel; leave them out")
         crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in gt_segments], dtype=bool)
+        self.update_overlap(overlap, pred_class, gt_class, ground_truth_area(gt_segments, overlap), crowd)
 
+    def update_overlap(
+        self,
+        overlap: npt.NDArray[np.int64],
+        pred_class: npt.NDArray[np.int64],
+        gt_class: npt.NDArray[np.int64],
+        gt_area: npt.NDArray[np.int64],
+        crowd: npt.NDArray[np.bool_],
+    ) -> None:
+        """Take in one image whose segments are counted already; nothing is checked.
+
+        Args:
+            overlap: (G+1, N+1) pixels shared by each pair, void and unlabelled first; every prediction has some.
+            pred_class: (N,) contiguous category ids.
+            gt_class: (G,) contiguous category ids.
+            gt_area: (G,) pixels of each ground-truth segment.
+            crowd: (G,) whether it is a crowd region.
+        """
+        pred_area = overlap.sum(axis=0)[1:]
         shared, on_void = overlap[1:, 1:], overlap[0, 1:]
         union = gt_area[:, None] + pred_area[None, :] - shared - on_void[None, :]
         comparable = (gt_class[:, None] == pred_class[None, :]) & ~crowd[:, None] & (shared > 0)
@@ -183,8 +202,8 @@ def overlap_table(
 ) -> npt.NDArray[np.int64]:
     """Pixels shared by each ground-truth and each predicted segment, (G+1, N+1) int64, void and unlabelled first."""
     gt_values, pred_values, pixels = _runs(gt_map, pred_map)
-    row = _positions(gt_values, gt_ids, "ground truth")
-    column = _positions(pred_values, pred_ids, "prediction")
+    row = segment_positions(gt_values, gt_ids, "ground truth")
+    column = segment_positions(pred_values, pred_ids, "prediction")
     columns = pred_ids.size + 1
     counts = np.bincount(row * columns + column, weights=pixels, minlength=(gt_ids.size + 1) * columns)
     return counts.astype(np.int64).reshape(gt_ids.size + 1, columns)  # float64 sums of pixels are exact below 2**53
@@ -209,8 +228,12 @@ def _runs(
     return gt_values, (values >> np.uint64(shift)).astype(np.int64), lengths
 
 
-def _positions(values: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], source: str) -> npt.NDArray[np.int64]:
-    """Index of each value in ``ids`` plus one, 0 for void."""
+def segment_positions(values: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], source: str) -> npt.NDArray[np.int64]:
+    """Index of each value in ``ids`` plus one, 0 for void.
+
+    Raises:
+        ValueError: if a value is neither void nor among ``ids``.
+    """
     order = np.argsort(ids)
     known = np.concatenate(([VOID_ID], ids[order]))
     target = np.concatenate(([0], order + 1))

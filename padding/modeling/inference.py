@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "apply_seen_bias",
+    "assign_segments",
     "binary_masks",
     "boxes_of_masks",
     "instance_inference",
@@ -156,12 +157,12 @@ def panoptic_inference(
 
     # float64 holds pixel counts and class ids exactly, so that one tensor crosses to the CPU.
     table = torch.stack([row.double() for row in (labels, scores, own_areas, won_areas, shown_areas)], dim=1).tolist()
-    ids, segments = _assign_segments(table, thing_ids, overlap_threshold)
+    ids, segments = assign_segments(table, thing_ids, overlap_threshold)
     id_of_query = torch.tensor(ids, dtype=torch.int32, device=mask_logits.device)
     return id_of_query[winner] * inside, segments
 
 
-def _assign_segments(
+def assign_segments(
     table: list[list[float]], thing_ids: frozenset[int], overlap_threshold: float
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """Segment id of each query (0: dropped) and the segments, from rows (label, score, own, won, shown area)."""
