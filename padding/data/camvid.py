@@ -10,7 +10,7 @@ from padding.data.class_split import ClassSplit
 from padding.data.registration import register_listed_images
 from padding.data.sample import IGNORE_LABEL
 
-__all__ = ["camvid_split", "register_camvid"]
+__all__ = ["camvid_label_map", "camvid_split", "register_camvid"]
 
 VOID = 11
 _CLASSES = (
@@ -41,16 +41,20 @@ def camvid_split() -> ClassSplit:
     )
 
 
+def camvid_label_map() -> dict[int, int]:
+    """Value in the PNGs -> class, void 255."""
+    return {**{i: i for i in range(len(_CLASSES))}, VOID: IGNORE_LABEL, IGNORE_LABEL: IGNORE_LABEL}
+
+
 def register_camvid(folder: Path) -> None:
     """Register ``camvid_train_sem_seg`` (367 images) and ``camvid_val_sem_seg`` (101)."""
     split = camvid_split()
-    label_map = {**{i: i for i in range(split.num_classes)}, VOID: IGNORE_LABEL, IGNORE_LABEL: IGNORE_LABEL}
     for part in ("train", "val"):
         register_listed_images(
             f"camvid_{part}_sem_seg",
             class_split=split,
             image_root=folder / "images" / part,
             label_root=folder / "labels" / part,
-            label_map=label_map,
+            label_map=camvid_label_map(),
             cure=_CURE,
         )

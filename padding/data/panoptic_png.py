@@ -6,7 +6,7 @@ single image and can run in a worker process.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -231,11 +231,20 @@ def _mask_ids(ids: npt.NDArray[np.int32], ignored_ids: tuple[int, ...]) -> npt.N
     return np.stack([kept & 255, (kept >> 8) & 255, kept >> 16], axis=-1).astype(np.uint8)
 
 
-def save_png(array: npt.NDArray[np.uint8], path: Path) -> None:
-    """Write under a temporary name, then rename: a killed process leaves no half file under the final name."""
+def save_png(array: npt.NDArray[np.uint8], path: Path, *, palette: Sequence[Sequence[int]] = ()) -> None:
+    """Write under a temporary name, then rename: a killed process leaves no half file under the final name.
+
+    Args:
+        array: (h, w) or (h, w, 3) uint8.
+        path: the PNG.
+        palette: RGB of the values 0, 1, ... of an (h, w) array, shown by image viewers.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    image = Image.fromarray(array)
+    if palette:
+        image.putpalette([channel for color in palette for channel in color])
     try:
-        Image.fromarray(array).save(temporary, format="PNG")
+        image.save(temporary, format="PNG")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from PIL import Image
 from torch import Tensor
 
+from padding.data.cityscapes import cityscapes_label_map
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.report import build_report, publish, write_text_atomically
@@ -268,16 +269,6 @@ def read_label_map(path: str | Path, label_map: Mapping[int, int] | None = None)
     table = np.zeros(int(found.max()) + 1, dtype=np.int64)
     table[found] = [label_map[int(label)] for label in found]
     return table[labels]
-
-
-def cityscapes_label_map(ignore_label: int = 255) -> dict[int, int]:
-    """Cityscapes' 34 ``labelIds`` (and 255, its license plate) -> 19 train ids, the rest ``ignore_label``."""
-    from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
-
-    num_labels = 34
-    label_map = dict.fromkeys((*range(num_labels), 255), ignore_label)
-    label_map.update({category["id"]: category["trainId"] for category in CITYSCAPES_CATEGORIES})
-    return label_map
 
 
 def _truth_files(dataset_name: str, records: Sequence[Mapping[str, Any]], sem_seg_root: str | None) -> dict[str, Path]:

