@@ -83,6 +83,7 @@ def mapped(entry: dict[str, Any], mapper: str, overrides: list[Any]) -> list[Any
 
 
 CROP = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", (32, 32)]
+SMALL = ["INPUT.CROP.SIZE", (32, 32)]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,10 @@ CROP = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.S
         ("mask_former_semantic", [], ["INPUT.ROTATION", 10.0]),
         ("mask_former_semantic", [*CROP, "INPUT.ROTATION", 45.0], ["INPUT.CROP.MIN_LABELED", 10_000]),
         ("mask_former_semantic", [], ["INPUT.VALID_MASK", True]),
+        ("mask_former_semantic", [], ["INPUT.STRONG_VIEW", True]),
+        ("semantic_scale_crop", SMALL, ["INPUT.CROP.SIZE", (24, 32)]),
+        ("semantic_scale_crop", SMALL, ["INPUT.SCALE_FACTORS", (2.0,)]),
+        ("semantic_scale_crop", SMALL, ["INPUT.SCALE_SAMPLING", "range"]),
         ("mask_former_semantic", [], ["INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj"]),
     ],
 )
