@@ -68,7 +68,7 @@ class PixelLabels(NamedTuple):
 
 
 def labels_of(logits: Tensor, valid: Tensor, conf_threshold: float = 0.0) -> PixelLabels:
-    """Pseudo labels: the best class of each pixel, without gradient.
+    """Pseudo labels: the best class of each pixel, without gradient (L_k of Eq. 3 and 4).
 
     Args:
         logits: (B, K, H, W) float.
@@ -176,7 +176,7 @@ def feature_consistency(
 
 
 def _assigned_labels(labels: tuple[PixelLabels, PixelLabels], source: str) -> tuple[PixelLabels, PixelLabels]:
-    """Labels that each student's features are grouped by."""
+    """Labels that each student's features are grouped by; "cross" is the masking of Eq. 3 and 4."""
     if source == "cross":
         return labels[1], labels[0]
     if source == "own":

@@ -184,7 +184,7 @@ class CohortObjective:
         assert self.consistency is not None
         if side.labels is not None:
             known = side.valid & (side.labels != IGNORE_LABEL)
-            pixels = [PixelLabels(side.labels.clamp_max(self.num_classes - 1), known)] * 2
+            pixels = [PixelLabels(side.labels, known)] * 2
         else:
             scores = side.targets or logits
             threshold = self.consistency.conf_threshold
@@ -195,8 +195,8 @@ class CohortObjective:
 
 
 def full_size_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring (B, K, h, w) logits to (H, W), bilinear without aligned corners."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    """Bring (B, K, h, w) logits to (H, W) in float32, bilinear without aligned corners."""
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
 
 def _full_size(side: Side) -> dict[str, Tensor]:
