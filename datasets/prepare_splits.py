@@ -5,11 +5,13 @@
     python datasets/prepare_splits.py voc/cps_blender camvid            # some of them
     python datasets/prepare_splits.py --folder my/lists --images my/images
     python datasets/prepare_splits.py --folder my/lists --images my/images --draw 50 --seed 0
+    python datasets/prepare_splits.py --folder my/lists --images my/images --labels my/labels --exclude my/val.txt
 
 A shipped list must have the count and hash of its protocol and no id twice; the two of a split have none in common and
 add up to the stated pool. Your own lists are compared with the images of a folder. --draw writes new lists, drawn with
-numpy.random.RandomState(seed).choice from the sorted ids; with one seed a small set is part of every larger one. Exit
-status: 0 all is well, 1 problems found, 2 input that cannot be used.
+numpy.random.RandomState(seed).choice from the sorted ids; with one seed a small set is part of every larger one.
+--labels writes lists in which the images with a label file are labeled. --exclude leaves out the images kept for
+evaluation. Lists are never overwritten. Exit status: 0 all is well, 1 problems found, 2 input that cannot be used.
 """
 
 import argparse
@@ -24,6 +26,7 @@ if __name__ == "__main__":
 from tabulate import tabulate
 
 import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
+from padding.data.listed_images import read_id_list
 from padding.data.semi_splits import shipped_splits
 from padding.data.split_lists import (
     SplitReport,
@@ -32,6 +35,7 @@ from padding.data.split_lists import (
     check_split,
     draw_labeled,
     image_ids_in,
+    labeled_by_files,
     write_split,
 )
 
@@ -42,16 +46,37 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", help="shipped splits, or what their names begin with (default: all)")
     parser.add_argument("--folder", type=Path, help="folder of your own labeled.txt and unlabeled.txt")
     parser.add_argument("--images", type=Path, help="folder of all their images, sub-folders included")
-    parser.add_argument("--draw", type=int, metavar="N", help="write lists with N labeled images into --folder")
+    parser.add_argument("--exclude", type=Path, metavar="FILE", help="ids of images that belong into neither list")
+    writes = parser.add_mutually_exclusive_group()
+    writes.add_argument("--draw", type=int, metavar="N", help="write lists with N labeled images into --folder")
+    writes.add_argument("--labels", type=Path, metavar="DIR", help="write lists: those with DIR/ID.png are labeled")
     parser.add_argument("--seed", type=int, default=0, help="of --draw (default: %(default)s)")
     args = parser.parse_args(arguments)
     if args.names and args.folder:
         parser.error("name shipped splits or give --folder, not both")
-    if args.draw is not None and not (args.folder and args.images):
-        parser.error("--draw needs --folder to write to and --images to draw from")
+    if (args.draw is not None or args.labels or args.exclude) and not (args.folder and args.images):
+        parser.error("--draw, --labels and --exclude need --folder for the lists and --images for the ids")
     if args.images and not args.folder:
         parser.error("--images belongs to --folder")
     return args
+
+
+def pool_of(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """Ids that the lists are about; None without --images.
+
+    Raises:
+        ValueError: an excluded id is no image.
+    """
+    if args.images is None:
+        return None
+    ids = image_ids_in(args.images)
+    if args.exclude is None:
+        return ids
+    excluded = set(read_id_list(args.exclude))
+    unknown = sorted(excluded - set(ids))
+    if unknown:
+        raise ValueError(f"{args.exclude}: {len(unknown)} ids are no image of {args.images}, first {unknown[0]}")
+    return tuple(one for one in ids if one not in excluded)
 
 
 def chosen(names: Sequence[str]) -> list[str]:
@@ -83,10 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.folder is None:
             return show([check_shipped_split(name) for name in chosen(args.names)], check_pools())
-        ids = image_ids_in(args.images) if args.images else None
+        ids = pool_of(args)
         if args.draw is not None:
-            assert ids is not None  # the parser has seen to it
-            write_split(args.folder, *draw_labeled(ids, args.draw, seed=args.seed))
+            write_split(args.folder, *draw_labeled(ids or (), args.draw, seed=args.seed))
+        elif args.labels is not None:
+            write_split(args.folder, *labeled_by_files(ids or (), args.labels))
         return show([check_split(args.folder, image_ids=ids)])
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

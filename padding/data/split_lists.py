@@ -23,6 +23,7 @@ __all__ = [
     "check_split",
     "draw_labeled",
     "image_ids_in",
+    "labeled_by_files",
     "published_lists",
     "write_split",
 ]
@@ -195,6 +196,30 @@ def draw_labeled(image_ids: Iterable[str], count: int, *, seed: int) -> tuple[tu
         raise ValueError(f"cannot label {count} of {len(pool)} images; choose a number from 1 to {len(pool) - 1}")
     drawn = set(np.random.RandomState(seed).choice(pool, count, replace=False).tolist())
     return tuple(sorted(drawn)), tuple(one for one in pool if one not in drawn)
+
+
+def labeled_by_files(image_ids: Iterable[str], label_folder: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Labeled are the images with a PNG of their name in a folder, unlabeled the others.
+
+    Returns:
+        Labeled and unlabeled ids, both sorted.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds labels of no image, or of every image.
+    """
+    folder = Path(label_folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of labels")
+    pool = sorted(set(image_ids))
+    with_file = {path.stem for path in folder.glob("[!.]*.png")}
+    labeled = tuple(one for one in pool if one in with_file)
+    if not 1 <= len(labeled) < len(pool):
+        raise ValueError(
+            f"{folder} holds labels (ID.png) of {len(labeled)} of the {len(pool)} images; lists of labeled and "
+            "unlabeled images need some of both"
+        )
+    return labeled, tuple(one for one in pool if one not in with_file)
 
 
 def write_split(folder: str | Path, labeled: Sequence[str], unlabeled: Sequence[str]) -> None:

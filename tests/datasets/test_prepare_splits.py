@@ -62,6 +62,25 @@ def test_check_reports_problems(images, tmp_path, capsys):
     assert main(words[:2]) == 0, "without --images the lists alone are checked"
 
 
+def test_images_with_a_label_file_are_labeled_and_excluded_ones_in_neither_list(images, tmp_path, capsys):
+    (tmp_path / "labels").mkdir()
+    for index in (3, 7, 11, 12):
+        (tmp_path / "labels" / f"{index:02d}.png").touch()
+    (tmp_path / "val.txt").write_text("12\n13\n")
+    words = ["--folder", str(tmp_path / "lists"), "--images", str(images), "--exclude", str(tmp_path / "val.txt")]
+    assert main([*words, "--labels", str(tmp_path / "labels")]) == 0
+    split = read_semi_split(str(tmp_path / "lists"))
+    assert split.labeled == ("03", "07", "11")
+    assert len(split.unlabeled) == 15
+    assert not {"12", "13"} & {*split.labeled, *split.unlabeled}
+    assert main(words) == 0
+    assert main(words[:4]) == 1, "without --exclude the two are missing"
+    assert "2 ids are in neither list, first 12, 13" in capsys.readouterr().out
+    (tmp_path / "val.txt").write_text("12\n99\n")
+    assert main(words) == 2
+    assert "1 ids are no image of" in capsys.readouterr().err
+
+
 def test_input_that_cannot_be_used(images, tmp_path, capsys):
     words = ["--folder", str(tmp_path / "lists"), "--images", str(images)]
     assert main([*words, "--draw", "20"]) == 2
@@ -71,7 +90,9 @@ def test_input_that_cannot_be_used(images, tmp_path, capsys):
     assert main(["--folder", str(tmp_path / "none")]) == 1
 
 
-@pytest.mark.parametrize("words", [["--draw", "3"], ["--images", "x"], ["voc", "--folder", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--draw", "3"], ["--images", "x"], ["--folder", "x", "--labels", "y"], ["a", "--folder", "x"]]
+)
 def test_options_that_belong_together(words, capsys):
     with pytest.raises(SystemExit):
         main(words)

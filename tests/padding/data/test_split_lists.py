@@ -16,6 +16,7 @@ from padding.data.split_lists import (
     check_split,
     draw_labeled,
     image_ids_in,
+    labeled_by_files,
     published_lists,
     write_split,
 )
@@ -172,6 +173,18 @@ def test_shipped_lists_of_ours_are_drawn_by_this_rule(name: str, count: int) -> 
 def test_drawing_all_or_none_is_an_error(count: int) -> None:
     with pytest.raises(ValueError, match=f"cannot label {count} of 3 images; choose a number from 1 to 2"):
         draw_labeled(("a", "b", "c"), count, seed=0)
+
+
+def test_images_with_label_files(tmp_path: Path) -> None:
+    for name in ("b.png", "c.jpg", "x.png", ".a.png"):
+        (tmp_path / name).touch()
+    assert labeled_by_files(("c", "b", "a"), tmp_path) == (("b",), ("a", "c"))
+    with pytest.raises(ValueError, match=r"holds labels \(ID\.png\) of 0 of the 2 images"):
+        labeled_by_files(("c", "a"), tmp_path)
+    with pytest.raises(ValueError, match="of 2 of the 2 images"):
+        labeled_by_files(("b", "x"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder of labels"):
+        labeled_by_files(("a",), tmp_path / "none")
 
 
 def test_written_lists_are_read_again_and_never_overwritten(tmp_path: Path) -> None:
