@@ -7,7 +7,8 @@ one of the two optimisers, so that DistributedDataParallel wraps both; in evalua
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -310,6 +311,22 @@ class PADing(MaskFormer):
                 "training; leave them out, or set the mode to 'gzsl'"
             )
         super().restrict_to(class_ids)
+
+    @contextmanager
+    def limited_to(self, num_classes: int) -> Iterator[None]:
+        """Within the context, added classes still compete but are not predicted: a data set does not know them.
+
+        Args:
+            num_classes: those of the data set, the first ones.
+        """
+        active = self.active_ids
+        if self.num_test_classes > num_classes:
+            predicted = self.unseen_ids.tolist() if self.test_mode == "zsl" else range(num_classes)
+            self.active_ids = tuple(i for i in active or predicted if i < num_classes)
+        try:
+            yield
+        finally:
+            self.active_ids = active
 
     def _left_out(self) -> Tensor:
         """Ids of the classes that are no part of the label space in mode ``zsl``."""

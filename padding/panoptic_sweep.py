@@ -105,6 +105,8 @@ def _counts(
     overlap_threshold: float,
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Overlap table (G+1, N+1) and classes (N,) of the predicted segments at each setting."""
+    if not settings:
+        return
     masks = _Masks.of(raw)
     num_classes = raw["class_logits"].shape[-1] - 1
     gammas = sorted({setting.gamma for setting in settings})

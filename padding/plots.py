@@ -34,13 +34,14 @@ from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.panoptic_confusion import confusion_results
 from padding.evaluation.report import write_text_atomically
-from padding.evaluation.sweep import GAMMAS, draw_curve, sweep_panoptic, sweep_results
+from padding.evaluation.sweep import GAMMAS, draw_curve, sweep_results
 from padding.figures import draw_class_bars, draw_confusion, draw_embedding_map, draw_primitives
 from padding.meta_arch import PADing
 from padding.modeling.maskformer import MaskFormer
 from padding.observation import Observation, observed_predictions
+from padding.panoptic_sweep import Setting, sweep_settings
 from padding.primitive_activations import characteristic_primitives, primitive_activations
-from padding.seen_bias import load_model, postprocess_with_bias
+from padding.seen_bias import limited_to_data, load_model, postprocess_with_bias
 
 __all__ = ["FIGURES", "draw_figures", "embed_in_plane"]
 
@@ -106,6 +107,14 @@ def _draw_primitives(folder: Path, model: PADing, groups: ClassGroups, seed: int
     write_text_atomically(folder / "primitives.json", json.dumps(content, indent=1) + "\n")
 
 
+def _groups_of_model(model: MaskFormer, groups: ClassGroups) -> ClassGroups:
+    """Classes of the model: those of the data set, and any that were added."""
+    if not isinstance(model, PADing) or model.num_test_classes == groups.num_classes:
+        return groups
+    split = model.label_space
+    return ClassGroups(split.names, split.seen_ids, split.unseen_ids, split.thing_ids, split.dataset_ids)
+
+
 def _observe(
     cfg: CfgNode, model: MaskFormer, truth: PanopticGroundTruth, gammas: Sequence[float]
 ) -> tuple[Observation, list[tuple[float, float]]]:
@@ -115,11 +124,12 @@ def _observe(
     pairs = observed_predictions(model, build_eval_loader(cfg, dataset))
     progress = tqdm(pairs, total=len(truth.image_ids), desc=dataset, unit="image", mininterval=2.0)
     watched = observation.watch(progress)
+    settings = [Setting(gamma, model.inference.object_mask_threshold) for gamma in gammas]
+    overlap = model.inference.overlap_threshold
+    with limited_to_data(cfg, model):
+        sweep = sweep_settings(watched, truth, settings, thing_ids=model.thing_ids, overlap_threshold=overlap)
     if not gammas:
-        for _ in watched:
-            pass
         return observation, []
-    sweep = sweep_panoptic(watched, lambda gamma: postprocess_with_bias(model, seen_ids, gamma), truth, gammas)
     curve = sweep_results(sweep, truth.groups, "pq")["curve"]
     return observation, [(point["seen"], point["unseen"]) for point in curve]
 
@@ -145,7 +155,7 @@ def draw_figures(
     wanted = [name for name in FIGURES if name in only]
     model.eval()
     truth = PanopticGroundTruth.of_dataset(cfg.DATASETS.TEST[0])
-    groups = truth.groups
+    groups, known = truth.groups, _groups_of_model(model, truth.groups)
     if "primitives" in wanted and not (isinstance(model, PADing) and getattr(model, "dict_feature", None) is not None):
         logging.getLogger(__name__).info("No generator with primitives in this model: primitives.png is left out")
         wanted.remove("primitives")
@@ -153,11 +163,11 @@ def draw_figures(
         logging.getLogger(__name__).info("%s has no unseen classes: curve.png is left out", cfg.DATASETS.TEST[0])
         wanted.remove("curve")
     if "primitives" in wanted and isinstance(model, PADing):
-        _draw_primitives(folder, model, groups, seed)
+        _draw_primitives(folder, model, known, seed)
     if set(wanted) - {"primitives"}:
         observation, curve = _observe(cfg, model, truth, GAMMAS if "curve" in wanted else ())
         if "tsne" in wanted:
-            _draw_tsne(folder, model, observation, groups, seed)
+            _draw_tsne(folder, model, observation, known, seed)
         if "curve" in wanted:
             draw_curve(folder / "curve.png", {getattr(model, "method", "segmentor"): curve})
         if "pq" in wanted:

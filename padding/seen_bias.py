@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,10 @@ from padding.evaluation.semantic import SemanticGroundTruth
 from padding.evaluation.sweep import GAMMAS, Postprocess, RawPrediction, Sweep, draw_curve
 from padding.evaluation.sweep import sweep_results as results_of
 from padding.evaluation.task_sweeps import Detect, QueryMasks, sweep_instances, sweep_semantic
+from padding.meta_arch import PADing
 from padding.modeling.batching import resize_logits
 from padding.modeling.inference import apply_seen_bias, binary_masks, panoptic_inference, top_pairs
+from padding.modeling.label_space import evaluation_split
 from padding.modeling.maskformer import MaskFormer
 from padding.modeling.postprocessing import predict_image
 from padding.panoptic_sweep import Setting, sweep_settings
@@ -47,6 +50,7 @@ __all__ = [
     "QUANTITIES",
     "QueryPrediction",
     "SegmentorOutput",
+    "limited_to_data",
     "load_model",
     "postprocess_with_bias",
     "query_predictions",
@@ -190,6 +194,8 @@ def sweep_model(
 ) -> tuple[Sweep, ClassGroups]:
     """Sweep gamma on the first test set, in the measure that its evaluator type asks for.
 
+    Classes that were added to the model compete, but are no part of the results.
+
     Args:
         cfg: the full configuration; MODEL.PADING.TEST.SEEN_BIAS should be 0, it is added to every gamma.
         model: trained; left in evaluation mode.
@@ -204,8 +210,14 @@ def sweep_model(
     """
     dataset = cfg.DATASETS.TEST[0]
     sweeps = {"coco_panoptic_seg": _panoptic, "sem_seg": _semantic, "coco_instance": _instances}
-    model.eval()
-    return sweeps[evaluator_type or _evaluator_type(dataset)](model, dataset, build_eval_loader(cfg, dataset), gammas)
+    sweep = sweeps[evaluator_type or _evaluator_type(dataset)]
+    with limited_to_data(cfg, model.eval()):
+        return sweep(model, dataset, build_eval_loader(cfg, dataset), gammas)
+
+
+def limited_to_data(cfg: CfgNode, model: MaskFormer) -> AbstractContextManager[None]:
+    """Context in which classes that the first test set does not know are not predicted."""
+    return model.limited_to(evaluation_split(cfg).num_classes) if isinstance(model, PADing) else nullcontext()
 
 
 def _evaluator_type(dataset: str) -> str:

@@ -69,13 +69,8 @@ class GeneratorClassifierTrainer(Trainer):
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """Evaluate on DATASETS.TEST; classes that were added to the model compete, but are no part of the results."""
         module = cast(PADing, unwrap(model))
-        known, active = evaluation_split(cfg).num_classes, module.active_ids
-        if module.num_test_classes > known:
-            module.restrict_to([i for i in active or range(known) if i < known])
-        try:
+        with module.limited_to(evaluation_split(cfg).num_classes):
             return super().test(cfg, model)
-        finally:
-            module.active_ids = active
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """One optimiser for each step that has parameters.

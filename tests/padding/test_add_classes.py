@@ -202,6 +202,13 @@ def test_new_classes_take_part_in_evaluation_as_competitors_only(
     GeneratorClassifierTrainer.test(cfg, model)
     assert seen == [tuple(range(len(KNOWN)))]
     assert model.active_ids is None
+    model.test_mode = "zsl"  # the old unseen classes among themselves
+    GeneratorClassifierTrainer.test(cfg, model)
+    assert seen[1] == tuple(SPLIT.unseen_ids)
+    logits = torch.zeros(1, 1, model.new_fc.in_features)
+    with model.limited_to(len(KNOWN)):
+        assert (model.class_logits({"pred_embeddings": logits}) > -torch.inf).sum() == len(UNSEEN) + 1
+    assert (model.class_logits({"pred_embeddings": logits}) > -torch.inf).sum() == len(UNSEEN) + len(ADDED) + 1
 
 
 # Command line and predictor -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.panoptic_confusion import PanopticConfusion
 from padding.evaluation.panoptic_quality import PanopticQuality
+from padding.extension import extended_split
 from padding.figures import draw_class_bars, draw_confusion, draw_embedding_map, draw_primitives
 from padding.meta_arch import PADing
 from padding.plots import FIGURES, draw_figures, embed_in_plane
@@ -47,6 +48,23 @@ def test_all_figures_of_a_model(
     layers = primitives["strongest_by_class_and_layer"]["gem"]
     assert len(layers) == 2
     assert [entry["weight"] for entry in layers[0]] == sorted((e["weight"] for e in layers[0]), reverse=True)
+
+
+def test_added_classes_are_drawn_where_the_data_do_not_matter(
+    padding_cfg: Callable[..., CfgNode], padding_model: Callable[..., PADing], tmp_path: Path
+) -> None:
+    model = padding_model("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", 0.0)
+    split = extended_split(model.label_space, ["fog"], ["fog"])
+    model.widen(split, torch.cat([model.class_embeddings, torch.ones(1, model.class_embeddings.shape[1])]))
+    with torch.no_grad():
+        model.new_fc.bias[-2] = 50.0  # "fog" wins every query: nothing that the data set knows is left
+    assert draw_figures(padding_cfg(), model, tmp_path) == list(FIGURES)
+    assert "fog" in json.loads((tmp_path / "primitives.json").read_text())["strongest_by_class_and_layer"]
+    confusion = json.loads((tmp_path / "confusion.json").read_text())
+    assert np.shape(confusion["matrix"]) == (6, 6)
+    assert np.sum(confusion["matrix"]) == 0
+    assert np.sum(confusion["missed"]) == 4 * 4 + 2 - 1
+    assert model.active_ids is None
 
 
 def test_a_model_without_primitives_gets_the_other_figures(

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sweeping gamma with a model: gamma 0 is the plain prediction, the ends exclude unseen and seen classes."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import ImageList
 from torch import Tensor
 
+from padding.extension import extended_split
+from padding.meta_arch import PADing
 from padding.modeling.inference import widen_logits
 from padding.modeling.postprocessing import InferenceOptions, predict_image
-from padding.seen_bias import postprocess_with_bias, raw_predictions
+from padding.seen_bias import postprocess_with_bias, raw_predictions, sweep_model
 
 
 class FourQueries:
@@ -61,6 +66,28 @@ def test_gamma_moves_the_choice_from_seen_to_unseen(gamma: float, category: int)
     (raw,) = raw_predictions(model, [[sample()]])
     _, infos = postprocess_with_bias(model, (0,), gamma)(raw)
     assert [info["category_id"] for info in infos] == [category, category]
+
+
+def test_added_classes_compete_but_do_not_count(
+    padding_cfg: Callable[..., CfgNode], padding_model: Callable[..., PADing]
+) -> None:
+    model = padding_model("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", 0.0)
+    before, groups = sweep_model(padding_cfg(), model, (-1.0, 0.0, 1.0))
+    split = extended_split(model.label_space, ["fog", "wolf"], ["fog"])
+    added = torch.ones(2, model.class_embeddings.shape[1])
+    model.widen(split, torch.cat([model.class_embeddings, added]))
+    with torch.no_grad():
+        model.new_fc.bias[-3:-1] = -50.0  # hardly ever chosen: the numbers stay
+    after, same = sweep_model(padding_cfg(), model, (-1.0, 0.0, 1.0))
+    assert groups == same
+    for old, new in zip(before.scores("all"), after.scores("all"), strict=True):
+        assert old.fp.sum() > 0  # something was predicted
+        np.testing.assert_array_equal(new.fp, old.fp)
+    with torch.no_grad():
+        model.new_fc.bias[-3:-1] = 50.0  # always chosen: nothing that the data set knows is left
+    swamped, _ = sweep_model(padding_cfg(), model, (-1.0, 0.0, 1.0))
+    assert [score.fp.sum() for score in swamped.scores("all")] == [0, 0, 0]
+    assert model.active_ids is None
 
 
 def test_classes_without_data_stay_out_at_every_gamma() -> None:
