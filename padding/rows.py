@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,15 +98,22 @@ def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
         return str(final)
     words = ["--config-file", config_file, "--resume", *options, "OUTPUT_DIR", str(output)]
     print(f"\n$ python train_net.py {' '.join(words)}", flush=True)  # noqa: T201  (a command line's progress)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), _cpu_seconds()
     cfg = setup_cfg(default_argument_parser().parse_args(words), (add_padding_config,))
     trainer = _without_evaluation(TRAINER_REGISTRY.get(cfg.TRAINER))(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
     for checkpoint in output.glob("model_0*.pth"):
         checkpoint.unlink()
-    write_text_atomically(stamp, json.dumps({"options": words, "seconds": time.perf_counter() - started}))
+    cost = {"seconds": time.perf_counter() - started, "cpu_seconds": _cpu_seconds() - cpu}
+    write_text_atomically(stamp, json.dumps({"options": words, **cost}))
     return str(final)
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the workers that it has waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _without_evaluation(trainer_class: type[Any]) -> type[Any]:
@@ -143,6 +151,11 @@ class Study:
         if not row.trained:
             return str(cfg.MODEL.WEIGHTS)
         return run_once(self.config_file, self._options(row, seed), self._folder(row, seed))
+
+    def cpu_seconds(self, row: Row, seed: int) -> float:
+        """What the training of a finished run took; NaN if it was interrupted or is older than this number."""
+        content = json.loads((self._folder(row, seed) / "finished.json").read_text())
+        return float(content.get("cpu_seconds", math.nan))
 
     def measure(self, row: Row, seed: int, name: str, measure: Measure, *more: str) -> dict[str, Any]:
         """Numbers of one run, taken now or earlier.

@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         Study(args.config_file, ("MODEL.WEIGHTS", weights, *options), output / f"segmentor_{index}")
         for index, weights in enumerate(segmentors)
     ]
-    trained = [row for row in rows_of_table(1, cfg) if row.trained]
+    trained = [row for row in rows_of_table("1", cfg) if row.trained]
     content = tune_and_report(choose_rows(trained, args.rows, parser), studies, range(args.seeds), output)
     print(f"\n{content['markdown']}\n\nnumbers in {output / 'tuning.json'}")  # noqa: T201  (the command line's result)
     return content

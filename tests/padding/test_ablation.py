@@ -32,7 +32,7 @@ def cfg_of(config: str, *opts: str) -> Any:
 )
 def test_table_3_varies_the_number_of_primitives(config: str, numbers: list[int]) -> None:
     path = str(CONFIGS / f"{config}.yaml")
-    rows = rows_of_table(3, cfg_of(path))
+    rows = rows_of_table("3", cfg_of(path))
     nodes = [cfg_of(path, *row.options).MODEL.PADING for row in rows]
     assert [node.GENERATOR.NUM_PRIMITIVES for node in nodes] == numbers
     assert not any(node.ALIGN.ENABLED or node.DISENTANGLE.ENABLED for node in nodes)
@@ -42,7 +42,7 @@ def test_table_3_varies_the_number_of_primitives(config: str, numbers: list[int]
 
 
 def test_rows_of_table_1_are_the_paper_s() -> None:
-    rows = rows_of_table(1, cfg_of(SHAPES))
+    rows = rows_of_table("1", cfg_of(SHAPES))
     assert [row.label for row in rows] == ["supervised", "projection", "GMMN", "P", "P & A", "PADing"]
     assert [row.trained for row in rows] == [False, *[True] * 5]
     found = [cfg_of(SHAPES, *row.options).MODEL.PADING for row in rows]
@@ -88,7 +88,7 @@ def data_root(segmentor: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return segmentor.parent
 
 
-def arguments(table: int, output: Path, segmentor: Path, rows: str, seeds: int) -> list[str]:
+def arguments(table: int | str, output: Path, segmentor: Path, rows: str, seeds: int) -> list[str]:
     chosen = ["--table", str(table), "--seeds", str(seeds), "--rows", rows, "--output", str(output)]
     return ["--config-file", SHAPES, *chosen, "MODEL.WEIGHTS", str(segmentor), *QUICK]
 
@@ -174,6 +174,22 @@ def test_table_2_scores_boxes_masks_and_labels(
     assert "train_net.py" not in capsys.readouterr().out
     stored = json.loads((tmp_path / "table2.json").read_text())
     assert set(stored["summary"]["P"]) > {"gamma 0 mIoU unseen", "gamma 0 box AP50 HM", "sweep mask AP50 best_hm"}
+
+
+def test_bank_and_images_are_compared_alike(
+    data_root: Path, segmentor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of_table("bank", cfg_of(SHAPES))
+    cfgs = [cfg_of(SHAPES, "MODEL.PADING.FEATURE_BANK.ENABLED", "True", *row.options) for row in rows]
+    assert [cfg.MODEL.PADING.FEATURE_BANK.ENABLED for cfg in cfgs] == [True, False]
+    assert {cfg.MODEL.PADING.FEATURE_BANK.IMAGES_PER_BATCH for cfg in cfgs} == {cfgs[0].SOLVER.IMS_PER_BATCH}
+    assert {cfg.MODEL.PADING.MMD.GROUPING for cfg in cfgs} == {"per_class"}
+    call = ["--config-file", SHAPES, "--table", "bank", "--seeds", "1", "--output", str(tmp_path)]
+    content = main([*call, "MODEL.WEIGHTS", str(segmentor), "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4"])
+    assert capsys.readouterr().out.count("$ python train_net.py") == 2
+    costs = [line.split("|") for line in content["markdown"].splitlines()[-2:]]
+    assert [cells[1].strip() for cells in costs] == ["from the bank", "from images"]
+    assert all(float(cells[2]) > 0 for cells in costs)
 
 
 def test_missing_segmentor_of_the_embedded_data_is_trained(

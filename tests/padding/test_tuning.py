@@ -56,7 +56,7 @@ def data_root(segmentors: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_row_has_as_many_settings() -> None:
-    rows = [row for row in rows_of_table(1, cfg_of(SHAPES)) if row.trained]
+    rows = [row for row in rows_of_table("1", cfg_of(SHAPES)) if row.trained]
     assert len({len(settings_of(row)) for row in rows}) == 1
     for row in rows:
         nodes = [cfg_of(SHAPES, *row.options, *options).MODEL.PADING for options in settings_of(row)]
@@ -65,7 +65,7 @@ def test_every_row_has_as_many_settings() -> None:
 
 
 def test_supervised_row_cannot_be_tuned() -> None:
-    supervised = rows_of_table(1, cfg_of(SHAPES))[0]
+    supervised = rows_of_table("1", cfg_of(SHAPES))[0]
     with pytest.raises(ValueError, match="not trained"):
         settings_of(supervised)
 
