@@ -13,21 +13,21 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import train_net  # before anything of detectron2: it applies the fixes
+import padding  # before anything of detectron2: it applies the fixes
 
 # isort: split
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import default_argument_parser
-from tabulate import tabulate
 from tqdm import tqdm
 
+from padding.ablation import METHODS_OF_TABLE_1, rows_of_table
 from padding.data.catalog import register_all
 from padding.data.shapes import ShapesConfig, write_shapes
 from padding.data.streams import build_eval_loader
@@ -37,38 +37,26 @@ from padding.engine.setup import load_cfg
 from padding.evaluation.panoptic import PanopticGroundTruth, panoptic_results
 from padding.evaluation.report import write_text_atomically
 from padding.evaluation.sweep import draw_curve, sweep_results
-from padding.rows import spread_text
-from padding.seen_bias import load_model, postprocess_with_bias, raw_predictions, sweep_model
+from padding.modeling.maskformer import MaskFormer
+from padding.rows import Study, run_once, sweep_table, without_nan
+from padding.seen_bias import QUANTITIES, load_model, postprocess_with_bias, raw_predictions, sweep_model
 
-QUANTITIES = ("PQ", "SQ", "RQ")
 BACKBONE, SEGMENTOR, SECOND_STAGE = (
     f"configs/{name}.yaml" for name in ("shapes_backbone", "shapes_zsp_pretrain", "shapes_zsp")
 )
-
-
-class Row(NamedTuple):
-    """A row of the table."""
-
-    label: str
-    options: tuple[str, ...]
-    trained: bool = True
-
-
-SUPERVISED = Row("supervised", ("MODEL.PADING.METHOD", "supervised"), trained=False)
-PROJECTION = Row("projection", ("MODEL.PADING.METHOD", "projection"))
-PADING = Row("PADing", ())
+MAIN_ROW = METHODS_OF_TABLE_1["padding"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a run; iterations of 0 keep the config's."""
+    """Sizes of a run; iterations of 0 keep the config's. Rows are keys of ``METHODS_OF_TABLE_1``."""
 
     num_train: int
     num_val: int
     backbone_iterations: int
     segmentor_iterations: int
     second_stage_iterations: int
-    rows: tuple[Row, ...]
+    rows: tuple[str, ...]
     seeds: tuple[int, ...]
     least_seen_pq: float
     least_unseen_pq: float
@@ -76,10 +64,10 @@ class Preset:
 
 
 PRESETS = {
-    "demo": Preset(1500, 150, 1500, 1100, 0, (SUPERVISED, PADING), (0,), 30.0, 10.0),
-    "benchmark": Preset(3000, 400, 0, 0, 0, (SUPERVISED, PROJECTION, PADING), (0, 1, 2), 40.0, 25.0, 32.0),
+    "demo": Preset(1500, 150, 1500, 1100, 0, ("supervised", "padding"), (0,), 30.0, 10.0),
+    "benchmark": Preset(3000, 400, 0, 0, 0, ("supervised", "projection", "padding"), (0, 1, 2), 40.0, 25.0, 32.0),
     # Plumbing only: nothing is learnt in so few iterations.
-    "smoke": Preset(24, 12, 2, 4, 3, (SUPERVISED, PROJECTION, PADING), (0,), 0.0, 0.0),
+    "smoke": Preset(24, 12, 2, 4, 3, ("supervised", "projection", "padding"), (0,), 0.0, 0.0),
 }
 
 
@@ -93,85 +81,39 @@ def prepare_data(root: Path, preset: Preset) -> None:
     register_all(root)
 
 
-def train(config_file: str, output: Path, options: Sequence[str], iterations: int = 0) -> str:
-    """Train one stage unless it is finished; continue it if it was interrupted.
-
-    Returns:
-        Path of the final weights.
-    """
-    final, stamp = output / "model_final.pth", output / "finished.json"
-    if iterations:
-        options = [*options, "SOLVER.MAX_ITER", str(iterations)]
-    arguments = ["--config-file", config_file, "--resume", *options, "OUTPUT_DIR", str(output)]
-    if final.exists() and stamp.exists() and json.loads(stamp.read_text()) == arguments:
-        return str(final)
-    print(f"\n$ python train_net.py {' '.join(arguments)}", flush=True)
-    train_net.main(default_argument_parser().parse_args(arguments))
-    write_text_atomically(stamp, json.dumps(arguments))
-    return str(final)
-
-
 def train_segmentor(output: Path, preset: Preset) -> str:
-    """Warm up the backbone and pre-train the segmentor on images without unseen classes."""
-    backbone = train(BACKBONE, output / "backbone", (), preset.backbone_iterations)
-    return train(SEGMENTOR, output / "segmentor", ("MODEL.WEIGHTS", backbone), preset.segmentor_iterations)
+    """Warm up the backbone and pre-train the segmentor on images without unseen classes; path of its weights."""
+    backbone = run_once(BACKBONE, _iterations(preset.backbone_iterations), output / "backbone")
+    options = ("MODEL.WEIGHTS", backbone, *_iterations(preset.segmentor_iterations))
+    return run_once(SEGMENTOR, options, output / "segmentor")
 
 
-def second_stage(output: Path, row: Row, seed: int, segmentor: str, preset: Preset) -> tuple[str, tuple[str, ...]]:
-    """Train generator and classifier of one row.
-
-    Returns:
-        Path of the weights to evaluate and the options to evaluate them with.
-    """
-    if not row.trained:
-        return segmentor, row.options
-    bank = ("MODEL.PADING.FEATURE_BANK.PATH", str(output / "feature_bank"))
-    options = ("MODEL.WEIGHTS", segmentor, "SEED", str(seed), *bank, *row.options)
-    folder = output / f"{row.label.lower()}_seed{seed}"
-    return train(SECOND_STAGE, folder, options, preset.second_stage_iterations), row.options
+def _iterations(number: int) -> tuple[str, ...]:
+    return ("SOLVER.MAX_ITER", str(number)) if number else ()
 
 
-def evaluate(weights: str, options: Sequence[str]) -> dict[str, Any]:
+def measure(cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
     """Sweep gamma over one trained row.
 
     Returns:
         ``panoptic_seg`` (all numbers at gamma 0) and ``sweep`` (area, best harmonic mean, curve).
     """
-    cfg = load_cfg(SECOND_STAGE, [*options, "MODEL.WEIGHTS", weights], train_net.METHODS)
-    sweep, groups = sweep_model(cfg, load_model(cfg))
+    sweep, groups = sweep_model(cfg, model)
     unbiased = sweep.gammas.index(0.0)
+    quantities = QUANTITIES["coco_panoptic_seg"]
     return {
         "panoptic_seg": panoptic_results(sweep.scores("all")[unbiased], groups),
-        "sweep": {name: sweep_results(sweep, groups, name.lower()) for name in QUANTITIES},
+        "sweep": {name: sweep_results(sweep, groups, attribute) for name, attribute in quantities.items()},
     }
 
 
-def table(results: dict[str, list[dict[str, Any]]], style: str = "github") -> str:
-    """Rows with and without gamma: all of PQ, SQ and RQ without, PQ with, and the area under the curve."""
-    headers = [
-        "row",
-        "gamma",
-        *(f"{name} {group}" for name in QUANTITIES for group in ("seen", "unseen", "HM")),
-        "AUSUC x 100",
-    ]
-    lines = []
-    for label, runs in results.items():
-        plain = [
-            spread_text([run["panoptic_seg"][f"{name}_{group}"] for run in runs])
-            for name in QUANTITIES
-            for group in ("seen", "unseen", "hm")
-        ]
-        area = spread_text([100 * run["sweep"]["PQ"]["AUSUC"] for run in runs])
-        lines.append([label, "0", *plain, area])
-        tuned = [spread_text([run["sweep"]["PQ"][f"best_hm{key}"] for run in runs]) for key in ("_seen", "_unseen", "")]
-        gamma = spread_text([run["sweep"]["PQ"]["best_hm_gamma"] for run in runs])
-        lines.append([label, f"tuned on half A: {gamma}", *tuned, *[""] * 6, ""])
-    return tabulate(lines, headers=headers, tablefmt=style, disable_numparse=True)
+def table(results: Mapping[str, Sequence[Mapping[str, Any]]], style: str = "github") -> str:
+    """Rows with and without gamma; see ``rows.sweep_table``."""
+    return sweep_table({label: [run["sweep"] for run in runs] for label, runs in results.items()}, style)
 
 
-def draw_sheet(path: Path, weights: str, options: Sequence[str], count: int = 8) -> None:
+def draw_sheet(path: Path, cfg: CfgNode, count: int = 8) -> None:
     """Draw the validation images with the most unseen segments, each class set at most twice."""
-    cfg = load_cfg(SECOND_STAGE, [*options, "MODEL.WEIGHTS", weights], train_net.METHODS)
     dataset = cfg.DATASETS.TEST[0]
     truth = PanopticGroundTruth.of_dataset(dataset)
     entries = {entry["image_id"]: entry for entry in DatasetCatalog.get(dataset)}
@@ -207,16 +149,18 @@ def run(preset: Preset, output: Path) -> dict[str, Any]:
     """Everything; returns what ``metrics.json`` holds."""
     started = time.perf_counter()
     prepare_data(output / "data", preset)
-    segmentor = train_segmentor(output, preset)
-    results: dict[str, list[dict[str, Any]]] = {}
-    trained: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for row in preset.rows:
-        for seed in preset.seeds if row.trained else preset.seeds[:1]:
-            weights, options = second_stage(output, row, seed, segmentor, preset)
-            trained.setdefault(row.label, (weights, options))
-            results.setdefault(row.label, []).append(evaluate(weights, options))
-    main_row = PADING.label
-    first = results[main_row][0]
+    options = ("MODEL.WEIGHTS", train_segmentor(output, preset), *_iterations(preset.second_stage_iterations))
+    study = Study(SECOND_STAGE, options, output)
+    every_row = rows_of_table("1", load_cfg(SECOND_STAGE, [], (padding.add_padding_config,)))
+    rows = {row.label: row for row in every_row if row.name in preset.rows}
+    results = {
+        label: [
+            study.measure(row, seed, "panoptic", measure)
+            for seed in (preset.seeds if row.trained else preset.seeds[:1])
+        ]
+        for label, row in rows.items()
+    }
+    first = results[MAIN_ROW][0]
     metrics = {
         "panoptic_seg": {
             **{key: value for key, value in first["panoptic_seg"].items() if value == value},
@@ -227,21 +171,22 @@ def run(preset: Preset, output: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
     }
     output.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_text_atomically(output / "metrics.json", json.dumps(without_nan(metrics), indent=2) + "\n")
     write_text_atomically(output / "table.md", table(results) + "\n")
     curves = {
         label: [(point["seen"], point["unseen"]) for point in runs[0]["sweep"]["PQ"]["curve"]]
         for label, runs in results.items()
     }
     draw_curve(output / "seen_unseen_curve.png", curves)
-    draw_sheet(output / "contact_sheet.png", *trained[main_row])
+    main, seed = rows[MAIN_ROW], preset.seeds[0]
+    draw_sheet(output / "contact_sheet.png", study.configure(main, seed, "MODEL.WEIGHTS", study.train(main, seed)))
     print(f"\n{table(results, 'simple')}\n\n{metrics['seconds']:.0f} s; pictures and numbers are in {output}")
     return metrics
 
 
 def shortfalls(metrics: dict[str, Any], preset: Preset) -> list[str]:
     """Name the floors of the preset that the main row misses."""
-    runs = [entry["panoptic_seg"] for entry in metrics["rows"][PADING.label]]
+    runs = [entry["panoptic_seg"] for entry in metrics["rows"][MAIN_ROW]]
     floors = {"PQ_seen": preset.least_seen_pq, "PQ_unseen": preset.least_unseen_pq, "PQ_hm": preset.least_hm}
     means = {key: statistics.mean(entry[key] for entry in runs) for key in floors}
     return [

@@ -241,7 +241,7 @@ def sweep_table(results: Mapping[str, Sequence[Mapping[str, Any]]], style: str =
     """
     quantities = list(next(iter(results.values()))[0])
     groups = ("seen", "unseen", "HM")
-    headers = ["row", "gamma", *(f"{name} {group}" for name in quantities for group in groups), "AUSUC"]
+    headers = ["row", "gamma", *(f"{name} {group}" for name in quantities for group in groups), "AUSUC x 100"]
     lines = []
     for label, runs in results.items():
         plain = [
