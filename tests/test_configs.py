@@ -76,6 +76,14 @@ def test_config_builds_its_model_optimisers_and_mapper(path: Path, tmp_path: Pat
     assert str(Path("output") / Path(name_of(path)).with_suffix("")) == cfg.OUTPUT_DIR
 
 
+@pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
+def test_fixed_crops_fit_backbones_of_every_stride(path: Path) -> None:
+    """Maps of strides 16 and 32 then cover the same pixels, and no row of a crop is padding of the network."""
+    cfg = load_cfg(str(path), [], train_net.METHODS)
+    if cfg.INPUT.DATASET_MAPPER_NAME == "semantic_scale_crop":
+        assert all(size >= 32 and size % 32 == 0 for size in cfg.INPUT.CROP.SIZE)
+
+
 @pytest.fixture(scope="module")
 def outputs() -> set[str]:
     return {load_cfg(str(path), [], train_net.METHODS).OUTPUT_DIR for path in RUNNABLE}

@@ -326,8 +326,9 @@ class SemanticMapper(Mapper):
         return labels, None
 
     def add_targets(self, sample: dict[str, Any], view: View) -> None:
-        """Add ``sem_seg`` and, if asked for, ``instances``."""
+        """Add ``sem_seg``, the mark of a labeled sample and, if asked for, ``instances``."""
         assert view.labels is not None
+        sample["is_labeled"] = True
         sample["sem_seg"] = torch.from_numpy(view.labels.astype(np.int64))
         if self.with_masks:
             sample["instances"] = targets.label_map_to_instances(view.labels, np.arange(self.num_classes))

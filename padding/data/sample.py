@@ -66,6 +66,10 @@ class TrainSample(TypedDict, total=False):
 
     image: torch.Tensor  # (3, H, W) uint8, channel order of INPUT.FORMAT
     sem_seg: torch.Tensor  # (H, W) int64, contiguous ids and the ignore label
+    is_labeled: bool  # semantic samples: False where there is no sem_seg
+    valid: torch.Tensor  # (H, W) bool, False where there is no image (INPUT.VALID_MASK)
+    image_strong: torch.Tensor  # (3, H, W) uint8, image with other colours (INPUT.STRONG_VIEW)
+    partner: TrainSample  # a sample of another unlabeled image, if the stream has partners
     instances: Instances  # gt_classes (N,) int64, gt_masks (N, H, W) bool
     height: int  # h of the file, not H
     width: int

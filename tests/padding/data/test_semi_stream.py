@@ -102,7 +102,7 @@ def test_batches_hold_labeled_then_unlabeled_samples(data: Path) -> None:
     assert isinstance(source, PairedStream)
     for _ in range(4):
         batch = next(source)
-        assert all("sem_seg" in sample and sample.get("is_labeled", True) for sample in batch[:2])
+        assert all("sem_seg" in sample and sample["is_labeled"] is True for sample in batch[:2])
         assert all("sem_seg" not in sample and sample["is_labeled"] is False for sample in batch[2:])
         assert {*names(batch[:2])} <= {f"frame{i}" for i in range(4)}
         assert {*names(batch[2:])} <= {f"frame{i}" for i in range(4, 10)}
