@@ -35,10 +35,10 @@ from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
 from padding.engine.predictor import display_metadata
 from padding.engine.setup import load_cfg
 from padding.evaluation.panoptic import PanopticGroundTruth, panoptic_results
-from padding.evaluation.report import write_text_atomically
+from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.evaluation.sweep import draw_curve, sweep_results
 from padding.modeling.maskformer import MaskFormer
-from padding.rows import Study, run_once, sweep_table, without_nan
+from padding.rows import Study, run_once, sweep_table
 from padding.seen_bias import QUANTITIES, load_model, postprocess_with_bias, raw_predictions, sweep_model
 
 BACKBONE, SEGMENTOR, SECOND_STAGE = (
@@ -171,7 +171,7 @@ def run(preset: Preset, output: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
     }
     output.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(output / "metrics.json", json.dumps(without_nan(metrics), indent=2) + "\n")
+    write_json_atomically(output / "metrics.json", metrics)
     write_text_atomically(output / "table.md", table(results) + "\n")
     curves = {
         label: [(point["seen"], point["unseen"]) for point in runs[0]["sweep"]["PQ"]["curve"]]

@@ -13,7 +13,6 @@ iteration, with CPU seconds.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,10 @@ from padding.data.shapes import ShapesConfig, write_shapes
 from padding.data.streams import build_eval_loader
 from padding.engine.setup import ConfigError, load_cfg
 from padding.evaluation.instance import InstanceEvaluator
-from padding.evaluation.report import write_text_atomically
+from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.evaluation.semantic import SemSegEvaluator
 from padding.modeling.maskformer import MaskFormer
-from padding.rows import Row, Study, mean_and_spread, read_row, run_once, spread_text, sweep_table, without_nan
+from padding.rows import Row, Study, mean_and_spread, read_row, run_once, spread_text, sweep_table
 from padding.seen_bias import sweep_summary
 
 __all__ = ["METHODS_OF_TABLE_1", "TABLES", "choose_rows", "prepare", "rows_of_table", "run_table"]
@@ -192,7 +191,7 @@ def run_table(table: str, study: Study, rows: Sequence[Row], seeds: Sequence[int
             "rows": results,
         }
         write_text_atomically(study.output / f"table{table}.md", content["markdown"] + "\n")
-        write_text_atomically(study.output / f"table{table}.json", json.dumps(without_nan(content), indent=1) + "\n")
+        write_json_atomically(study.output / f"table{table}.json", content)
     return content
 
 

@@ -12,7 +12,6 @@ pairs) writes, for the first set of DATASETS.TEST,
 """
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from padding.engine.setup import load_cfg
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.panoptic_confusion import confusion_results
-from padding.evaluation.report import write_text_atomically
+from padding.evaluation.report import write_json_atomically
 from padding.evaluation.sweep import GAMMAS, draw_curve, sweep_results
 from padding.figures import draw_class_bars, draw_confusion, draw_embedding_map, draw_primitives
 from padding.meta_arch import PADing
@@ -104,7 +103,7 @@ def _draw_primitives(folder: Path, model: PADing, groups: ClassGroups, seed: int
         for row, name in enumerate(groups.names)
     }
     content = {"num_primitives": weights.shape[2], "strongest_by_class_and_layer": listed}
-    write_text_atomically(folder / "primitives.json", json.dumps(content, indent=1) + "\n")
+    write_json_atomically(folder / "primitives.json", content)
 
 
 def _groups_of_model(model: MaskFormer, groups: ClassGroups) -> ClassGroups:
@@ -175,7 +174,7 @@ def draw_figures(
         if "confusion" in wanted:
             draw_confusion(folder / "confusion.png", observation.confusion, groups)
             content: dict[str, Any] = confusion_results(observation.confusion, groups)
-            write_text_atomically(folder / "confusion.json", json.dumps(content) + "\n")
+            write_json_atomically(folder / "confusion.json", content)
     return wanted
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from padding.config import add_padding_config
 from padding.engine.setup import load_cfg, setup_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
-from padding.evaluation.report import write_text_atomically
+from padding.evaluation.report import write_json_atomically
 from padding.modeling.maskformer import MaskFormer
 from padding.seen_bias import load_model
 
@@ -40,7 +40,6 @@ __all__ = [
     "run_once",
     "spread_text",
     "sweep_table",
-    "without_nan",
 ]
 
 # Keys that act in evaluation only, or on nothing but the place and rhythm of a training.
@@ -106,7 +105,7 @@ def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
     for checkpoint in output.glob("model_0*.pth"):
         checkpoint.unlink()
     cost = {"seconds": time.perf_counter() - started, "cpu_seconds": _cpu_seconds() - cpu}
-    write_text_atomically(stamp, json.dumps({"options": words, **cost}))
+    write_json_atomically(stamp, {"options": words, **cost})
     return str(final)
 
 
@@ -172,7 +171,7 @@ class Study:
         path = folder / f"{name}_{_digest(cfg, everything=True)}.json"
         if not path.exists():
             logging.getLogger(__name__).info("Measuring %s of row %s, seed %d", name, row.label, seed)
-            write_text_atomically(path, json.dumps(without_nan(measure(cfg, load_model(cfg))), indent=1) + "\n")
+            write_json_atomically(path, measure(cfg, load_model(cfg)))
         return _with_nan(json.loads(path.read_text()))
 
     def _options(self, row: Row, seed: int) -> list[str]:
@@ -198,15 +197,6 @@ def _digest(cfg: CfgNode, *, everything: bool) -> str:
     if weights.is_file():
         found["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def without_nan(value: Any) -> Any:
-    """Strict JSON has no NaN: a number that does not exist is null."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _with_nan(value: Any) -> Any:

@@ -7,7 +7,6 @@ data set's evaluator type decides what is measured: panoptic quality, mean IoU, 
 """
 
 import argparse
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -33,7 +32,7 @@ from padding.engine.trainer import TRAINER_REGISTRY
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.instance import InstanceGroundTruth, mask_entries
 from padding.evaluation.panoptic import PanopticGroundTruth
-from padding.evaluation.report import write_text_atomically
+from padding.evaluation.report import write_json_atomically
 from padding.evaluation.semantic import SemanticGroundTruth
 from padding.evaluation.sweep import GAMMAS, Postprocess, RawPrediction, Sweep, draw_curve
 from padding.evaluation.sweep import sweep_results as results_of
@@ -294,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     register_all()
     results = sweep_summary(cfg, load_model(cfg))
     folder = Path(args.output or cfg.OUTPUT_DIR)
-    write_text_atomically(folder / "seen_unseen_curve.json", json.dumps(_without_nan(results), indent=2) + "\n")
+    write_json_atomically(folder / "seen_unseen_curve.json", results)
     name, main_result = next(iter(results.items()))
     points = [(point["seen"], point["unseen"]) for point in main_result["curve"]]
     draw_curve(folder / "seen_unseen_curve.png", {Path(args.config_file).stem: points}, name)
@@ -305,15 +304,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         folder,
     )
     return results
-
-
-def _without_nan(value: Any) -> Any:
-    """Strict JSON has no NaN: a number that does not exist is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 if __name__ == "__main__":

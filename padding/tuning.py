@@ -13,7 +13,6 @@ seed. The frozen segmentor sees the images once; finished runs and measurements 
 
 import argparse
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from padding.config import add_padding_config
 from padding.data.streams import build_eval_loader
 from padding.engine.setup import load_cfg
 from padding.evaluation.panoptic import PanopticGroundTruth
-from padding.evaluation.report import write_text_atomically
+from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.evaluation.sweep import (
     GAMMAS,
     AccumulatedSweep,
@@ -41,7 +40,7 @@ from padding.evaluation.sweep import (
 from padding.feature_bank import weights_digest
 from padding.modeling.maskformer import MaskFormer
 from padding.panoptic_sweep import Setting, sweep_settings
-from padding.rows import Row, Study, spread_text, without_nan
+from padding.rows import Row, Study, spread_text
 from padding.seen_bias import SegmentorOutput, segmentor_outputs
 
 __all__ = ["THRESHOLDS", "TUNING_GAMMAS", "Choice", "HalfMeasures", "choose", "settings_of", "tune_and_report"]
@@ -202,7 +201,7 @@ def tune_and_report(
             "runs": runs,
         }
         write_text_atomically(output / "tuning.md", content["markdown"] + "\n")
-        write_text_atomically(output / "tuning.json", json.dumps(without_nan(content), indent=1) + "\n")
+        write_json_atomically(output / "tuning.json", content)
     return content
 
 

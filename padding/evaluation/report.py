@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from padding.evaluation.grouping import ClassGroups
 
-__all__ = ["Report", "build_report", "publish", "write_text_atomically"]
+__all__ = ["Report", "build_report", "publish", "without_nan", "write_json_atomically", "write_text_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,20 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     except OSError:
         Path(file.name).unlink(missing_ok=True)
         raise
+
+
+def write_json_atomically(path: str | Path, content: Any) -> None:
+    """Write strict JSON in the same way: a number that does not exist (NaN) is null."""
+    write_text_atomically(path, json.dumps(without_nan(content), indent=1) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """The same nested mappings, lists and numbers, with None for NaN."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _umask() -> int:

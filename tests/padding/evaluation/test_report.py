@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from padding.evaluation.grouping import ClassGroups, grouped_results
-from padding.evaluation.report import Report, build_report, publish, write_text_atomically
+from padding.evaluation.report import Report, build_report, publish, write_json_atomically, write_text_atomically
 
 GROUPS = ClassGroups(("cat", "dog", "sea"), (0, 1), (2,), frozenset({0, 1}), (1, 2, 11))
 
@@ -76,3 +76,11 @@ def test_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
     write_text_atomically(tmp_path / "file", "old")
     write_text_atomically(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_json_of_any_content_is_strict(tmp_path: Path) -> None:
+    content = {"a": float("nan"), "b": [1.5, (float("nan"), "x")], "c": {"d": True, "e": None}}
+    write_json_atomically(tmp_path / "new" / "a.json", content)
+    text = (tmp_path / "new" / "a.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text) == {"a": None, "b": [1.5, [None, "x"]], "c": {"d": True, "e": None}}
