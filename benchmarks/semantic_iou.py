@@ -81,7 +81,7 @@ def compare(records: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
             start = time.perf_counter()
             evaluator.process([record], [{"sem_seg": scores}])
             seconds[name] += time.perf_counter() - start
-    ours = 100 * iou_from_confusion(evaluators["ours"].confusion)
+    ours = 100 * iou_from_confusion(evaluators["ours"].confusions["sem_seg"])
     theirs = evaluators["detectron2"].evaluate()["sem_seg"]
     return {
         "detectron2_ms_per_image": round(1000 * seconds["detectron2"] / len(records), 1),
