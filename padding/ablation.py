@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
@@ -32,6 +33,7 @@ from padding.engine.setup import ConfigError, load_cfg
 from padding.evaluation.instance import InstanceEvaluator
 from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.evaluation.semantic import SemSegEvaluator
+from padding.evaluation.sweep import GAMMAS
 from padding.modeling.maskformer import MaskFormer
 from padding.rows import Row, Study, mean_and_spread, read_row, run_once, spread_text, sweep_table
 from padding.seen_bias import sweep_summary
@@ -39,6 +41,7 @@ from padding.seen_bias import sweep_summary
 __all__ = ["METHODS_OF_TABLE_1", "TABLES", "choose_rows", "prepare", "rows_of_table", "run_table"]
 
 ROWS = Path(__file__).parents[1] / "configs" / "ablations" / "padding" / "_base_"
+TABLES = ("1", "2", "3", "bank")
 METHODS_OF_TABLE_1 = {
     "supervised": "supervised",
     "projection": "projection",
@@ -48,12 +51,12 @@ METHODS_OF_TABLE_1 = {
     "padding": "PADing",
 }
 # Table 3 has 100 to 700 primitives where the method has 400; here in the same proportion to the configuration's number.
-TABLES = ("1", "2", "3", "bank")
 FRACTIONS_OF_TABLE_3 = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 # Measures of Table 2: column -> where the evaluators put them.
 TASKS = {"box AP50": ("bbox", "AP50"), "mask AP50": ("segm", "AP50"), "mIoU": ("sem_seg", "mIoU")}
 # Where gamma is tuned, too: column -> measure and quantity of the sweep, and the gammas. Average precision of hundreds
-# of images takes a second for each, so these are fewer than in Table 1, without the ends; no area is reported.
+# of images takes a second for each, so these are fewer than in Table 1 of panoptic data, and without the ends, so that
+# no area is reported. Table 1 of instance data takes these and the ends.
 SWEPT_TASKS = {"mask AP50": ("coco_instance", "AP50"), "mIoU": ("sem_seg", "mIoU")}
 TASK_GAMMAS = tuple(float(gamma) for gamma in range(-2, 9))
 GROUPS = {"seen": "_seen", "unseen": "_unseen", "HM": "_hm"}
@@ -114,6 +117,13 @@ def _config_that_writes(weights: str, folder: Path) -> Path | None:
     return None
 
 
+def dataset_sweep(cfg: CfgNode, model: MaskFormer) -> dict[str, dict[str, Any]]:
+    """The sweep of Table 1 in the measure of the data set; see ``seen_bias.sweep_summary``."""
+    if MetadataCatalog.get(cfg.DATASETS.TEST[0]).evaluator_type == "coco_instance":
+        return sweep_summary(cfg, model, (GAMMAS[0], *TASK_GAMMAS, GAMMAS[-1]))
+    return sweep_summary(cfg, model)
+
+
 def task_results(cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
     """Table 2 for a panoptic model: column -> group -> percent at gamma 0, and sweeps of masks and labels.
 
@@ -170,7 +180,7 @@ def run_table(table: str, study: Study, rows: Sequence[Row], seeds: Sequence[int
     Returns:
         What the JSON holds.
     """
-    name, measure, more = ("tasks", task_results, _TASKS_ON) if table == "2" else ("sweep", sweep_summary, ())
+    name, measure, more = ("tasks", task_results, _TASKS_ON) if table == "2" else ("sweep", dataset_sweep, ())
     markdown: Callable[..., str] = task_table if table == "2" else sweep_table
     results: dict[str, list[dict[str, Any]]] = {}
     content: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from padding.ablation import METHODS_OF_TABLE_1, ROWS, main, rows_of_table
 from padding.data.catalog import register_all
 from padding.data.shapes import ShapesConfig, write_shapes
 from padding.engine import ConfigError, load_cfg
+from padding.evaluation.sweep import GAMMAS
 from padding.rows import Row, Study, read_row, spread_text, sweep_table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -174,6 +175,19 @@ def test_table_2_scores_boxes_masks_and_labels(
     assert "train_net.py" not in capsys.readouterr().out
     stored = json.loads((tmp_path / "table2.json").read_text())
     assert set(stored["summary"]["P"]) > {"gamma 0 mIoU unseen", "gamma 0 box AP50 HM", "sweep mask AP50 best_hm"}
+
+
+@pytest.mark.parametrize(("data", "whole"), [("zsp", True), ("zss", True), ("zsi", False)])
+def test_average_precision_is_swept_over_fewer_gammas(
+    data_root: Path, data: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[tuple[float, ...]] = []
+    monkeypatch.setattr(ablation, "sweep_summary", lambda _cfg, _model, gammas=GAMMAS: swept.append(gammas) or {})
+    ablation.dataset_sweep(cfg_of(str(CONFIGS / f"shapes_{data}.yaml")), None)
+    assert (swept[0] == GAMMAS) is whole
+    assert set(swept[0]) <= set(GAMMAS)
+    assert 0.0 in swept[0]
+    assert (swept[0][0], swept[0][-1]) == (GAMMAS[0], GAMMAS[-1])  # the area needs both ends
 
 
 def test_bank_and_images_are_compared_alike(
