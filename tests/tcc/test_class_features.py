@@ -361,6 +361,10 @@ def test_features_of_different_size_meet_on_the_common_grid() -> None:
     resized = F.interpolate(features[1], size=(8, 8), mode="bilinear", align_corners=False)
     expected = Scene((features[0], resized), (on_grid(first, (8, 8)), on_grid(second, (8, 8)))).loss()
     assert Scene(features, (first, second)).loss(stride=8).item() == pytest.approx(expected.item(), rel=1e-6)
+    halves = tuple(feature.bfloat16() for feature in features)
+    rounded = tuple(feature.float() for feature in halves)  # resized in float32, too
+    found, expected = (Scene(part, (first, second)).loss(stride=8) for part in (halves, rounded))  # type: ignore[arg-type]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_similarities_may_be_resized_instead_and_undefined_ones_do_not_leak() -> None:
