@@ -66,8 +66,9 @@ def existing_pairs(pairs: Sequence[LabelPair], *, subset: bool, cure: str) -> li
     Raises:
         PreparationError: sources are missing, all of them or, without ``subset``, some.
     """
-    found = [pair for pair in pairs if pair.source.is_file()]
-    missing = [pair.source for pair in pairs if not pair.source.is_file()]
+    exists = [pair.source.is_file() for pair in pairs]
+    found = [pair for pair, there in zip(pairs, exists, strict=True) if there]
+    missing = [pair.source for pair, there in zip(pairs, exists, strict=True) if not there]
     if not found or (missing and not subset):
         raise PreparationError(
             f"{len(missing)} of {len(pairs)} files are missing, first {missing[0]}. {cure}"

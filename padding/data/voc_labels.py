@@ -34,11 +34,9 @@ def voc_label_pairs(folder: Path, sbd: Path) -> list[LabelPair]:
     """
     lists = splits_dir() / "voc"
     own = set(read_id_list(lists / "train.txt"))
+    of_voc, of_sbd, target = folder / "SegmentationClass", sbd / SBD_LABELS, folder / "SegmentationClassAug"
     return [
-        LabelPair(
-            folder / "SegmentationClass" / f"{i}.png" if i in own else sbd / SBD_LABELS / f"{i}.mat",
-            folder / "SegmentationClassAug" / f"{i}.png",
-        )
+        LabelPair(of_voc / f"{i}.png" if i in own else of_sbd / f"{i}.mat", target / f"{i}.png")
         for i in read_id_list(lists / "train_aug.txt")
     ]
 
