@@ -30,7 +30,7 @@ from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.semi_splits import select_entries
 from padding.data.targets import read_label_map
 
-__all__ = ["LabelAudit", "audit_labels", "main"]
+__all__ = ["LabelAudit", "audit_labels", "displayed_size", "main"]
 
 _SHOWN = 3
 _ORIENTATION = 0x0112  # tag of EXIF; 5 to 8 swap height and width
@@ -125,7 +125,7 @@ def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, in
         return
     try:
         labels = read_label_map(path)
-        size = _displayed_size(entry["file_name"])
+        size = displayed_size(entry["file_name"])
         with Image.open(path) as image:
             audit.palette_files += image.mode == "P"
     except (ValueError, OSError) as error:
@@ -149,7 +149,7 @@ def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, in
         audit.all_void.append(path)
 
 
-def _displayed_size(path: str) -> tuple[int, int]:
+def displayed_size(path: str) -> tuple[int, int]:
     """(h, w) of an image as the mappers read it, turned by its EXIF entry; its pixels are not decoded."""
     try:
         with Image.open(path) as image:

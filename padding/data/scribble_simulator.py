@@ -22,7 +22,7 @@ import numpy.typing as npt
 from padding.data.scribble_curves import STYLES, Points, Region, central_part, resampled, skeleton_path
 from padding.data.scribbles import DEFAULT_WIDTH, Scribble, line_mask
 
-__all__ = ["SIMULATOR_VERSION", "SimulatedImage", "SimulatorConfig", "simulate_scribbles"]
+__all__ = ["SIMULATOR_VERSION", "SimulatorConfig", "simulate_scribbles"]
 
 SIMULATOR_VERSION = 1
 """Raised whenever the same configuration gives other scribbles."""
@@ -81,21 +81,6 @@ class SimulatorConfig:
         return json.loads(json.dumps({"version": SIMULATOR_VERSION, **asdict(self)}))
 
 
-@dataclass(frozen=True)
-class SimulatedImage:
-    """Scribbles of one image, and how many connected parts it has.
-
-    Attributes:
-        scribbles: by class, then by position.
-        parts: class id -> connected parts that could have a scribble.
-        dropped: class id -> parts left out by ``SimulatorConfig.drop``.
-    """
-
-    scribbles: tuple[Scribble, ...]
-    parts: dict[int, int]
-    dropped: dict[int, int]
-
-
 def simulate_scribbles(
     labels: npt.NDArray[np.uint8],
     config: SimulatorConfig,
@@ -103,7 +88,7 @@ def simulate_scribbles(
     key: str,
     num_classes: int,
     background: int | None = None,
-) -> SimulatedImage:
+) -> tuple[Scribble, ...]:
     """Scribbles of one dense label map.
 
     Args:
@@ -114,28 +99,24 @@ def simulate_scribbles(
         background: class with the stronger erosion; None: there is none.
 
     Returns:
-        Scribbles with whole coordinates; drawn with ``config.width`` each lies on pixels of its class.
+        Scribbles with whole coordinates, by class, then by position; drawn with ``config.width`` each lies on pixels of
+        its class alone.
     """
-    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[:num_classes]).tolist()
     scribbles: list[Scribble] = []
-    parts: dict[int, int] = {}
-    dropped: dict[int, int] = {}
-    for label in found:
+    for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[:num_classes]).tolist():
         factor = config.background_erosion if label == background else 1.0
         for number, (part, offset) in enumerate(_parts(labels == label, config.min_area)):
             # One generator a part: what happens to one part changes nothing in another.
             rng = np.random.default_rng((config.seed, zlib.crc32(key.encode()), label, number))
-            parts[label] = parts.get(label, 0) + 1
             if rng.random() < config.drop:
-                dropped[label] = dropped.get(label, 0) + 1
                 continue
-            share = float(part.sum()) / labels.size
+            share = np.count_nonzero(part) / labels.size
             erosion = factor * float(np.interp(share, config.erosion_share, config.erosion))
             count = 2 if share >= config.second_share else 1
             for points, width in _curves(part, erosion, count, config, rng):
                 shortened = central_part(points, config.length * rng.uniform(*_END_TRIM))
                 scribbles.append(Scribble(label, shortened + offset, 0 if width == config.width else width))
-    return SimulatedImage(tuple(scribbles), parts, dropped)
+    return tuple(scribbles)
 
 
 def _parts(mask: Region, min_area: int) -> Iterator[tuple[Region, Points]]:

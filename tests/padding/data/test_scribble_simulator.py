@@ -23,8 +23,8 @@ def shapes_labels(index: int) -> np.ndarray:
 
 def raster(labels: np.ndarray, *, key: str = "a", num_classes: int = NUM_CLASSES, **settings) -> np.ndarray:
     config = SimulatorConfig(**settings)
-    image = simulate_scribbles(labels, config, key=key, num_classes=num_classes)
-    return draw_scribbles(image.scribbles, labels.shape, width=config.width)
+    scribbles = simulate_scribbles(labels, config, key=key, num_classes=num_classes)
+    return draw_scribbles(scribbles, labels.shape, width=config.width)
 
 
 def assert_no_violation(labels: np.ndarray, drawn: np.ndarray) -> None:
@@ -89,8 +89,8 @@ def test_less_length_takes_ink_away_and_moves_nothing() -> None:
 
 def test_length_zero_is_one_dot_for_each_scribble() -> None:
     labels = shapes_labels(2)
-    image = simulate_scribbles(labels, SimulatorConfig(length=0.0, **SMALL), key="a", num_classes=NUM_CLASSES)
-    assert all(len(scribble.points) == 1 for scribble in image.scribbles)
+    scribbles = simulate_scribbles(labels, SimulatorConfig(length=0.0, **SMALL), key="a", num_classes=NUM_CLASSES)
+    assert all(len(scribble.points) == 1 for scribble in scribbles)
 
 
 def test_drop_leaves_out_parts_and_keeps_the_others_where_they_were() -> None:
@@ -101,24 +101,22 @@ def test_drop_leaves_out_parts_and_keeps_the_others_where_they_were() -> None:
             simulate_scribbles(labels, SimulatorConfig(drop=drop, **SMALL), key=str(index), num_classes=NUM_CLASSES)
             for drop in (0.0, 0.5)
         )
-        assert every.parts == some.parts
-        assert not every.dropped
-        drawn = {s.points.tobytes() for s in every.scribbles}
-        assert {s.points.tobytes() for s in some.scribbles} <= drawn
-        total += sum(every.parts.values())
-        left += sum(some.parts.values()) - sum(some.dropped.values())
+        drawn = {s.points.tobytes() for s in every}
+        assert {s.points.tobytes() for s in some} <= drawn
+        total += len(every)
+        left += len(some)
     assert 0.25 * total < left < 0.75 * total
     nothing = simulate_scribbles(labels, SimulatorConfig(drop=1.0, **SMALL), key="a", num_classes=NUM_CLASSES)
-    assert not nothing.scribbles
+    assert not nothing
 
 
 def test_thin_objects_get_a_thinner_line() -> None:
     labels = np.zeros((60, 60), np.uint8)
     labels[5:55, 30:32] = 1
     config = SimulatorConfig(width=5, min_area=50)
-    image = simulate_scribbles(labels, config, key="a", num_classes=2)
-    assert [s.width for s in image.scribbles if s.label == 1] == [2]
-    drawn = draw_scribbles(image.scribbles, labels.shape, width=5)
+    scribbles = simulate_scribbles(labels, config, key="a", num_classes=2)
+    assert [s.width for s in scribbles if s.label == 1] == [2]
+    drawn = draw_scribbles(scribbles, labels.shape, width=5)
     assert_no_violation(labels, drawn)
     assert (drawn == 1).sum() > 60
 
@@ -128,29 +126,29 @@ def test_thick_parts_keep_away_from_their_border() -> None:
     labels[20:80, 20:80] = 1
     for background, least in ((None, 8), (1, 12)):
         config = SimulatorConfig(erosion=(2.0, 10.0), background_erosion=1.5, style="line", second_share=1.0)
-        image = simulate_scribbles(labels, config, key="a", num_classes=2, background=background)
-        (points,) = (s.points for s in image.scribbles if s.label == 1)
+        scribbles = simulate_scribbles(labels, config, key="a", num_classes=2, background=background)
+        (points,) = (s.points for s in scribbles if s.label == 1)
         assert np.minimum(points - 20, 79 - points).min() >= least
 
 
 def test_large_parts_get_two_scribbles() -> None:
     labels = np.zeros((100, 100), np.uint8)
     counts = [
-        len(simulate_scribbles(labels, SimulatorConfig(second_share=share), key="a", num_classes=1).scribbles)
+        len(simulate_scribbles(labels, SimulatorConfig(second_share=share), key="a", num_classes=1))
         for share in (0.5, 1.0)
     ]
     assert counts == [2, 2]
     labels[:20] = 9  # void
     one = simulate_scribbles(labels, SimulatorConfig(second_share=1.0), key="a", num_classes=1)
-    assert len(one.scribbles) == 1
+    assert len(one) == 1
 
 
 def test_small_parts_and_void_have_none() -> None:
     labels = np.full((40, 40), 255, np.uint8)
     labels[5:10, 5:10] = 0
-    assert not simulate_scribbles(labels, SimulatorConfig(min_area=26), key="a", num_classes=3).scribbles
-    image = simulate_scribbles(labels, SimulatorConfig(min_area=25), key="a", num_classes=3)
-    assert [s.label for s in image.scribbles] == [0]
+    assert not simulate_scribbles(labels, SimulatorConfig(min_area=26), key="a", num_classes=3)
+    scribbles = simulate_scribbles(labels, SimulatorConfig(min_area=25), key="a", num_classes=3)
+    assert [s.label for s in scribbles] == [0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a set of scribbles: label PNGs, and beside them the lines as XML, settings and statistics as JSON.
+
+The settings decide: a folder made with others is not continued, and one that was not made here is not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from padding.data.panoptic_png import PreparationError
+
+__all__ = ["ScribbleFolder", "write_bytes"]
+
+
+@dataclass(frozen=True)
+class ScribbleFolder:
+    """Where the files lie: a folder of PNGs and what stands beside it."""
+
+    path: Path
+
+    def png(self, key: str) -> Path:
+        """Label map of an image."""
+        return self.path / f"{key}.png"
+
+    def xml(self, key: str) -> Path:
+        """Lines of an image."""
+        return self.path.with_name(f"{self.path.name}_xml") / f"{key}.xml"
+
+    @property
+    def manifest(self) -> Path:
+        """Settings and statistics."""
+        return self.path.with_name(f"{self.path.name}.json")
+
+    def settings(self) -> dict[str, Any] | None:
+        """What the folder was made with; None if this module did not make it."""
+        if not self.manifest.is_file():
+            return None
+        try:
+            return dict(json.loads(self.manifest.read_text(encoding="utf-8"))["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PreparationError(
+                f"{self.manifest}: cannot be read ({error}); pass --overwrite to start anew"
+            ) from error
+
+    def begin(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Make the folder ready for a run with these settings.
+
+        Raises:
+            PreparationError: the folder holds something else, and ``overwrite`` is not set.
+        """
+        if overwrite:
+            self._clear()
+        earlier, is_empty = self.settings(), next(self.path.glob("*.png"), None) is None
+        if earlier is None and not is_empty:
+            raise PreparationError(
+                f"{self.path}: holds label images that this command did not write; name another --output, or pass "
+                "--overwrite to replace them"
+            )
+        if earlier is not None and earlier != settings and not is_empty:
+            other = [k for k in sorted({*earlier, *settings}) if earlier.get(k) != settings.get(k)]
+            differing = ", ".join(f"{k} {earlier.get(k)} (now {settings.get(k)})" for k in other)
+            raise PreparationError(
+                f"{self.path}: made with other settings: {differing}; name another --output, or pass --overwrite"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in [*self.path.glob(".*.tmp"), *self.xml("").parent.glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
+        self.write_manifest(settings, complete=False)
+
+    def _clear(self) -> None:
+        # The manifest goes first: what is interrupted here is nobody's folder and asks for --overwrite again.
+        self.manifest.unlink(missing_ok=True)
+        for path in [*self.path.glob("*.png"), *self.xml("").parent.glob("*.xml")]:
+            path.unlink()
+
+    def write_manifest(self, settings: Mapping[str, Any], **entries: Any) -> None:
+        """Write settings and further entries."""
+        text = json.dumps({"settings": dict(settings), **entries}, indent=1)
+        write_bytes(self.manifest, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
