@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The back ends of pattern propagation: four ways to the same joint softmax (PSI, Eq. 4).
+
+Each takes the query (B, D, h, w), the levels and whether to observe, in one dtype and without autocast. Letters as in
+``psi/pattern_propagation.py``; n nodes and M cells of one product, X products at once.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from psi.pattern_graph import Window
+
+__all__ = ["BACKENDS", "Backend", "Gathered", "Level"]
+
+# Logits computed at once (16 MB in float32). Beyond it rows go in pieces, each computed again in the backward pass.
+_CHUNK_LOGITS = 1 << 22
+# Stands for the logit of what is no neighbor: finite, because -inf - -inf is not a number.
+_NO_NEIGHBOR = -1e30
+
+
+class Level(NamedTuple):
+    """One level: maps are (B, D or C, h_l, w_l), or after ``_channels_last`` (B, h_l, w_l, D or C)."""
+
+    window: Window
+    keys: Tensor
+    values: Tensor
+    usable: Tensor
+
+    @property
+    def rows(self) -> int:
+        """h_l."""
+        return self.usable.shape[-2]
+
+    @property
+    def columns(self) -> int:
+        """w_l."""
+        return self.usable.shape[-1]
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> "Level":
+        """Apply a function to the maps, once where keys are the values."""
+        keys = function(self.keys)
+        values = keys if self.values is self.keys else function(self.values)
+        return Level(self.window, keys, values, function(self.usable))
+
+    def stacked(self, pitch: int, reach: int) -> "Level":
+        """Images below each other; see ``_stack_rows``."""
+        return self.each(lambda maps: _stack_rows(maps, pitch, reach))
+
+
+class Gathered(NamedTuple):
+    """Result of a back end: L maps (B, C, h, w), and (B, h, w) logarithm of the softmax's denominator and entropy."""
+
+    aggregates: tuple[Tensor, ...]
+    log_normalizer: Tensor
+    entropy: Tensor | None
+
+
+# --- dense and banded: products of many nodes with many cells, per level, joined afterwards --------------------------
+
+
+class _Partial(NamedTuple):
+    """A level's share of the softmax, relative to its own largest logit: exact to join with those of other levels."""
+
+    peak: Tensor  # (...), largest logit, without gradient: it cancels in the quotient
+    total: Tensor  # (...), sum of e = exp(logit - peak)
+    sums: Tensor  # (..., C), sum of e value
+    spread: Tensor | None  # (...), sum of -e log e
+
+    def reshaped(self, shape: Sequence[int]) -> "_Partial":
+        """Nodes from (X, n) to another shape."""
+        spread = None if self.spread is None else self.spread.reshape(shape)
+        sums = self.sums.reshape(*shape, -1)
+        return _Partial(self.peak.reshape(shape), self.total.reshape(shape), sums, spread)
+
+
+def _partial(logits: Tensor, values: Tensor, observe: bool) -> _Partial:
+    """Logits (X, n, M), overwritten, and values (X, M, C) -> share of n nodes each."""
+    peak = logits.detach().amax(dim=-1, keepdim=True).clamp_min(_NO_NEIGHBOR)
+    weights = logits.sub_(peak).exp_()
+    spread = torch.special.entr(weights.detach()).sum(dim=-1) if observe else None
+    return _Partial(peak.squeeze(-1), weights.sum(dim=-1), torch.bmm(weights, values), spread)
+
+
+def _single_partial(nodes: Tensor, single: Level, observe: bool) -> _Partial:
+    """Share of a level with one neighbor per node: (..., D) and maps of the same places, channels last."""
+    logits = (nodes * single.keys).sum(dim=-1)
+    peak = logits.detach()
+    weights = (logits - peak).exp() * single.usable  # 1 with the gradient of exp, or 0
+    spread = torch.zeros_like(peak) if observe else None
+    return _Partial(peak.masked_fill(~single.usable, _NO_NEIGHBOR), weights, weights[..., None] * single.values, spread)
+
+
+def _join(partials: Sequence[_Partial]) -> tuple[Tensor, ...]:
+    """One softmax over all levels: L aggregates (..., C), logarithm of the denominator, and the entropy if observed."""
+    top = torch.stack([part.peak for part in partials]).amax(dim=0)
+    factors = [(part.peak - top).exp() for part in partials]
+    totals = [factor * part.total for factor, part in zip(factors, partials, strict=True)]
+    # At least 1, the largest logit's, unless a node has no neighbor at all.
+    denominator = sum(totals[1:], totals[0]).clamp_min(0.5)
+    shares = [factor / denominator for factor in factors]
+    aggregates = [part.sums * share[..., None] for part, share in zip(partials, shares, strict=True)]
+    log_denominator = denominator.detach().log()
+    result = (*aggregates, top + log_denominator)
+    entropies = [
+        share.detach() * (part.spread + part.total.detach() * (log_denominator + top - part.peak))
+        for part, share in zip(partials, shares, strict=True)
+        if part.spread is not None
+    ]
+    return (*result, sum(entropies[1:], entropies[0])) if entropies else result
+
+
+def _dense(query: Tensor, levels: Sequence[Level], observe: bool) -> Gathered:
+    query, levels = _channels_last(query, levels)
+    images, height, width = query.shape[:3]
+    singles = [_at_nodes(level, (height, width)) for level in levels]
+
+    def num_logits(rows: int) -> int:
+        spans = [
+            min((rows - 1) * level.window.finer // level.window.coarser + 2 * level.window.reach + 1, level.rows)
+            for level in levels
+        ]
+        cells = [span * level.columns for span, level, single in zip(spans, levels, singles, strict=True) if not single]
+        return images * rows * width * sum(cells)
+
+    results = _run(partial(_dense_rows, query, levels, singles, observe=observe), _pieces(height, 1, num_logits))
+    return _gathered([torch.cat(maps, dim=1) for maps in zip(*results, strict=True)], len(levels))
+
+
+def _dense_rows(
+    query: Tensor, levels: Sequence[Level], singles: Sequence["Level | None"], rows: range, observe: bool
+) -> tuple[Tensor, ...]:
+    """Nodes of some rows of every image: maps (B, rows, w, ...)."""
+
+    def pick(maps: Tensor) -> Tensor:
+        return maps[:, rows.start : rows.stop]
+
+    nodes = pick(query)
+    return _join(
+        [
+            _single_partial(nodes, single.each(pick), observe)
+            if single
+            else _dense_partial(nodes, level, rows, observe).reshaped(nodes.shape[:3])
+            for level, single in zip(levels, singles, strict=True)
+        ]
+    )
+
+
+def _dense_partial(nodes: Tensor, level: Level, rows: range, observe: bool) -> _Partial:
+    """All cells of the rows in reach against all nodes; the result's nodes are flat, (B, rows w)."""
+    window, reach, device = level.window, level.window.reach, nodes.device
+    height, width = level.keys.shape[1:3]
+    at_rows = window.cells(rows.stop, device)[rows.start :]
+    first = max(rows.start * window.finer // window.coarser - reach, 0)
+    last = min((rows.stop - 1) * window.finer // window.coarser + reach, height - 1)
+    down = torch.arange(first, last + 1, device=device) - at_rows[:, None]
+    right = torch.arange(width, device=device) - window.cells(nodes.shape[2], device)[:, None]
+    near = _is_near(window, down[:, None, :, None], right[None, :, None, :]).flatten(2).flatten(0, 1)
+    keys, values = (maps[:, first : last + 1].flatten(1, 2) for maps in (level.keys, level.values))
+    logits = torch.bmm(nodes.flatten(1, 2), keys.transpose(1, 2))
+    logits.masked_fill_(~near, -math.inf).masked_fill_(~level.usable[:, None, first : last + 1].flatten(2), -math.inf)
+    return _partial(logits, values, observe)
+
+
+def _banded(query: Tensor, levels: Sequence[Level], observe: bool) -> Gathered:
+    query, levels = _channels_last(query, levels)
+    images, height, width = query.shape[:3]
+    step = max(level.window.coarser for level in levels)
+    # Rows of nodes that an image has in the stack of all images: enough for every level to have as many.
+    needed = [math.ceil(level.rows * level.window.coarser / level.window.finer) for level in levels]
+    pitch = math.ceil(max(height, *needed) / step) * step
+    singles = [_at_nodes(level, (height, width)) for level in levels]
+    stacks = [
+        single.stacked(pitch, 0)
+        if single
+        else level.stacked(pitch * level.window.finer // level.window.coarser, level.window.reach)
+        for level, single in zip(levels, singles, strict=True)
+    ]
+    nodes = _stack_rows(query, pitch, 0)
+    bands = [(2 * level.window.reach + 1) * level.columns for level in levels if len(level.window.offsets) > 1]
+    pieces = _pieces(len(nodes), step, lambda rows: rows * width * sum(bands))
+    results = _run(partial(_banded_rows, nodes, stacks, pitch, observe=observe), pieces)
+    maps = [torch.cat(parts).unflatten(0, (images, pitch))[:, :height] for parts in zip(*results, strict=True)]
+    return _gathered(maps, len(levels))
+
+
+def _banded_rows(nodes: Tensor, stacks: Sequence[Level], pitch: int, rows: range, observe: bool) -> tuple[Tensor, ...]:
+    """Nodes of some rows of the stack: maps (rows, w, ...)."""
+
+    def pick(maps: Tensor) -> Tensor:
+        return maps[rows.start : rows.stop]
+
+    nodes = pick(nodes)
+    return _join(
+        [
+            _single_partial(nodes, stack.each(pick), observe)
+            if len(stack.window.offsets) == 1
+            else _banded_partial(nodes, stack, pitch, rows, observe).reshaped(nodes.shape[:2])
+            for stack in stacks
+        ]
+    )
+
+
+def _banded_partial(nodes: Tensor, stack: Level, pitch: int, rows: range, observe: bool) -> _Partial:
+    """Each group of ``coarser`` rows of nodes against its band of cells; the result is (groups, coarser w)."""
+    window, reach, device = stack.window, stack.window.reach, nodes.device
+    first, last = (row * window.finer // window.coarser for row in (rows.start, rows.stop - 1))
+
+    def band(maps: Tensor) -> Tensor:
+        """Overlapping views (groups, 2 r + 1, w_l, ...): rows of neighboring groups are the same memory."""
+        return maps[first : last + 2 * reach + 1].unfold(0, 2 * reach + 1, window.finer).movedim(-1, 1)
+
+    image = torch.arange(-reach, len(stack.keys) - reach, device=device).div(
+        pitch * window.finer // window.coarser, rounding_mode="floor"
+    )
+    usable = band(stack.usable) & (band(image) == band(image)[:, reach, None])[..., None]
+    groups = nodes.unflatten(0, (-1, window.coarser)).flatten(1, 2)
+    logits = torch.bmm(groups, band(stack.keys).flatten(1, 2).transpose(1, 2))
+    down = torch.arange(-reach, reach + 1, device=device)
+    right = torch.arange(stack.keys.shape[1], device=device) - window.cells(nodes.shape[1], device)[:, None]
+    near = _is_near(window, down[:, None], right[:, None]).flatten(1).repeat(window.coarser, 1)
+    logits.masked_fill_(~near, -math.inf).masked_fill_(~usable.flatten(1)[:, None], -math.inf)
+    return _partial(logits, band(stack.values).flatten(1, 2), observe)
+
+
+def _stack_rows(maps: Tensor, pitch: int, reach: int) -> Tensor:
+    """Images below each other: (B, h, ...) -> (reach + B pitch + reach, ...), zeros (False) where there was nothing."""
+    rest = [0, 0] * (maps.dim() - 2)
+    stacked = F.pad(maps, (*rest, 0, pitch - maps.shape[1])).flatten(0, 1)
+    return F.pad(stacked, (*rest, reach, reach)) if reach else stacked
+
+
+def _is_near(window: Window, down: Tensor, right: Tensor) -> Tensor:
+    """Whether (down, right), which broadcast, is an offset of the window."""
+    size, around = 2 * window.reach + 3, window.reach + 1
+    table = torch.zeros(size, size, dtype=torch.bool)
+    table[tuple((torch.tensor(window.offsets) + around).T)] = True
+    return table.to(down.device)[down.clamp(-around, around) + around, right.clamp(-around, around) + around]
+
+
+def _channels_last(query: Tensor, levels: Sequence[Level]) -> tuple[Tensor, list[Level]]:
+    """Channels to the end and beside each other in memory, as products want them."""
+    moved = []
+    for level in levels:
+        keys = level.keys.movedim(1, -1).contiguous()
+        values = keys if level.values is level.keys else level.values.movedim(1, -1).contiguous()
+        moved.append(level._replace(keys=keys, values=values))
+    return query.movedim(1, -1).contiguous(), moved
+
+
+def _at_nodes(level: Level, size: tuple[int, int]) -> Level | None:
+    """Bring a level with one neighbor per node to the nodes, (B, h, w, ...); None for other levels."""
+    if len(level.window.offsets) > 1:
+        return None
+
+    def bring(maps: Tensor) -> Tensor:
+        for axis, count in enumerate(size, start=1):
+            if level.window.coarser > 1:
+                maps = maps.repeat_interleave(level.window.coarser, dim=axis)
+            index = [slice(None)] * axis + [slice(0, (count - 1) * level.window.finer + 1, level.window.finer)]
+            maps = maps[tuple(index)]
+        return maps
+
+    return level.each(bring)
+
+
+def _pieces(count: int, step: int, num_logits: Callable[[int], int]) -> list[range]:
+    """Cut rows into pieces of a multiple of ``step`` rows, each with a bounded number of logits if that can be."""
+    rows = count
+    while rows > step and num_logits(rows) > _CHUNK_LOGITS:
+        rows = math.ceil(rows / 2 / step) * step
+    return [range(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+def _run(function: Callable[[range], tuple[Tensor, ...]], pieces: Sequence[range]) -> list[tuple[Tensor, ...]]:
+    """Results of all pieces; with several, none keeps its logits for the backward pass."""
+    if len(pieces) == 1 or not torch.is_grad_enabled():
+        return [function(rows) for rows in pieces]
+    return [checkpoint(function, rows, use_reentrant=False, preserve_rng_state=False) for rows in pieces]
+
+
+def _gathered(maps: Sequence[Tensor], num_levels: int) -> Gathered:
+    """Maps as ``_join`` orders them, channels last -> result of a back end."""
+    aggregates = tuple(aggregate.movedim(-1, 1) for aggregate in maps[:num_levels])
+    return Gathered(aggregates, maps[num_levels], maps[num_levels + 1] if len(maps) > num_levels + 1 else None)
+
+
+# --- shift and unfold: one logit per neighbor, one softmax ------------------------------------------------------------
+
+
+def _shift(query: Tensor, levels: Sequence[Level], observe: bool) -> Gathered:
+    size = (query.shape[2], query.shape[3])
+    planes, masks = [], []
+    for level in levels:
+        blocks = _blocks(query, level.window)
+        for keys, usable in zip(_views(level.keys, level.window, size), _usable_views(level, size), strict=True):
+            planes.append(_from_blocks((blocks * keys).sum(dim=1), size))
+            masks.append(_from_blocks(usable.expand(-1, *blocks.shape[2:]), size))
+    mask = torch.stack(masks, dim=1)
+    weights, log_normalizer, entropy = _softmax(torch.stack(planes, dim=1), mask, observe)
+    aggregates = []
+    for level, of_level in zip(levels, weights.split([len(level.window.offsets) for level in levels], 1), strict=True):
+        views = _views(level.values, level.window, size)
+        terms = [_blocks(plane[:, None], level.window) for plane in of_level.unbind(dim=1)]
+        total = terms[0] * views[0]
+        for term, values in zip(terms[1:], views[1:], strict=True):
+            total = total.addcmul_(term, values)
+        aggregates.append(_from_blocks(total, size))
+    return Gathered(tuple(aggregates), log_normalizer, entropy)
+
+
+def _blocks(maps: Tensor, window: Window) -> Tensor:
+    """(B, C, h, w) -> (B, C, h', g, w', g): the g x g nodes of a coarser cell; g is 1 for other levels."""
+    g = window.coarser
+    padded = F.pad(maps, (0, -maps.shape[3] % g, 0, -maps.shape[2] % g))
+    return padded.unflatten(3, (-1, g)).unflatten(2, (-1, g))
+
+
+def _from_blocks(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., h', g, w', g) -> (..., h, w)."""
+    return maps.flatten(-4, -3).flatten(-2, -1)[..., : size[0], : size[1]]
+
+
+def _views(maps: Tensor, window: Window, size: tuple[int, int]) -> list[Tensor]:
+    """For each offset the cells at it from the nodes, (B, C, h', 1, w', 1), views of one padded map."""
+    reach, finer = window.reach, window.finer
+    padded = F.pad(maps, (reach, reach, reach, reach)) if reach else maps
+    ends = [(math.ceil(count / window.coarser) - 1) * finer + 1 for count in size]
+    return [
+        padded[:, :, reach + dy : reach + dy + ends[0] : finer, None, reach + dx : reach + dx + ends[1] : finer, None]
+        for dy, dx in window.offsets
+    ]
+
+
+def _usable_views(level: Level, size: tuple[int, int]) -> list[Tensor]:
+    """For each offset whether the cell is a neighbor, (B, h', 1, w', 1)."""
+    return [view[:, 0] for view in _views(level.usable[:, None], level.window, size)]
+
+
+def _softmax(logits: Tensor, mask: Tensor, observe: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Joint softmax over (B, K, h, w): weights, 0 outside the mask; logarithm of the denominator; entropy."""
+    logits = logits.masked_fill(~mask, _NO_NEIGHBOR)
+    weights = logits.softmax(dim=1) * mask  # for a node without a neighbor the softmax is uniform
+    entropy = torch.special.entr(weights.detach()).sum(dim=1) if observe else None
+    return weights, logits.detach().logsumexp(dim=1), entropy
+
+
+def _unfold(query: Tensor, levels: Sequence[Level], observe: bool) -> Gathered:
+    size = (query.shape[2], query.shape[3])
+    logits, values, masks = [], [], []
+    for level in levels:
+        keys = _unfolded(level.keys, level.window, size)
+        values.append(keys if level.values is level.keys else _unfolded(level.values, level.window, size))
+        logits.append((query[:, :, None] * keys).sum(dim=1))
+        masks.append(_unfolded(level.usable[:, None].to(query.dtype), level.window, size)[:, 0] > 0)
+    counts = [len(level.window.offsets) for level in levels]
+    weights, log_normalizer, entropy = _softmax(torch.cat(logits, dim=1), torch.cat(masks, dim=1), observe)
+    aggregates = [
+        (of_level[:, None] * neighbors).sum(dim=2)
+        for of_level, neighbors in zip(weights.split(counts, dim=1), values, strict=True)
+    ]
+    return Gathered(tuple(aggregates), log_normalizer, entropy)
+
+
+def _unfolded(maps: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
+    """(B, C, h_l, w_l) -> (B, C, K, h, w): every neighbor of every node."""
+    side = 2 * window.reach + 1
+    positions = [(count - 1) // window.finer + 1 for count in maps.shape[2:]]
+    columns = F.unfold(maps, side, padding=window.reach, stride=window.finer).unflatten(2, positions)
+    columns = columns.unflatten(1, (-1, side * side))
+    if len(window.offsets) < side * side:
+        places = [(dy + window.reach) * side + dx + window.reach for dy, dx in window.offsets]
+        columns = columns.index_select(2, torch.tensor(places, device=maps.device))
+    if window.coarser > 1:
+        columns = columns.repeat_interleave(window.coarser, dim=3).repeat_interleave(window.coarser, dim=4)
+    return columns[..., : size[0], : size[1]]
+
+
+Backend = Callable[[Tensor, Sequence[Level], bool], Gathered]
+BACKENDS: dict[str, Backend] = {"dense": _dense, "banded": _banded, "shift": _shift, "unfold": _unfold}
