@@ -31,17 +31,20 @@ def _add_aggregation_keys(node: CfgNode) -> None:
     node.AGGREGATION = "cpp"
     cpp = CfgNode()
     node.CPP = cpp
-    cpp.CHANNELS = 256  # [C] after the lateral 1x1 convolutions
+    # The first six are read by "up" and "sf" as well.
+    cpp.CHANNELS = 256  # [C] after the lateral 1x1 convolutions, and of the result
     cpp.DESTINATION = "res5"  # [k]
+    cpp.NORM = "BN"  # in [sigma], of the result: "BN", "SyncBN", "GN" or "" for none
+    cpp.ACTIVATION = True  # ReLU in it
+    cpp.LATERAL_NORM = "BN"
+    cpp.LATERAL_ACTIVATION = True
     cpp.RADII = (1, 1, 1, 4)  # [rho] of X1 to X4, in cells of each level
     cpp.DISTANCE = "chebyshev"  # "l2" or "l1"
-    cpp.INCLUSIVE = False  # neighbours closer than the radius, or also those at it
-    cpp.SCALE = "sqrt_dim"  # of the inner product: "sqrt_dim", "dim", "none" (literal) or "learned"
-    cpp.SIMILARITY = "inner"  # "cosine" or "euclidean" (negative distance)
-    cpp.LATERAL_NORM = "BN"  # "BN", "SyncBN", "GN" or "" for none
-    cpp.LATERAL_ACTIVATION = True  # ReLU after it
+    cpp.INCLUSIVE = False  # neighbors closer than the radius, or also those at it
+    cpp.SCALE = "sqrt_dim"  # of the similarity: "sqrt_dim", "dim", "none" (literal) or "learned"
+    cpp.SIMILARITY = "inner"  # "cosine" (of vectors of length sqrt(C)) or "euclidean" (negative squared distance)
     cpp.LATERAL_POOL = False  # average finer levels onto the destination's grid instead of sampling one cell
-    cpp.BACKEND = "auto"  # "dense", "banded", "shift" or "unfold"
+    cpp.BACKEND = "auto"  # "dense", "banded", "shift" or "unfold"; all give the same
 
 
 def _add_decoder_keys(node: CfgNode) -> None:
