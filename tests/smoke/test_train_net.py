@@ -158,6 +158,20 @@ def test_second_stage_on_two_processes_equals_one(shapes: Path, tmp_path: Path) 
     assert_equal_losses(*train_on_one_and_two_processes(config, tmp_path, "SEED", "1", *opts))
 
 
+def test_cohort_on_two_processes_equals_one(shapes: Path, tmp_path: Path) -> None:
+    """Dice sums over all processes; without batch norm and dropout, which belong to a process."""
+    opts = ["SEED", "1", "MODEL.TCC.SUP.DICE.SYNC", "True"]
+    for name in ("CNN", "VIT"):
+        student = f"MODEL.TCC.{name}."
+        opts += [student + "NORM", "FrozenBN", student + "HEAD.NORM", "GN", student + "HEAD.ASPP_DROPOUT", "0.0"]
+    config = ROOT / "configs" / "smoke" / "shapes_tcc.yaml"
+    one, two = train_on_one_and_two_processes(config, tmp_path, *opts)
+    assert_equal_losses(one, two)
+    weights = [torch.load(out / "model_final.pth", weights_only=True)["model"] for out in (one, two)]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-2, atol=1e-3, msg=key)
+
+
 @pytest.fixture
 def quiet_environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the cohort: rates and decay of its parts, the two streams, accumulation, exact resume, averages."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from padding.data.catalog import register_all
+from padding.data.streams import PairedStream, TrainStream
+from padding.engine import TRAINER_REGISTRY
+from tcc.trainer import SemiSupervisedTrainer
+from tests.tiny_segmentor import write_dozen_shapes
+from tests.tiny_tcc import tiny_tcc_cfg
+
+SPLIT = ("DATASETS.SPLIT", "shapes/4_of_12", "DATASETS.TEST", ())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_dozen_shapes(tmp_path_factory.mktemp("data"))
+    register_all(root)
+    return root
+
+
+def trainer(output: Path, *opts: Any) -> SemiSupervisedTrainer:
+    built = TRAINER_REGISTRY.get("SemiSupervisedTrainer")(tiny_tcc_cfg("OUTPUT_DIR", str(output), *SPLIT, *opts))
+    assert isinstance(built, SemiSupervisedTrainer)
+    return built
+
+
+def losses(output: Path) -> dict[int, dict[str, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    return {line["iteration"]: {k: v for k, v in line.items() if "loss" in k} for line in lines}
+
+
+def test_every_parameter_has_the_rate_and_the_decay_of_its_part(tmp_path: Path) -> None:
+    rates = ("SOLVER.BASE_LR", 0.01, "SOLVER.HEAD_MULTIPLIER", 5.0, "MODEL.TCC.VIT.LR_MULTIPLIER", 0.5)
+    decays = ("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_BIAS", 0.0, "SOLVER.WEIGHT_DECAY_NORM", 0.0)
+    reference = ("SOLVER.REFERENCE_BATCH", 8)  # the batch is 4, so half the rate
+    built = trainer(tmp_path, *rates, *decays, *reference)
+    groups = built.optimizers["main"].param_groups
+    found = {id(p): (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in groups)
+    for name, parameter in built.module.named_parameters():
+        student, part = name.split(".")[:2]
+        rate = 0.005 * (0.5 if student == "vit" else 1.0) * (5.0 if part == "head" else 1.0)
+        lr, decay = found.pop(id(parameter))
+        assert lr == pytest.approx(rate), name
+        if name.endswith("bias") or "norm" in name or "pos" in name:
+            assert decay == 0.0, name
+    assert not found
+    decayed = [id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]]
+    convolutions = [m.weight for m in built.module.modules() if isinstance(m, nn.Conv2d)]
+    assert {id(weight) for weight in convolutions} <= set(decayed)
+
+
+def test_every_forward_sees_both_kinds_in_the_same_ratio(tmp_path: Path) -> None:
+    batch = ("SOLVER.IMS_PER_BATCH", 8, "SOLVER.IMS_PER_BATCH_UNLABELED", 4)
+    whole, parts = trainer(tmp_path / "a", *batch), trainer(tmp_path / "b", *batch, "SOLVER.ACCUMULATE_STEPS", 2)
+    first = next(iter(whole.micro_batches()))
+    seen: list[dict[str, Any]] = []
+    for micro in parts.micro_batches():
+        assert [sample.get("is_labeled", True) for sample in micro] == [True, True, False, False]
+        seen += micro
+
+    def files(samples: list[dict[str, Any]]) -> list[str]:
+        return sorted(sample["file_name"] for sample in samples)
+
+    assert files(seen) == files(first)
+    labeled = {Path(s["file_name"]).stem for s in first if s.get("is_labeled", True)}
+    assert labeled <= {f"{i:012d}" for i in range(1, 5)}
+
+
+def test_without_unlabeled_images_there_is_one_stream(tmp_path: Path) -> None:
+    assert isinstance(trainer(tmp_path / "a").stream, PairedStream)
+    only = trainer(tmp_path / "b", "SOLVER.IMS_PER_BATCH_UNLABELED", 0)
+    assert isinstance(only.stream, TrainStream)
+    with pytest.raises(ValueError, match="no labeled image is left"):
+        trainer(tmp_path / "c", "SOLVER.IMS_PER_BATCH_UNLABELED", 4)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        (),
+        ("MODEL.TCC.CUTMIX.ENABLED", True, "MODEL.TCC.CUTMIX.PARTNER", "second_stream", "MODEL.TCC.EMA.DECAY", 0.5),
+        ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2, "MODEL.TCC.FEATURE_DROPOUT", 0.5),
+    ],
+    ids=["plain", "cutmix-average", "amp-accumulation"],
+)
+def test_resume_continues_exactly(opts: tuple[Any, ...], tmp_path: Path) -> None:
+    straight = trainer(tmp_path / "straight", *opts)
+    torch.manual_seed(5)  # dropout and CutMix draw from the global state
+    straight.train()
+    broken = trainer(tmp_path / "broken", *opts)
+    broken.max_iter = 2  # as if the process had died after the checkpoint
+    torch.manual_seed(5)
+    broken.train()
+    resumed = trainer(tmp_path / "broken", *opts)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    assert losses(tmp_path / "broken") == losses(tmp_path / "straight")
+    for key, value in straight.module.state_dict().items():
+        assert torch.equal(resumed.module.state_dict()[key], value), key
+
+
+def test_averages_move_once_a_step_whatever_the_accumulation(tmp_path: Path) -> None:
+    opts = ("MODEL.TCC.EMA.DECAY", 0.9, "SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.MAX_ITER", 1)
+    built = trainer(tmp_path, *opts)
+    built.resume_or_load(resume=False)
+    before = [p.detach().clone() for p in built.module.cnn.parameters()]
+    built.train()
+    for start, now, average in zip(
+        before, built.module.cnn.parameters(), built.module.averages["cnn"].parameters(), strict=True
+    ):
+        torch.testing.assert_close(average, 0.9 * start + 0.1 * now.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_each_student_starts_from_its_own_weights(tmp_path: Path) -> None:
+    source = trainer(tmp_path / "source", "SEED", 11).module
+    torch.save(
+        {"model": {f"backbone.{k}": v for k, v in source.cnn.backbone.state_dict().items()}}, tmp_path / "cnn.pth"
+    )
+    built = trainer(tmp_path / "out", "MODEL.TCC.CNN.WEIGHTS", str(tmp_path / "cnn.pth"), "MODEL.TCC.EMA.DECAY", 0.5)
+    other = built.module.vit.backbone.state_dict()
+    untouched = {key: value.clone() for key, value in other.items()}
+    built.resume_or_load(resume=False)
+    for name in ("cnn",):
+        for key, value in source.cnn.backbone.state_dict().items():
+            assert torch.equal(getattr(built.module, name).backbone.state_dict()[key], value), key
+            assert torch.equal(built.module.averages[name].backbone.state_dict()[key], value), key
+    assert all(torch.equal(built.module.vit.backbone.state_dict()[key], value) for key, value in untouched.items())
+
+
+def test_other_models_and_single_students_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a single student can be evaluated"):
+        trainer(tmp_path, "MODEL.TCC.STUDENTS", "cnn", "TEST.SEM_SEG.PARTS", ())
