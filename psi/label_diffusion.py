@@ -256,7 +256,7 @@ def diffusion_step(
         threshold = (mean + offset).clamp(0.0, MAX_THRESHOLD)
         margin = own_scores - threshold[..., None, None]
         reach = window if options.scope == "window" else _anywhere(supervision, valid)
-        selected = (margin.detach() > 0) & reach
+        selected = (margin > 0) & reach
         strength = strength_above(margin.detach(), options.sharpness) * selected
         if options.gate_argmax:
             # A cell that has the class may get a larger weight; only the way in is guarded.
@@ -298,7 +298,6 @@ def _anywhere(supervision: Supervision, valid: Tensor) -> Tensor:
     return (supervision.classes != EMPTY_SLOT)[:, :, None, None] & valid[:, None]
 
 
-@torch.no_grad()
 def _united(supervision: Supervision, strength: Tensor, options: DiffusionOptions) -> Supervision:
     """y_{t+1} = max(y_t, B') for each class, on the cells that may change."""
     current = supervision.targets

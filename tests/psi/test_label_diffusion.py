@@ -2,6 +2,7 @@
 """Tests of semantic label diffusion: formulas against loops over classes and pixels, and what no step may break."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -266,6 +267,25 @@ def test_gate_lets_in_only_the_first_class_but_leaves_the_selection_alone() -> N
     assert (free[0].supervision.labels != scores.argmax(dim=1))[entered].any()
     assert torch.equal(gated[0].selected, free[0].selected)
     assert torch.equal(gated[0].binarized, free[0].binarized)
+
+
+def test_gate_guards_the_way_in_and_not_the_weight() -> None:
+    """A label of an earlier round may get a larger weight though the network now ranks its class second."""
+    scores = torch.tensor([0.1, 0.45, 0.1]).view(1, 1, 1, 3)
+    scores = torch.cat([scores, 1 - scores], dim=1)
+    labels = torch.tensor([[[0, 0, VOID]]])
+    start = Supervision.of_labels(
+        labels,
+        num_classes=2,
+        weights=torch.tensor([[[1.0, 0.1, 0.0]]]),
+        scribbles=torch.tensor([[[True, False, False]]]),
+    )
+    valid = torch.ones(1, 1, 3, dtype=torch.bool)
+    network = ConstantThreshold(-1e6)
+    options = DiffusionOptions(radii=(1,))
+    after = diffuse(scores, start, valid, threshold_net=network, options=options)[0].supervision
+    assert after.labels.tolist() == [[[0, 0, VOID]]]
+    assert after.weights[0, 0, 1].item() == pytest.approx(math.tanh(10 * 0.45))
 
 
 def test_ties_stay_unlabeled() -> None:

@@ -281,6 +281,27 @@ def test_cells_at_the_floor_carry_no_loss() -> None:
     torch.testing.assert_close(changed, (recall, diffused))
 
 
+def test_first_term_asks_for_the_scribbles_in_every_step() -> None:
+    _, _, steps, cells, _ = scene()
+    assert (steps[1].before.region & ~steps[1].before.scribbles).any()  # diffused labels are there and do not count
+    for step in steps:
+        costs = [
+            -step.binarized[image, slot, row, column].log()
+            for image, row, column in step.before.scribbles.nonzero().tolist()
+            for slot in range(step.scores.shape[1])
+            if step.before.classes[image, slot] == step.before.labels[image, row, column]
+        ]
+        torch.testing.assert_close(threshold_losses([step], cells)[0], torch.stack(costs).mean())
+
+
+def test_scores_get_no_gradient_from_the_second_term() -> None:
+    binarized, scores = torch.rand(1, 2, 3, 3, requires_grad=True), torch.rand(1, 2, 3, 3, requires_grad=True)
+    everywhere = torch.ones(1, 2, 3, 3, dtype=torch.bool)
+    diffused_score_loss(binarized, scores, everywhere, everywhere[:, 0]).backward()
+    assert scores.grad is None
+    assert binarized.grad is not None
+
+
 def test_threshold_losses_are_means_over_steps() -> None:
     _, _, steps, cells, _ = scene()
     for region in ("selected", "all"):

@@ -255,6 +255,18 @@ def test_back_end_is_chosen_by_size() -> None:
     assert all(torch.equal(a, b) for a, b in zip(chosen, propagate(levels, graph, "banded").aggregates, strict=True))
 
 
+@pytest.mark.gpu
+def test_accelerator_agrees_with_the_oracle() -> None:
+    levels = draw((281, 500), channels=64, dtype=torch.float32)
+    graph = PatternGraph.of(STRIDES, (1, 1, 2, 4), destination=3)
+    wanted = with_gradients(propagate(levels, graph, "unfold", observe=True), levels)
+    moved = [maps.detach().cuda().requires_grad_() for maps in levels]
+    for backend in BACKENDS:
+        found = propagate(moved, graph, backend, observe=True)
+        back = Propagation(tuple(maps.cpu() for maps in found.aggregates), *(maps.cpu() for maps in found[1:]))
+        assert_equal([maps.cpu() for maps in with_gradients(back, moved)], wanted, 1e-4)
+
+
 class Exported(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
         graph = PatternGraph.of((8, 16), (1, 2), destination=1)

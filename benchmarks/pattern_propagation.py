@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contextual pattern propagation on one CPU thread: the back end that is chosen against the unfold form.
+
+Measured is one step, forward and backward, of ``propagate_patterns`` with the paper's radii (52 neighbors) on four maps
+of the destination's size, as the laterals leave them, at 32 x 32 and 64 x 64 nodes. Ratios are the chosen back end over
+``unfold``, so below 1 the chosen one is better. Time is CPU time, the median of alternating runs. Memory is the growth
+of the resident set at its peak, each back end in a process of its own, inputs not counted. The difference is the
+largest of any result or gradient, relative to the largest value of its tensor.
+
+    python -m benchmarks.pattern_propagation [--channels 256] [--batch 2] [--repeats 5] [--all]
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from psi.pattern_graph import PatternGraph
+from psi.pattern_propagation import BACKENDS, choose_backend, propagate_patterns
+
+ORACLE = "unfold"
+# All four maps on the destination's grid: levels with one neighbor a node are sampled before their lateral convolution.
+GRAPH = PatternGraph.of((16, 16, 16, 16), (1, 1, 1, 4), destination=3)
+
+
+def draw_levels(size: int, channels: int, batch: int) -> list[Tensor]:
+    """Four (batch, channels, size, size) float32 maps that require gradients."""
+    torch.manual_seed(0)
+    return [torch.randn(batch, channels, size, size).requires_grad_() for _ in GRAPH.windows]
+
+
+def step(backend: str, levels: Sequence[Tensor]) -> list[Tensor]:
+    """Aggregates of every level, then the gradient of every level."""
+    query = levels[GRAPH.destination] * levels[0].shape[1] ** -0.5
+    found = propagate_patterns(query, levels, levels, GRAPH, backend=backend).aggregates
+    gradients = torch.autograd.grad([maps.square().mean() for maps in found], levels)
+    return [*(maps.detach() for maps in found), *gradients]
+
+
+def peak_megabytes(backend: str, size: int, channels: int, batch: int) -> float:
+    """Growth of this process's resident set while it makes its first step of the size asked for."""
+    step(backend, draw_levels(8, channels, 1))  # threads, kernels and modules are loaded at first use
+    levels = draw_levels(size, channels, batch)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    step(backend, levels)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (peak - pages * resource.getpagesize()) / 2**20
+
+
+def peak_of(backend: str, size: int, channels: int, batch: int) -> float:
+    """``peak_megabytes`` in a process of its own: memory freed by another run would hide some of it."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(peak_megabytes, (backend, size, channels, batch))
+
+
+def compare(names: Sequence[str], size: int, channels: int, batch: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Time back ends in turn and compare their results.
+
+    Args:
+        names: of back ends; the first is what the others are compared with.
+        size: rows and columns of nodes.
+        channels: C.
+        batch: B.
+        repeats: timed steps of each; one more warms up.
+
+    Returns:
+        For each name ``seconds`` and ``difference`` from the first.
+    """
+    levels = draw_levels(size, channels, batch)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    results: dict[str, list[Tensor]] = {}
+    for repeat in range(repeats + 1):
+        for name in names:
+            start = time.process_time()
+            results[name] = step(name, levels)
+            if repeat:
+                seconds[name].append(time.process_time() - start)
+    return {
+        name: {
+            "seconds": statistics.median(seconds[name]),
+            "difference": max(
+                ((ours - theirs).abs().max() / theirs.abs().max()).item()
+                for ours, theirs in zip(results[name], results[names[0]], strict=True)
+            ),
+        }
+        for name in names
+    }
+
+
+def ratios(ours: dict[str, float], theirs: dict[str, float], suffix: str = "") -> dict[str, float]:
+    """Ratios of a back end to the oracle, with the numbers behind them."""
+    return {
+        f"time_ratio{suffix}": round(ours["seconds"] / theirs["seconds"], 3),
+        f"memory_ratio{suffix}": round(ours["megabytes"] / theirs["megabytes"], 3),
+        f"max_difference{suffix}": ours["difference"],
+        f"milliseconds{suffix}": round(1e3 * ours["seconds"], 1),
+        f"megabytes{suffix}": round(ours["megabytes"], 1),
+        f"unfold_milliseconds{suffix}": round(1e3 * theirs["seconds"], 1),
+        f"unfold_megabytes{suffix}": round(theirs["megabytes"], 1),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print one JSON object; keys without a size in them are of the larger one."""
+    parser = argparse.ArgumentParser(description="contextual pattern propagation: chosen back end against unfold")
+    parser.add_argument("--sizes", type=int, nargs=2, default=(32, 64), help="rows and columns of nodes, small, large")
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each back end")
+    parser.add_argument("--all", action="store_true", help="print a line for every back end as well")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    small, large = args.sizes
+    names = {
+        size: [ORACLE, *(name for name in BACKENDS if name != ORACLE and (args.all or name == choose_backend(size**2)))]
+        for size in (small, large)
+    }
+    # Before anything large is allocated here: the measured processes begin as copies of this one.
+    peaks = {(size, name): peak_of(name, size, args.channels, args.batch) for size in names for name in names[size]}
+    result: dict[str, object] = {"channels": args.channels, "batch": args.batch}
+    for size, suffix in ((large, ""), (small, f"_{small}")):
+        measured = compare(names[size], size, args.channels, args.batch, args.repeats)
+        for name, numbers in measured.items():
+            numbers["megabytes"] = peaks[size, name]
+        if args.all:
+            for name, numbers in measured.items():
+                print(size, name, json.dumps(ratios(numbers, measured[ORACLE])))
+        chosen = choose_backend(size**2)
+        result |= {f"backend{suffix}": chosen, **ratios(measured[chosen], measured[ORACLE], suffix)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
