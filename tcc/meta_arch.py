@@ -170,7 +170,7 @@ class TCC(nn.Module):
 
         Raises:
             KeyError: if a sample lacks what it must have.
-            ValueError: if a label is out of range; names the sample.
+            ValueError: if no image to train on has labels.
         """
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
         if not self.training:
@@ -188,6 +188,11 @@ class TCC(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
         labeled = [sample for sample in samples if sample.get("is_labeled", True)]
         unlabeled = [sample for sample in samples if not sample.get("is_labeled", True)]
+        if not labeled:
+            raise ValueError(
+                f"none of the {len(samples)} images of this step has labels, and TCC needs one in every step; keep "
+                "SOLVER.IMS_PER_BATCH_UNLABELED below SOLVER.IMS_PER_BATCH and train with SemiSupervisedTrainer"
+            )
         require_keys(labeled, ("sem_seg",), f"{type(self).__name__} (a labeled image)")
         images = [self._batch(labeled)]
         targets: dict[str, Tensor] | None = None

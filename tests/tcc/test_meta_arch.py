@@ -105,6 +105,11 @@ def test_without_unlabeled_images_only_labeled_losses_are_left() -> None:
     assert sorted(found) == ["loss_ccd_labeled", "loss_sup_cnn", "loss_sup_vit"]
 
 
+def test_a_step_without_labels_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"none of the 2 images .*IMS_PER_BATCH_UNLABELED below"):
+        losses(build(), random_samples(0, 2))
+
+
 def test_labels_of_unlabeled_images_are_never_looked_at() -> None:
     samples = random_samples()
     model = build(*(word for name in ("CNN", "VIT") for word in (f"{TCC_KEY}{name}.HEAD.ASPP_DROPOUT", 0.0)))
