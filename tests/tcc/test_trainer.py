@@ -82,7 +82,7 @@ def test_two_parts_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
     """Without batch norm and with a Dice per image, all losses are means over images."""
     opts: tuple[Any, ...] = ("SOLVER.IMS_PER_BATCH", 8, "SOLVER.IMS_PER_BATCH_UNLABELED", 4, "SOLVER.MAX_ITER", 3)
     # Not AdamW, whose first steps are as long for a gradient of rounding errors as for any other.
-    opts += ("MODEL.TCC.SUP.DICE.BATCH", False, "SOLVER.OPTIMIZER", "SGD")
+    opts += ("MODEL.TCC.SUP.DICE.BATCH", False, "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.1)
     for name in ("CNN", "VIT"):
         student = f"MODEL.TCC.{name}."
         opts += (student + "NORM", "FrozenBN", student + "HEAD.NORM", "GN", student + "HEAD.ASPP_DROPOUT", 0.0)
@@ -93,7 +93,8 @@ def test_two_parts_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
     assert sorted(expected) == sorted(found) == [0, 1, 2]
     for iteration, terms in expected.items():
         assert terms["loss_cfcd"] > 0
-        assert found[iteration] == pytest.approx(terms, rel=1e-5), iteration
+        assert found[iteration] == pytest.approx(terms, rel=1e-4), iteration
+    assert expected[2]["loss_sup_cnn"] < 0.99 * expected[1]["loss_sup_cnn"]
 
 
 def test_without_unlabeled_images_there_is_one_stream(tmp_path: Path) -> None:
@@ -151,10 +152,9 @@ def test_each_student_starts_from_its_own_weights(tmp_path: Path) -> None:
     other = built.module.vit.backbone.state_dict()
     untouched = {key: value.clone() for key, value in other.items()}
     built.resume_or_load(resume=False)
-    for name in ("cnn",):
-        for key, value in source.cnn.backbone.state_dict().items():
-            assert torch.equal(getattr(built.module, name).backbone.state_dict()[key], value), key
-            assert torch.equal(built.module.averages[name].backbone.state_dict()[key], value), key
+    for key, value in source.cnn.backbone.state_dict().items():
+        assert torch.equal(built.module.cnn.backbone.state_dict()[key], value), key
+        assert torch.equal(built.module.averages["cnn"].backbone.state_dict()[key], value), key
     assert all(torch.equal(built.module.vit.backbone.state_dict()[key], value) for key, value in untouched.items())
 
 
