@@ -30,26 +30,27 @@ ORACLE = "unfold"
 GRAPH = PatternGraph.of((16, 16, 16, 16), (1, 1, 1, 4), destination=3)
 
 
-def draw_levels(size: int, channels: int, batch: int) -> list[Tensor]:
-    """Four (batch, channels, size, size) float32 maps that require gradients."""
+def draw(size: int, channels: int, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs of a step: four maps (batch, channels, size, size), and the gradients that come back for the results."""
     torch.manual_seed(0)
-    return [torch.randn(batch, channels, size, size).requires_grad_() for _ in GRAPH.windows]
+    shape = (batch, channels, size, size)
+    levels = [torch.randn(shape).relu_().requires_grad_() for _ in GRAPH.windows]  # as batch norm and ReLU leave them
+    return levels, [torch.randn(shape) for _ in GRAPH.windows]
 
 
-def step(backend: str, levels: Sequence[Tensor]) -> list[Tensor]:
+def step(backend: str, levels: Sequence[Tensor], probes: Sequence[Tensor]) -> list[Tensor]:
     """Aggregates of every level, then the gradient of every level."""
     query = levels[GRAPH.destination] * levels[0].shape[1] ** -0.5
     found = propagate_patterns(query, levels, levels, GRAPH, backend=backend).aggregates
-    gradients = torch.autograd.grad([maps.square().mean() for maps in found], levels)
-    return [*(maps.detach() for maps in found), *gradients]
+    return [*(maps.detach() for maps in found), *torch.autograd.grad(found, levels, probes)]
 
 
 def peak_megabytes(backend: str, size: int, channels: int, batch: int) -> float:
     """Growth of this process's resident set while it makes its first step of the size asked for."""
-    step(backend, draw_levels(8, channels, 1))  # threads, kernels and modules are loaded at first use
-    levels = draw_levels(size, channels, batch)
+    step(backend, *draw(8, channels, 1))  # threads, kernels and modules are loaded at first use
+    levels, probes = draw(size, channels, batch)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    step(backend, levels)
+    step(backend, levels, probes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (peak - pages * resource.getpagesize()) / 2**20
 
@@ -73,13 +74,13 @@ def compare(names: Sequence[str], size: int, channels: int, batch: int, repeats:
     Returns:
         For each name ``seconds`` and ``difference`` from the first.
     """
-    levels = draw_levels(size, channels, batch)
+    levels, probes = draw(size, channels, batch)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     results: dict[str, list[Tensor]] = {}
     for repeat in range(repeats + 1):
         for name in names:
             start = time.process_time()
-            results[name] = step(name, levels)
+            results[name] = step(name, levels, probes)
             if repeat:
                 seconds[name].append(time.process_time() - start)
     return {

@@ -161,7 +161,7 @@ class Laterals(nn.ModuleDict):
             return maps
         if self._pool:
             # The last cell's window may end outside: it is averaged over what there is.
-            return F.avg_pool2d(maps, factor, ceil_mode=True, count_include_pad=False)
+            return F.avg_pool2d(maps, factor, ceil_mode=True)
         return maps[:, :, ::factor, ::factor]
 
 

@@ -6,9 +6,9 @@ Each takes the query (B, D, h, w), the levels and whether to observe, in one dty
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,55 +65,67 @@ class Gathered(NamedTuple):
 # --- dense and banded: products of many nodes with many cells, per level, joined afterwards --------------------------
 
 
-class _Partial(NamedTuple):
-    """A level's share of the softmax, relative to its own largest logit: exact to join with those of other levels."""
+class _Share(NamedTuple):
+    """Softmax over the neighbors on one level; exact to join with those of other levels."""
 
-    peak: Tensor  # (...), largest logit, without gradient: it cancels in the quotient
-    total: Tensor  # (...), sum of e = exp(logit - peak)
-    sums: Tensor  # (..., C), sum of e value
-    spread: Tensor | None  # (...), sum of -e log e
+    mean: Tensor  # (..., C), of the values
+    log_total: Tensor  # (...), logarithm of the sum of exp(logit)
+    entropy: Tensor | None  # (...)
 
-    def reshaped(self, shape: Sequence[int]) -> "_Partial":
+    def reshaped(self, shape: Sequence[int]) -> "_Share":
         """Nodes from (X, n) to another shape."""
-        spread = None if self.spread is None else self.spread.reshape(shape)
-        sums = self.sums.reshape(*shape, -1)
-        return _Partial(self.peak.reshape(shape), self.total.reshape(shape), sums, spread)
+        entropy = None if self.entropy is None else self.entropy.reshape(shape)
+        return _Share(self.mean.reshape(*shape, -1), self.log_total.reshape(shape), entropy)
 
 
-def _partial(logits: Tensor, values: Tensor, observe: bool) -> _Partial:
-    """Logits (X, n, M), overwritten, and values (X, M, C) -> share of n nodes each."""
-    peak = logits.detach().amax(dim=-1, keepdim=True).clamp_min(_NO_NEIGHBOR)
-    weights = logits.sub_(peak).exp_()
-    spread = torch.special.entr(weights.detach()).sum(dim=-1) if observe else None
-    return _Partial(peak.squeeze(-1), weights.sum(dim=-1), torch.bmm(weights, values), spread)
+class _SoftmaxAndTotal(torch.autograd.Function):
+    """Softmax over the last axis and the logarithm of its denominator; both gradients need only the softmax.
+
+    A row without a neighbor, all -inf, has weights of 0 and a total of next to nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+        peak = logits.amax(dim=-1, keepdim=True).clamp_min(_NO_NEIGHBOR)
+        weights = (logits - peak).exp_()
+        total = weights.sum(dim=-1, keepdim=True).clamp_min(0.5)  # at least 1 where there is a neighbor
+        weights.div_(total)
+        ctx.save_for_backward(weights)
+        return weights, (peak + total.log()).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (weights,) = ctx.saved_tensors
+        of_weights, of_total = gradients
+        result = weights * of_weights
+        return result.addcmul_(weights, of_total[..., None] - result.sum(dim=-1, keepdim=True))
 
 
-def _single_partial(nodes: Tensor, single: Level, observe: bool) -> _Partial:
+def _share(logits: Tensor, values: Tensor, observe: bool) -> _Share:
+    """Logits (X, n, M) and values (X, M, C) -> share of X n nodes."""
+    weights, log_total = _SoftmaxAndTotal.apply(logits)
+    entropy = torch.special.entr(weights.detach()).sum(dim=-1) if observe else None
+    return _Share(torch.bmm(weights, values), log_total, entropy)
+
+
+def _single_share(nodes: Tensor, single: Level, observe: bool) -> _Share:
     """Share of a level with one neighbor per node: (..., D) and maps of the same places, channels last."""
-    logits = (nodes * single.keys).sum(dim=-1)
-    peak = logits.detach()
-    weights = (logits - peak).exp() * single.usable  # 1 with the gradient of exp, or 0
-    spread = torch.zeros_like(peak) if observe else None
-    return _Partial(peak.masked_fill(~single.usable, _NO_NEIGHBOR), weights, weights[..., None] * single.values, spread)
+    logits = (nodes * single.keys).sum(dim=-1).masked_fill(~single.usable, _NO_NEIGHBOR)
+    return _Share(single.values * single.usable[..., None], logits, torch.zeros_like(logits) if observe else None)
 
 
-def _join(partials: Sequence[_Partial]) -> tuple[Tensor, ...]:
+def _join(shares: Sequence[_Share]) -> tuple[Tensor, ...]:
     """One softmax over all levels: L aggregates (..., C), logarithm of the denominator, and the entropy if observed."""
-    top = torch.stack([part.peak for part in partials]).amax(dim=0)
-    factors = [(part.peak - top).exp() for part in partials]
-    totals = [factor * part.total for factor, part in zip(factors, partials, strict=True)]
-    # At least 1, the largest logit's, unless a node has no neighbor at all.
-    denominator = sum(totals[1:], totals[0]).clamp_min(0.5)
-    shares = [factor / denominator for factor in factors]
-    aggregates = [part.sums * share[..., None] for part, share in zip(partials, shares, strict=True)]
-    log_denominator = denominator.detach().log()
-    result = (*aggregates, top + log_denominator)
-    entropies = [
-        share.detach() * (part.spread + part.total.detach() * (log_denominator + top - part.peak))
-        for part, share in zip(partials, shares, strict=True)
-        if part.spread is not None
-    ]
-    return (*result, sum(entropies[1:], entropies[0])) if entropies else result
+    log_totals = torch.stack([share.log_total for share in shares])
+    factors = log_totals.softmax(dim=0)
+    aggregates = [share.mean * factor[..., None] for share, factor in zip(shares, factors, strict=True)]
+    log_normalizer = log_totals.detach().logsumexp(dim=0)
+    entropies = [share.entropy for share in shares if share.entropy is not None]
+    if not entropies:
+        return (*aggregates, log_normalizer)
+    between = factors.detach()
+    entropy = (between * torch.stack(entropies) + torch.special.entr(between)).sum(dim=0)
+    return (*aggregates, log_normalizer, entropy.where(log_normalizer > _NO_NEIGHBOR / 2, 0.0))
 
 
 def _dense(query: Tensor, levels: Sequence[Level], observe: bool) -> Gathered:
@@ -144,15 +156,15 @@ def _dense_rows(
     nodes = pick(query)
     return _join(
         [
-            _single_partial(nodes, single.each(pick), observe)
+            _single_share(nodes, single.each(pick), observe)
             if single
-            else _dense_partial(nodes, level, rows, observe).reshaped(nodes.shape[:3])
+            else _dense_share(nodes, level, rows, observe).reshaped(nodes.shape[:3])
             for level, single in zip(levels, singles, strict=True)
         ]
     )
 
 
-def _dense_partial(nodes: Tensor, level: Level, rows: range, observe: bool) -> _Partial:
+def _dense_share(nodes: Tensor, level: Level, rows: range, observe: bool) -> _Share:
     """All cells of the rows in reach against all nodes; the result's nodes are flat, (B, rows w)."""
     window, reach, device = level.window, level.window.reach, nodes.device
     height, width = level.keys.shape[1:3]
@@ -165,7 +177,7 @@ def _dense_partial(nodes: Tensor, level: Level, rows: range, observe: bool) -> _
     keys, values = (maps[:, first : last + 1].flatten(1, 2) for maps in (level.keys, level.values))
     logits = torch.bmm(nodes.flatten(1, 2), keys.transpose(1, 2))
     logits.masked_fill_(~near, -math.inf).masked_fill_(~level.usable[:, None, first : last + 1].flatten(2), -math.inf)
-    return _partial(logits, values, observe)
+    return _share(logits, values, observe)
 
 
 def _banded(query: Tensor, levels: Sequence[Level], observe: bool) -> Gathered:
@@ -199,15 +211,15 @@ def _banded_rows(nodes: Tensor, stacks: Sequence[Level], pitch: int, rows: range
     nodes = pick(nodes)
     return _join(
         [
-            _single_partial(nodes, stack.each(pick), observe)
+            _single_share(nodes, stack.each(pick), observe)
             if len(stack.window.offsets) == 1
-            else _banded_partial(nodes, stack, pitch, rows, observe).reshaped(nodes.shape[:2])
+            else _banded_share(nodes, stack, pitch, rows, observe).reshaped(nodes.shape[:2])
             for stack in stacks
         ]
     )
 
 
-def _banded_partial(nodes: Tensor, stack: Level, pitch: int, rows: range, observe: bool) -> _Partial:
+def _banded_share(nodes: Tensor, stack: Level, pitch: int, rows: range, observe: bool) -> _Share:
     """Each group of ``coarser`` rows of nodes against its band of cells; the result is (groups, coarser w)."""
     window, reach, device = stack.window, stack.window.reach, nodes.device
     first, last = (row * window.finer // window.coarser for row in (rows.start, rows.stop - 1))
@@ -226,7 +238,7 @@ def _banded_partial(nodes: Tensor, stack: Level, pitch: int, rows: range, observ
     right = torch.arange(stack.keys.shape[1], device=device) - window.cells(nodes.shape[1], device)[:, None]
     near = _is_near(window, down[:, None], right[:, None]).flatten(1).repeat(window.coarser, 1)
     logits.masked_fill_(~near, -math.inf).masked_fill_(~usable.flatten(1)[:, None], -math.inf)
-    return _partial(logits, band(stack.values).flatten(1, 2), observe)
+    return _share(logits, band(stack.values).flatten(1, 2), observe)
 
 
 def _stack_rows(maps: Tensor, pitch: int, reach: int) -> Tensor:
@@ -299,18 +311,19 @@ def _shift(query: Tensor, levels: Sequence[Level], observe: bool) -> Gathered:
     planes, masks = [], []
     for level in levels:
         blocks = _blocks(query, level.window)
-        for keys, usable in zip(_views(level.keys, level.window, size), _usable_views(level, size), strict=True):
+        usable = level.usable[:, None]
+        for keys, mask in zip(_views(level.keys, level.window, size), _views(usable, level.window, size), strict=True):
             planes.append(_from_blocks((blocks * keys).sum(dim=1), size))
-            masks.append(_from_blocks(usable.expand(-1, *blocks.shape[2:]), size))
-    mask = torch.stack(masks, dim=1)
-    weights, log_normalizer, entropy = _softmax(torch.stack(planes, dim=1), mask, observe)
+            masks.append(_from_blocks(mask[:, 0].expand(-1, *blocks.shape[2:]), size))
+    weights, log_normalizer, entropy = _softmax(torch.stack(planes, dim=1), torch.stack(masks, dim=1), observe)
+    counts = [len(level.window.offsets) for level in levels]
     aggregates = []
-    for level, of_level in zip(levels, weights.split([len(level.window.offsets) for level in levels], 1), strict=True):
-        views = _views(level.values, level.window, size)
-        terms = [_blocks(plane[:, None], level.window) for plane in of_level.unbind(dim=1)]
-        total = terms[0] * views[0]
-        for term, values in zip(terms[1:], views[1:], strict=True):
-            total = total.addcmul_(term, values)
+    for level, of_level in zip(levels, weights.split(counts, dim=1), strict=True):
+        pairs = zip(of_level.split(1, dim=1), _views(level.values, level.window, size), strict=True)
+        plane, values = next(pairs)
+        total = _blocks(plane, level.window) * values
+        for plane, values in pairs:
+            total.addcmul_(_blocks(plane, level.window), values)
         aggregates.append(_from_blocks(total, size))
     return Gathered(tuple(aggregates), log_normalizer, entropy)
 
@@ -327,20 +340,17 @@ def _from_blocks(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps.flatten(-4, -3).flatten(-2, -1)[..., : size[0], : size[1]]
 
 
-def _views(maps: Tensor, window: Window, size: tuple[int, int]) -> list[Tensor]:
-    """For each offset the cells at it from the nodes, (B, C, h', 1, w', 1), views of one padded map."""
+def _views(maps: Tensor, window: Window, size: tuple[int, int]) -> Iterator[Tensor]:
+    """For each offset the cells at it from the nodes, (B, C, h', 1, w', 1), views of one padded map.
+
+    One at a time: the backward pass goes the same way back and so holds the gradient of one view at a time.
+    """
     reach, finer = window.reach, window.finer
     padded = F.pad(maps, (reach, reach, reach, reach)) if reach else maps
-    ends = [(math.ceil(count / window.coarser) - 1) * finer + 1 for count in size]
-    return [
-        padded[:, :, reach + dy : reach + dy + ends[0] : finer, None, reach + dx : reach + dx + ends[1] : finer, None]
-        for dy, dx in window.offsets
-    ]
-
-
-def _usable_views(level: Level, size: tuple[int, int]) -> list[Tensor]:
-    """For each offset whether the cell is a neighbor, (B, h', 1, w', 1)."""
-    return [view[:, 0] for view in _views(level.usable[:, None], level.window, size)]
+    height, width = ((math.ceil(count / window.coarser) - 1) * finer + 1 for count in size)
+    for dy, dx in window.offsets:
+        top, left = reach + dy, reach + dx
+        yield padded[:, :, top : top + height : finer, None, left : left + width : finer, None]
 
 
 def _softmax(logits: Tensor, mask: Tensor, observe: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -19,7 +19,6 @@ def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) ->
     assert sum(line.startswith("17 ") for line in lines) == 4
 
 
-@pytest.mark.slow
 def test_memory_is_less_than_half_of_unfold() -> None:
     peaks = {name: peak_of(name, 64, 256, 1) for name in ("banded", "dense", "shift", "unfold")}
     assert all(peaks[name] < 0.5 * peaks["unfold"] for name in ("banded", "dense", "shift")), peaks

@@ -231,14 +231,19 @@ def test_wrong_choices_name_the_key() -> None:
         build(radii=(1, 1, 4))
 
 
-def test_upsampling_adds_resized_levels() -> None:
-    module = build("up", destination="res3", norm="", activation=False).eval()
+@pytest.mark.parametrize(("destination", "size"), [("res3", (8, 12)), ("res5", (4, 6))])
+def test_upsampling_adds_resized_levels(destination: str, size: tuple[int, int]) -> None:
+    module = build("up", destination=destination, norm="", activation=False).eval()
     assert isinstance(module, UpsampleAggregation)
     features = draw((64, 96))
     maps = module.laterals(features)
-    down = F.avg_pool2d(maps["res2"], 2)  # every cell counts
-    up = [F.interpolate(maps[name], size=(8, 12), mode="bilinear") for name in ("res4", "res5")]
-    torch.testing.assert_close(module(features), module.fuse(down + maps["res3"] + up[0] + up[1]))
+    resized = [
+        F.avg_pool2d(value, value.shape[2] // size[0])  # every cell counts
+        if value.shape[2] > size[0]
+        else F.interpolate(value, size=size, mode="bilinear", align_corners=False)
+        for value in maps.values()
+    ]
+    torch.testing.assert_close(module(features), module.fuse(sum(resized)))
 
 
 def test_flow_starts_as_bilinear_resizing() -> None:
