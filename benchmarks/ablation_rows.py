@@ -27,7 +27,7 @@ from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
 from padding.engine.setup import load_cfg
-from padding.evaluation.report import write_text_atomically
+from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.rows import spread_text
 
 RESULT = "row_result.json"
@@ -65,12 +65,12 @@ def run_row(config: Path, output: Path, options: Sequence[str]) -> dict[str, Any
     path = output / RESULT
     if path.is_file() and (kept := json.loads(path.read_text()))["identity"] == identity:
         return kept
-    command = ["--config-file", str(config), "--resume", *words]
-    print(f"\npython train_net.py {' '.join(command)}", flush=True)
     if _belongs_to_another(output, identity):
         raise ValueError(
             f"{output} holds a run of another configuration; remove it, or choose another folder with --output"
         )
+    command = ["--config-file", str(config), "--resume", *words]
+    print(f"\npython train_net.py {' '.join(command)}", flush=True)
     write_text_atomically(output / "row_identity.txt", identity)
     start, before = time.perf_counter(), _cpu_seconds()
     metrics = train_net.main(default_argument_parser().parse_args(command))
@@ -80,7 +80,7 @@ def run_row(config: Path, output: Path, options: Sequence[str]) -> dict[str, Any
         "wall_seconds": time.perf_counter() - start,
         "cpu_seconds": _cpu_seconds() - before,
     }
-    write_text_atomically(path, json.dumps(result, indent=2) + "\n")
+    write_json_atomically(path, result)
     return result
 
 
@@ -157,7 +157,7 @@ def main() -> None:
     summary = summarise(results, args.metrics)
     table = to_table(summary, args.metrics)
     write_text_atomically(output / "table.md", table + "\n")
-    write_text_atomically(output / "table.json", json.dumps(summary, indent=2) + "\n")
+    write_json_atomically(output / "table.json", summary)
     print(f"\n{table}\n")
     print(json.dumps(summary))
 

@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from padding.data.sample import IGNORE_LABEL
+
 __all__ = [
     "IGNORE_LABEL",
     "confident",
@@ -24,8 +26,6 @@ __all__ = [
     "sum_over_processes",
     "zero_of",
 ]
-
-IGNORE_LABEL = 255
 
 
 def zero_of(tensor: Tensor) -> Tensor:

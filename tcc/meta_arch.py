@@ -16,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
+from padding.data.sample import IGNORE_LABEL
 from padding.modeling.batching import batch_images, batch_label_maps, require_keys
 from padding.modeling.label_space import evaluation_split, training_split
 from padding.modeling.tta import SegmentationPlan, segment
@@ -29,7 +30,6 @@ __all__ = ["STUDENTS", "TCC", "Perturbation"]
 
 STUDENTS = ("cnn", "vit")
 ENSEMBLE = "ensemble"
-IGNORE_LABEL = 255
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class TCC(nn.Module):
         targets = self._target_logits(weak.pixels)
         trained = weak
         if self.perturbation.strong_view:
-            trained = weak._replace(pixels=self._batch(samples, "image_strong").pixels)
+            trained = weak._replace(pixels=self._pixels(samples, "image_strong"))
         cutmix = self.perturbation.cutmix
         if cutmix is None:
             return trained, targets
@@ -248,11 +248,10 @@ class TCC(nn.Module):
         if cutmix.partner == "second_stream":
             require_keys(samples, ("partner",), f"{type(self).__name__} with CUTMIX.PARTNER 'second_stream'")
             others = [sample["partner"] for sample in samples]
-            partner_weak = self._batch(others)
-            partner_targets = self._target_logits(partner_weak.pixels)
-            partner = partner_weak
+            partner = self._batch(others)
+            partner_targets = self._target_logits(partner.pixels)
             if self.perturbation.strong_view:
-                partner = partner_weak._replace(pixels=self._batch(others, "image_strong").pixels)
+                partner = partner._replace(pixels=self._pixels(others, "image_strong"))
         mixing = cutmix.draw(len(trained.pixels), _size(trained.pixels), device=self.device)
         mixed = _Images(mixing(trained.pixels, partner.pixels), mixing(trained.valid, partner.valid))
         return mixed, {name: mixing(own, partner_targets[name]) for name, own in targets.items()}
@@ -265,22 +264,25 @@ class TCC(nn.Module):
                 found[name] = full_size_logits(teacher(pixels)["logits"], _size(pixels))
         return found
 
-    def _batch(self, samples: Sequence[dict[str, Any]], key: str = "image") -> _Images:
-        require_keys(samples, (key,), f"{type(self).__name__}")
-        chosen = samples if key == "image" else [{**sample, "image": sample[key]} for sample in samples]
-        images = batch_images(
-            chosen,
+    def _pixels(self, samples: Sequence[dict[str, Any]], key: str = "image") -> Tensor:
+        """Normalised and padded images, (B, 3, H, W)."""
+        require_keys(samples, (key,), type(self).__name__)
+        return batch_images(
+            [{**sample, "image": sample[key]} for sample in samples],
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
             size_divisibility=_SIZE_DIVISIBILITY,
             device=self.device,
-        )
-        size = _size(images.tensor)
+        ).tensor
+
+    def _batch(self, samples: Sequence[dict[str, Any]]) -> _Images:
+        pixels = self._pixels(samples)
+        size = _size(pixels)
         with_valid = [
             s if "valid" in s else {**s, "valid": torch.ones(s["image"].shape[-2:], dtype=torch.bool)} for s in samples
         ]
         valid = batch_label_maps(with_valid, padded_size=size, ignore_label=False, device=self.device, key="valid")
-        return _Images(images.tensor, valid)
+        return _Images(pixels, valid)
 
     def _labels(self, labeled: Sequence[dict[str, Any]], batch: _Images) -> Tensor:
         size = _size(batch.pixels)

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from padding.data.sample import IGNORE_LABEL
 from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consistency, labels_of
-from tcc.losses import IGNORE_LABEL, cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
+from tcc.losses import cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
 
 __all__ = ["CohortObjective", "DistillationOptions", "Side", "SupervisedOptions", "build_objective", "full_size_logits"]
 

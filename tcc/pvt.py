@@ -120,6 +120,7 @@ class ReducedAttention(nn.Module):
             self.norm = nn.LayerNorm(channels, eps=_NORM_EPS)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, n, C) tokens of a grid of ``size`` (h, w), n = h w -> (B, n, C)."""
         coarse = tokens
         if self.reduction > 1:
             grid = tokens.transpose(1, 2).unflatten(2, size)

@@ -15,6 +15,7 @@ from padding.engine.optimizer import base_learning_rate, make_optimizer, paramet
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
 from tcc.meta_arch import STUDENTS, TCC
 from tcc.student_weights import load_student_weights
+from tcc.students import Student
 
 __all__ = ["SemiSupervisedTrainer"]
 
@@ -49,7 +50,7 @@ class SemiSupervisedTrainer(Trainer):
         """This rank's endless micro-batches, labeled samples first.
 
         Raises:
-            ValueError: if either kind cannot be split evenly.
+            ValueError: if either kind cannot be split evenly, or a key that a switch needs is off.
         """
         unlabeled = cfg.SOLVER.IMS_PER_BATCH_UNLABELED
         labeled = cfg.SOLVER.IMS_PER_BATCH - unlabeled
@@ -57,6 +58,10 @@ class SemiSupervisedTrainer(Trainer):
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH_UNLABELED is {unlabeled} of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: no "
                 "labeled image is left"
+            )
+        if cfg.MODEL.TCC.STRONG_AUG and not cfg.INPUT.STRONG_VIEW:
+            raise ValueError(
+                "MODEL.TCC.STRONG_AUG trains on strong views, which INPUT.STRONG_VIEW True makes; set it too"
             )
         parts = (cfg.SOLVER.ACCUMULATE_STEPS, comm.get_world_size())
         cutmix = cfg.MODEL.TCC.CUTMIX
@@ -83,16 +88,25 @@ class SemiSupervisedTrainer(Trainer):
             self.storage.put_scalars(**passes, smoothing_hint=False)
 
     def resume_or_load(self, *, resume: bool) -> None:
-        """Continue, or start from MODEL.WEIGHTS, else from the WEIGHTS of each student."""
+        """Continue, or start from MODEL.WEIGHTS, else the students' own WEIGHTS; averages start from the students."""
         super().resume_or_load(resume=resume)
+        if self.start_iter > 0:
+            return
         module: Any = self.module
-        if self.start_iter == 0 and not self.cfg.MODEL.WEIGHTS:
+        if not self.cfg.MODEL.WEIGHTS:
             for name, student in module.students.items():
-                path = self.cfg.MODEL.TCC[name.upper()].WEIGHTS
-                if path:
-                    report = load_student_weights(student, path)
-                    logging.getLogger(__name__).info("Weights of the %s student from %s:\n%s", name, path, report)
-            module.reset_averages()
+                self._load_student(name, student)
+        module.reset_averages()
+
+    def _load_student(self, name: str, student: Student) -> None:
+        logger, node = logging.getLogger(__name__), self.cfg.MODEL.TCC[name.upper()]
+        if not node.WEIGHTS:
+            key = f"MODEL.TCC.{name.upper()}.WEIGHTS"
+            logger.info("The %s student (%s) starts from nothing: %s is empty", name, node.BACKBONE, key)
+            return
+        logger.info(
+            "Weights of the %s student from %s:\n%s", name, node.WEIGHTS, load_student_weights(student, node.WEIGHTS)
+        )
 
 
 def _groups(cfg: CfgNode, name: str, model: TCC, base_rate: float) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from padding.data.sem_seg_list import ImagePolicy, load_sem_seg
 
 __all__ = [
     "class_split_of",
+    "register_data_set",
     "register_instances",
     "register_listed_images",
     "register_panoptic",
@@ -101,7 +102,7 @@ def register_panoptic(  # noqa: PLR0913  (one argument per file or folder)
         "sem_seg_root": str(sem_seg_root),
     }
     options = {"class_split": class_split, "seen_only": seen_only, "unseen_policy": unseen_policy, "cure": cure}
-    _register(
+    register_data_set(
         name,
         partial(load_panoptic, **options, **files),  # type: ignore[arg-type]
         class_split,
@@ -149,7 +150,7 @@ def register_sem_seg(  # noqa: PLR0913  (one argument per file or folder)
                 f"(0 to {class_split.num_classes - 1}) and the ignore label {IGNORE_LABEL}"
             )
     files = {"image_root": str(image_root), "sem_seg_root": str(sem_seg_root), "image_list": str(image_list)}
-    _register(
+    register_data_set(
         name,
         partial(load_sem_seg, unseen_policy=unseen_policy, cure=cure, **files),
         class_split,
@@ -200,7 +201,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
         label_name=label_name,
         cure=cure,
     )
-    _register(name, loader, class_split, "sem_seg", unseen_only=False, label_map=label_map, files=files)
+    register_data_set(name, loader, class_split, "sem_seg", unseen_only=False, label_map=label_map, files=files)
 
 
 def register_instances(
@@ -229,7 +230,7 @@ def register_instances(
     if stuff:
         raise ValueError(f"data set '{name}': instances of stuff {stuff[:5]}; restrict the class_split to its things")
     files = {"image_root": str(image_root), "json_file": str(json_file)}
-    _register(
+    register_data_set(
         name,
         partial(load_instances, class_split=class_split, cure=cure, **files),
         class_split,
@@ -239,7 +240,7 @@ def register_instances(
     )
 
 
-def _register(
+def register_data_set(
     name: str,
     loader: Callable[[], list[DatasetDict]],
     class_split: ClassSplit,
@@ -249,7 +250,22 @@ def _register(
     files: Mapping[str, str],
     label_map: Mapping[int, int] | None = None,
 ) -> None:
-    """Put loader and metadata into Detectron2's catalogs, replacing what this project put there before."""
+    """Put loader and metadata into Detectron2's catalogs, replacing what this project put there before.
+
+    What the functions above have in common, for a further format.
+
+    Args:
+        name: new name; a set registered by this project earlier is replaced.
+        loader: lists the images when the set is first used.
+        class_split: the label space of the set.
+        evaluator_type: key of ``padding.evaluation.build.EVALUATOR_BUILDERS``.
+        unseen_only: seen classes count as void in the evaluation.
+        files: further metadata, where the files lie.
+        label_map: value in semantic PNGs -> contiguous id or the ignore label.
+
+    Raises:
+        ValueError: ``name`` belongs to a data set that was registered by somebody else.
+    """
     if name in DatasetCatalog:
         if name not in _registered:
             raise ValueError(f"a data set '{name}' is registered already, not by this project; choose another name")

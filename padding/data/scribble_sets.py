@@ -18,7 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from padding.data.class_split import splits_dir
 from padding.data.panoptic_json import check_files
 from padding.data.pascal_context import CONTEXT_FOLDER, context_label_map, context_tags
-from padding.data.registration import _register, class_split_of  # one more format of the same registry
+from padding.data.registration import class_split_of, register_data_set
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING, DatasetDict
 from padding.data.scribble_tags import ScribbleTags, read_tag_table
 from padding.data.voc import VOC_FOLDER
@@ -132,7 +132,7 @@ def register_scribbles(
     values |= {IGNORE_LABEL: IGNORE_LABEL, SCRIBBLE_PADDING: IGNORE_LABEL}
     loader = partial(load_scribbles, dense, label_root=label_root, cure=cure)
     files = {"label_root": str(label_root)}
-    _register(name, loader, split, "sem_seg", unseen_only=False, label_map=values, files=files)
+    register_data_set(name, loader, split, "sem_seg", unseen_only=False, label_map=values, files=files)
     MetadataCatalog.get(name).set(dense_set=dense)
 
 

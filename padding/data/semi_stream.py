@@ -69,7 +69,7 @@ def build_semi_supervised_stream(
     """
     labeled, unlabeled = load_semi_supervised_entries(cfg)
     common: dict[str, Any] = {"rank": rank, "world_size": world_size, "num_workers": num_workers}
-    mapper = build_mapper(cfg, is_train=True)
+    mapper = build_mapper(_without_strong_view(cfg), is_train=True)
     first = TrainStream(labeled, mapper, batch_size=labeled_per_batch, seed=seed, **common)
     if unlabeled_per_batch == 0:
         return first
@@ -83,6 +83,14 @@ def build_semi_supervised_stream(
     second = build(seed=_derived(seed, _UNLABELED))
     partners = {"unlabeled": build(seed=_derived(seed, _PARTNER), differs_from=second)} if partner else None
     return PairedStream({"labeled": first, "unlabeled": second}, partners=partners)
+
+
+def _without_strong_view(cfg: CfgNode) -> CfgNode:
+    """Labeled images are learned from their weak view: making another would be thrown away."""
+    plain = cfg.clone()
+    plain.defrost()
+    plain.INPUT.STRONG_VIEW = False
+    return plain
 
 
 def _derived(seed: int, which: int) -> int:

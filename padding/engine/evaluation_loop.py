@@ -3,7 +3,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from torch import nn
 from padding.data.streams import build_eval_loader
 from padding.engine.random_state import preserved_random_state
 from padding.evaluation.build import build_evaluator
+from padding.evaluation.report import write_json_atomically
 
-__all__ = ["add_to_metrics", "evaluate", "write_metrics"]
+__all__ = ["add_to_metrics", "evaluate"]
 
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
                 print_csv_format(results[name])
     if not comm.is_main_process():
         return {}
-    write_metrics(_metrics_file(cfg), results)
+    write_json_atomically(_metrics_file(cfg), results)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -55,26 +55,8 @@ def add_to_metrics(cfg: CfgNode, name: str, entry: Mapping[str, Any]) -> None:
     """
     path = _metrics_file(cfg)
     known = json.loads(path.read_text()) if path.is_file() else {}
-    write_metrics(path, {**known, name: entry})
+    write_json_atomically(path, {**known, name: entry})
 
 
 def _metrics_file(cfg: CfgNode) -> Path:
     return Path(cfg.OUTPUT_DIR) / "inference" / "metrics.json"
-
-
-def write_metrics(path: Path, results: Mapping[str, Any]) -> None:
-    """Write nested results as JSON; a value that is not a number becomes null, which every JSON reader accepts."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(entry) for key, entry in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(entry) for entry in value]
-        if hasattr(value, "item"):
-            value = value.item()
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(plain(results), indent=2) + "\n")
-    temporary.replace(path)

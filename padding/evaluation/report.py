@@ -160,17 +160,19 @@ def write_text_atomically(path: str | Path, text: str) -> None:
 
 
 def write_json_atomically(path: str | Path, content: Any) -> None:
-    """Write strict JSON in the same way: a number that does not exist (NaN) is null."""
+    """Write strict JSON in the same way: a number that does not exist (NaN) or is infinite is null."""
     write_text_atomically(path, json.dumps(without_nan(content), indent=1) + "\n")
 
 
 def without_nan(value: Any) -> Any:
-    """The same nested mappings, lists and numbers, with None for NaN."""
+    """The same nested mappings and lists with plain numbers for numpy's and torch's, None for what is not finite."""
     if isinstance(value, Mapping):
-        return {key: without_nan(entry) for key, entry in value.items()}
+        return {str(key): without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _umask() -> int:

@@ -158,6 +158,24 @@ def test_each_student_starts_from_its_own_weights(tmp_path: Path) -> None:
     assert all(torch.equal(built.module.vit.backbone.state_dict()[key], value) for key, value in untouched.items())
 
 
+def test_averages_start_from_weights_that_hold_none(tmp_path: Path) -> None:
+    source = trainer(tmp_path / "source", "SEED", 11).module
+    torch.save({"model": source.state_dict()}, tmp_path / "cohort.pth")
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "cohort.pth"))
+    built = trainer(tmp_path / "out", *weights, "MODEL.TCC.EMA.DECAY", 0.5)
+    built.resume_or_load(resume=False)
+    for key, value in source.cnn.state_dict().items():
+        assert torch.equal(built.module.averages["cnn"].state_dict()[key], value), key
+
+
+def test_strong_views_are_made_for_unlabeled_images_alone(tmp_path: Path) -> None:
+    switch = ("MODEL.TCC.STRONG_AUG", True)
+    with pytest.raises(ValueError, match=r"STRONG_AUG .*INPUT\.STRONG_VIEW"):
+        trainer(tmp_path / "a", *switch)
+    batch = trainer(tmp_path / "b", *switch, "INPUT.STRONG_VIEW", True).next_batch()
+    assert [("image_strong" in sample) for sample in batch] == [False, False, True, True]
+
+
 def test_other_models_and_single_students_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a single student can be evaluated"):
         trainer(tmp_path, "MODEL.TCC.STUDENTS", "cnn", "TEST.SEM_SEG.PARTS", ())
