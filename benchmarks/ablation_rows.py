@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import logging
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from tabulate import tabulate
 
 from padding.engine.setup import load_cfg
 from padding.evaluation.report import write_json_atomically, write_text_atomically
-from padding.rows import spread_text
+from padding.rows import process_cpu_seconds, spread_text
 
 RESULT = "row_result.json"
 _PLACE_AND_RHYTHM = ("OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "DATALOADER.NUM_WORKERS")
@@ -72,13 +71,13 @@ def run_row(config: Path, output: Path, options: Sequence[str]) -> dict[str, Any
     command = ["--config-file", str(config), "--resume", *words]
     print(f"\npython train_net.py {' '.join(command)}", flush=True)
     write_text_atomically(output / "row_identity.txt", identity)
-    start, before = time.perf_counter(), _cpu_seconds()
+    start, before = time.perf_counter(), process_cpu_seconds()
     metrics = train_net.main(default_argument_parser().parse_args(command))
     result = {
         "identity": identity,
         "metrics": metrics,
         "wall_seconds": time.perf_counter() - start,
-        "cpu_seconds": _cpu_seconds() - before,
+        "cpu_seconds": process_cpu_seconds() - before,
     }
     write_json_atomically(path, result)
     return result
@@ -100,11 +99,6 @@ def identity_of(config: Path, options: Sequence[str]) -> str:
 def _belongs_to_another(output: Path, identity: str) -> bool:
     mark = output / "row_identity.txt"
     return mark.is_file() and mark.read_text() != identity
-
-
-def _cpu_seconds() -> float:
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(entry.ru_utime + entry.ru_stime for entry in usage)
 
 
 def metric_of(metrics: Mapping[str, Any], name: str) -> float | None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Panoptic quality of cached predictions at many settings of gamma and object-mask threshold, in one pass.
 
-Equal to post-processing and counting each setting by itself (``sweep.sweep_panoptic``), and several times faster:
+Equal to post-processing and counting each setting by itself, and several times faster:
 masks, ground truth and class probabilities of an image are prepared once, and quality is counted from the table
 (true segments x queries) without drawing an id map.
 """

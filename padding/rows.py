@@ -36,6 +36,7 @@ __all__ = [
     "Row",
     "Study",
     "mean_and_spread",
+    "process_cpu_seconds",
     "read_row",
     "run_once",
     "spread_text",
@@ -97,19 +98,19 @@ def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
         return str(final)
     words = ["--config-file", config_file, "--resume", *options, "OUTPUT_DIR", str(output)]
     print(f"\n$ python train_net.py {' '.join(words)}", flush=True)  # noqa: T201  (a command line's progress)
-    started, cpu = time.perf_counter(), _cpu_seconds()
+    started, cpu = time.perf_counter(), process_cpu_seconds()
     cfg = setup_cfg(default_argument_parser().parse_args(words), (add_padding_config,))
     trainer = _without_evaluation(TRAINER_REGISTRY.get(cfg.TRAINER))(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
     for checkpoint in output.glob("model_0*.pth"):
         checkpoint.unlink()
-    cost = {"seconds": time.perf_counter() - started, "cpu_seconds": _cpu_seconds() - cpu}
+    cost = {"seconds": time.perf_counter() - started, "cpu_seconds": process_cpu_seconds() - cpu}
     write_json_atomically(stamp, {"options": words, **cost})
     return str(final)
 
 
-def _cpu_seconds() -> float:
+def process_cpu_seconds() -> float:
     """Of this process and of the workers that it has waited for."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system

@@ -8,7 +8,7 @@ dwarfs its post-processing, so the sweep runs on cached raw predictions, all gam
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 from padding.evaluation.grouping import ClassGroups, group_means, harmonic_mean
-from padding.evaluation.panoptic_quality import PanopticQuality
 
 __all__ = [
     "GAMMAS",
@@ -33,7 +32,6 @@ __all__ = [
     "draw_curve",
     "half_of_images",
     "seen_unseen_curve",
-    "sweep_panoptic",
     "sweep_results",
 ]
 
@@ -209,37 +207,6 @@ def best_harmonic_mean(half_a: SeenUnseenCurve, half_b: SeenUnseenCurve) -> Best
         hm=half_b.harmonic_means[index],
         hm_chosen_on=hm_a,
     )
-
-
-def sweep_panoptic(
-    predictions: Iterable[RawPrediction],
-    postprocess_at: Callable[[float], Postprocess],
-    truth: GroundTruth,
-    gammas: Sequence[float] = GAMMAS,
-) -> AccumulatedSweep:
-    """Panoptic quality at every gamma, in one pass over cached predictions.
-
-    Halves are those of ``half_of_images``.
-
-    Args:
-        predictions: cached raw predictions; each image once.
-        postprocess_at: gamma -> function that turns a cached prediction into (id map (h, w) at the original size,
-            segments with contiguous category ids). It subtracts gamma from the seen logits only.
-        truth: ground truth of the same images.
-        gammas: ascending.
-    """
-    postprocesses = [postprocess_at(gamma) for gamma in gammas]
-    num_classes = truth.groups.num_classes
-    halves = [[PanopticQuality(num_classes) for _ in gammas] for _ in range(2)]
-    half_of = half_of_images(truth.image_ids)
-    for prediction in predictions:
-        image_id = prediction["image_id"]
-        gt_map, gt_segments = truth.read(image_id)
-        for quality, postprocess in zip(halves[half_of[image_id]], postprocesses, strict=True):
-            pred_map, pred_segments = postprocess(prediction)
-            pred_array = pred_map.cpu().numpy() if isinstance(pred_map, Tensor) else np.asarray(pred_map)
-            quality.update(pred_array, pred_segments, gt_map, gt_segments)
-    return AccumulatedSweep(tuple(gammas), halves[0], halves[1])
 
 
 def sweep_results(sweep: Sweep, groups: ClassGroups, quantity: str = "pq") -> dict[str, Any]:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from padding.evaluation.grouping import ClassGroups
-from padding.evaluation.sweep import GAMMAS, RawPrediction, sweep_panoptic
+from padding.evaluation.sweep import GAMMAS, RawPrediction
 from padding.modeling.inference import apply_seen_bias, panoptic_inference
 from padding.panoptic_sweep import Setting, sweep_settings
+from tests.panoptic_reference import sweep_panoptic
 
 CLASSES, SEEN, THINGS, OVERLAP = 6, (0, 2, 3, 5), frozenset({0, 1, 2}), 0.6
 HEIGHT, WIDTH, QUERIES = 24, 20, 7

@@ -19,10 +19,11 @@ from padding.data.shapes import ShapesConfig, write_shapes
 from padding.data.streams import build_eval_loader
 from padding.engine import load_cfg
 from padding.evaluation.panoptic import PanopticGroundTruth
-from padding.evaluation.sweep import GAMMAS, half_of_images, seen_unseen_curve, sweep_panoptic
+from padding.evaluation.sweep import GAMMAS, half_of_images, seen_unseen_curve
 from padding.modeling.maskformer import MaskFormer
 from padding.seen_bias import postprocess_with_bias, raw_predictions
 from padding.tuning import THRESHOLDS, TUNING_GAMMAS, Choice, HalfMeasures, choose, main, settings_of, to_markdown
+from tests.panoptic_reference import sweep_panoptic
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPES = str(CONFIGS / "shapes_zsp.yaml")

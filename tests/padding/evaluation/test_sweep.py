@@ -18,9 +18,9 @@ from padding.evaluation.sweep import (
     area_under_curve,
     best_harmonic_mean,
     draw_curve,
-    sweep_panoptic,
     sweep_results,
 )
+from tests.panoptic_reference import sweep_panoptic
 
 # Class 0 seen, class 1 unseen; no-object is column 2.
 GROUPS = ClassGroups(("seen", "unseen"), (0,), (1,), frozenset({0, 1}), (1, 2))
