@@ -28,8 +28,6 @@ def add_tcc_config(cfg: CfgNode) -> None:
     # ITERS < 0: 27 % of SOLVER.MAX_ITER, the share of Laine & Aila; 0: always 1.
     node.RAMP_UP = CfgNode({"TYPE": "gaussian", "ITERS": -1})
     _add_perturbation_keys(node)
-    # Factor on the rate of the two heads, and of each student as a whole (CNN.LR_MULTIPLIER, VIT.LR_MULTIPLIER).
-    cfg.SOLVER.HEAD_MULTIPLIER = 10.0
 
 
 def _student_node(*, backbone: str, output_stride: int, aspp_dilations: tuple[int, ...], seed_offset: int) -> CfgNode:

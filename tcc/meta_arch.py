@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
-from padding.modeling.batching import batch_images, batch_label_maps, require_keys
+from padding.modeling.batching import batch_images, batch_label_maps, batch_valid_masks, require_keys
 from padding.modeling.label_space import evaluation_split, training_split
 from padding.modeling.tta import SegmentationPlan, segment
 from tcc.cutmix import CutMix, build_cutmix
@@ -278,10 +278,7 @@ class TCC(nn.Module):
     def _batch(self, samples: Sequence[dict[str, Any]]) -> _Images:
         pixels = self._pixels(samples)
         size = _size(pixels)
-        with_valid = [
-            s if "valid" in s else {**s, "valid": torch.ones(s["image"].shape[-2:], dtype=torch.bool)} for s in samples
-        ]
-        valid = batch_label_maps(with_valid, padded_size=size, ignore_label=False, device=self.device, key="valid")
+        valid = batch_valid_masks(samples, padded_size=size, device=self.device)
         return _Images(pixels, valid)
 
     def _labels(self, labeled: Sequence[dict[str, Any]], batch: _Images) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from padding.data.semi_stream import build_semi_supervised_stream
 from padding.data.streams import PairedStream, TrainStream
-from padding.engine.optimizer import base_learning_rate, make_optimizer, parameter_groups
+from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
 from tcc.meta_arch import STUDENTS, TCC
 from tcc.student_weights import load_student_weights
@@ -43,8 +43,8 @@ class SemiSupervisedTrainer(Trainer):
                 "set it to 'both'"
             )
         rate = base_learning_rate(cfg.SOLVER)
-        groups = [group for name in STUDENTS for group in _groups(cfg, name, model, rate)]
-        return {"main": make_optimizer(cfg.SOLVER, groups)}
+        parts = [part for name in STUDENTS for part in _parts(cfg, name, model, rate)]
+        return {"main": make_optimizer(cfg.SOLVER, groups_of_parts(cfg.SOLVER, parts))}
 
     def build_stream(self, cfg: CfgNode) -> TrainStream | PairedStream:  # type: ignore[override]
         """This rank's endless micro-batches, labeled samples first.
@@ -109,19 +109,8 @@ class SemiSupervisedTrainer(Trainer):
         )
 
 
-def _groups(cfg: CfgNode, name: str, model: TCC, base_rate: float) -> list[dict[str, Any]]:
-    """Parameter groups of one student: backbone and head, each by decay."""
-    student, solver = model.students[name], cfg.SOLVER
+def _parts(cfg: CfgNode, name: str, model: TCC, base_rate: float) -> list[tuple[nn.Module, float]]:
+    """Backbone and head of one student with their rates."""
+    student = model.students[name]
     rate = base_rate * cfg.MODEL.TCC[name.upper()].LR_MULTIPLIER
-    groups = []
-    for part, factor in ((student.backbone, 1.0), (student.head, solver.HEAD_MULTIPLIER)):
-        groups += parameter_groups(
-            part,
-            base_lr=rate * factor,
-            weight_decay=solver.WEIGHT_DECAY,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-            weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
-            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-            bias_lr_factor=solver.BIAS_LR_FACTOR,
-        )
-    return groups
+    return [(student.backbone, rate), (student.head, rate * cfg.SOLVER.HEAD_MULTIPLIER)]

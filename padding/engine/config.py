@@ -23,6 +23,8 @@ def add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of everything below a module named "backbone", as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Rate of what is new beside a pre-trained backbone, as a multiple of BASE_LR, in methods whose trainer names parts.
+    cfg.SOLVER.HEAD_MULTIPLIER = 10.0
     # Weight decay of nn.Embedding tables and of position tables; norm layers have Detectron2's WEIGHT_DECAY_NORM.
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # IMS_PER_BATCH is what one optimiser step sees; it is computed in this many parts per process to save memory.

@@ -22,6 +22,7 @@ __all__ = [
     "build_optimizer",
     "clip_full_model_",
     "clip_gradients_",
+    "groups_of_parts",
     "lr_multiplier",
     "make_optimizer",
     "parameter_groups",
@@ -113,6 +114,31 @@ def parameter_groups(
         lr *= bias_lr_factor if parameter_name == "bias" else 1.0
         groups.setdefault((lr, decay_of(module, parameter_name)), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def groups_of_parts(node: CfgNode, parts: Iterable[tuple[nn.Module, float]]) -> list[dict[str, Any]]:
+    """Parameter groups of some parts of a model, each with a rate of its own; the rules on decay are those of all.
+
+    Args:
+        node: SOLVER or a sub-node (see ``solver_node``).
+        parts: disjoint modules with their rates.
+
+    Returns:
+        Groups as ``parameter_groups`` makes them, part after part.
+    """
+    return [
+        group
+        for part, rate in parts
+        for group in parameter_groups(
+            part,
+            base_lr=rate,
+            weight_decay=node.WEIGHT_DECAY,
+            weight_decay_norm=node.WEIGHT_DECAY_NORM,
+            weight_decay_embed=node.WEIGHT_DECAY_EMBED,
+            weight_decay_bias=node.WEIGHT_DECAY_BIAS,
+            bias_lr_factor=node.BIAS_LR_FACTOR,
+        )
+    ]
 
 
 def _trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import Tensor
 
-__all__ = ["batch_images", "batch_label_maps", "prepare_targets", "require_keys", "resize_logits", "sample_name"]
+__all__ = [
+    "batch_images",
+    "batch_label_maps",
+    "batch_valid_masks",
+    "prepare_targets",
+    "require_keys",
+    "resize_logits",
+    "sample_name",
+]
 
 Sample = Mapping[str, Any]
 
@@ -100,6 +108,26 @@ def batch_label_maps(
         _check_same_size(sample, key, tuple(label_map.shape[-2:]), padded_size)
         maps.append(_pad_to(label_map.to(device, non_blocking=True), padded_size, ignore_label))
     return torch.stack(maps)
+
+
+def batch_valid_masks(
+    batched_inputs: Sequence[Sample], *, padded_size: tuple[int, int], device: torch.device | str
+) -> Tensor:
+    """Where a batch shows an image: (B, H, W) bool, False in all padding.
+
+    Args:
+        batched_inputs: samples with ``image`` and, where a mapper padded or rotated it, ``valid`` (H_i, W_i) bool.
+        padded_size: (H, W) of the image batch.
+        device: where the batch lives.
+
+    Raises:
+        ValueError: as ``batch_label_maps``.
+    """
+    masks = [
+        {**s, "valid": s["valid"] if "valid" in s else torch.ones(s["image"].shape[-2:], dtype=torch.bool)}
+        for s in batched_inputs
+    ]
+    return batch_label_maps(masks, padded_size=padded_size, ignore_label=False, device=device, key="valid")
 
 
 def prepare_targets(

@@ -75,6 +75,7 @@ def _small_resnet_node() -> CfgNode:
     node.OUT_CHANNELS = [24, 48, 96, 96]  # res2, res3, res4, res5
     node.NUM_BLOCKS = [2, 2, 2, 1]
     node.NORM = "BN"
+    node.OUTPUT_STRIDE = 32  # input pixels per cell of res5: 32 or 16
     return node
 
 

@@ -2,7 +2,8 @@
 """A small residual network for generated data and tests, made of Detectron2's own blocks.
 
 At the default widths (24, 48, 96, 96) it has 0.57 M parameters. Maps res2 to res5 have strides 4, 8, 16 and 32, so it
-takes the place of ResNet-50 in every model here.
+takes the place of ResNet-50 in every model here; with OUTPUT_STRIDE 16 that of a dilated one (res5 keeps the size of
+res4, without dilation: its maps are small enough).
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ def build_small_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         Backbone with maps res2, res3, res4, res5.
 
     Raises:
-        ValueError: if channels or block counts are not given for exactly four stages.
+        ValueError: if channels or block counts are not given for exactly four stages, or for another output stride.
     """
     node = cfg.MODEL.SMALL_RESNET
     for key in ("OUT_CHANNELS", "NUM_BLOCKS"):
@@ -49,10 +50,13 @@ def build_small_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
                 f"MODEL.SMALL_RESNET.{key} is {list(node[key])}, expected one number for each of {', '.join(_STAGES)}"
             )
     stem = BasicStem(in_channels=input_shape.channels, out_channels=node.STEM_OUT_CHANNELS, norm=node.NORM)
+    if node.OUTPUT_STRIDE not in (16, 32):
+        raise ValueError(f"MODEL.SMALL_RESNET.OUTPUT_STRIDE is {node.OUTPUT_STRIDE}, expected 16 or 32")
     stages: list[Any] = []
     in_channels = node.STEM_OUT_CHANNELS
     for index, (out_channels, num_blocks) in enumerate(zip(node.OUT_CHANNELS, node.NUM_BLOCKS, strict=True)):
-        first_stride = 1 if index == 0 else 2  # the stem has reduced by 4 already
+        # The stem has reduced by 4 already.
+        first_stride = 1 if index == 0 or (index == 3 and node.OUTPUT_STRIDE == 16) else 2
         stages.append(
             ResNet.make_stage(
                 block_class=StridedBasicBlock,

@@ -18,6 +18,7 @@ from padding.engine.optimizer import (
     build_lr_scheduler,
     build_optimizer,
     clip_gradients_,
+    groups_of_parts,
     lr_multiplier,
     parameter_groups,
     solver_node,
@@ -87,6 +88,14 @@ def test_groups_follow_the_rules() -> None:
 def test_bias_keys_of_detectron2_are_honoured() -> None:
     groups = parameter_groups(nn.Linear(2, 2), base_lr=1.0, weight_decay=0.5, weight_decay_bias=0.0, bias_lr_factor=2.0)
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(1.0, 0.5), (2.0, 0.0)]
+
+
+def test_every_part_gets_its_rate_and_the_common_rules() -> None:
+    node = solver_cfg(WEIGHT_DECAY=0.5, WEIGHT_DECAY_NORM=0.0, WEIGHT_DECAY_BIAS=0.25, BIAS_LR_FACTOR=2.0).SOLVER
+    model = Model()
+    groups = groups_of_parts(node, [(model.head, 1.0), (model.norm, 0.1)])
+    found = [(group["lr"], group["weight_decay"], [p.numel() for p in group["params"]]) for group in groups]
+    assert found == [(1.0, 0.5, [16]), (2.0, 0.25, [4]), (0.1, 0.0, [4]), (0.2, 0.0, [4])]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ import torch
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import BitMasks, Instances
 
-from padding.modeling.batching import batch_images, batch_label_maps, prepare_targets, require_keys, resize_logits
+from padding.modeling.batching import (
+    batch_images,
+    batch_label_maps,
+    batch_valid_masks,
+    prepare_targets,
+    require_keys,
+    resize_logits,
+)
 
 MEAN, STD = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1), torch.tensor([2.0, 4.0, 5.0]).view(3, 1, 1)
 
@@ -48,6 +55,15 @@ def test_label_maps_are_padded_with_ignore() -> None:
     assert labels.dtype == torch.int64
     assert labels[0].tolist() == [[1, 1, 1, 255], [1, 1, 1, 255], [255] * 4, [255] * 4]
     assert labels[1, :, 0].tolist() == [0, 0, 0, 0]
+
+
+def test_padding_of_mapper_and_batch_is_not_valid() -> None:
+    marked = torch.ones(5, 7, dtype=torch.bool)
+    marked[:, 6] = False
+    masks = batch_valid_masks([sample(4, 6), sample(5, 7, valid=marked)], padded_size=(6, 8), device="cpu")
+    assert masks.dtype == torch.bool
+    assert [mask.sum().item() for mask in masks] == [4 * 6, 5 * 6]
+    assert masks[0, :4, :6].all()
 
 
 def test_label_map_of_another_size_names_key_and_sample() -> None:

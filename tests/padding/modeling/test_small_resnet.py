@@ -82,6 +82,17 @@ def test_widths_blocks_and_norm_come_from_the_config() -> None:
     assert [f.shape[1] for f in backbone(torch.randn(1, 1, 64, 64)).values()] == [8, 8, 16, 32]
 
 
+def test_output_stride_16_keeps_the_size_of_the_last_map() -> None:
+    cfg = tiny_config()
+    cfg.MODEL.SMALL_RESNET.OUTPUT_STRIDE = 16
+    backbone = build_backbone(cfg)
+    assert [spec.stride for spec in backbone.output_shape().values()] == [4, 8, 16, 16]
+    assert backbone(torch.randn(1, 3, 64, 96))["res5"].shape[-2:] == (4, 6)
+    cfg.MODEL.SMALL_RESNET.OUTPUT_STRIDE = 8
+    with pytest.raises(ValueError, match="OUTPUT_STRIDE is 8, expected 16 or 32"):
+        build_backbone(cfg)
+
+
 def test_freeze_at_freezes_stem_and_first_stage() -> None:
     cfg = tiny_config()
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
