@@ -28,9 +28,11 @@ __all__ = [
     "RandomBorderedRotation",
     "ResizeByFactor",
     "View",
+    "color_jitter",
     "large_scale_jitter",
     "resize_and_crop",
     "resize_for_test",
+    "resize_to",
     "scale_and_crop",
     "strong_colors",
     "with_labeled_crops",
@@ -153,13 +155,28 @@ def resize_and_crop(  # noqa: PLR0913  (the published settings, one by one)
         )
     elif crop_size is not None:
         geometric.append(T.RandomCrop(crop_type=crop_type, crop_size=tuple(crop_size)))
-    photometric: tuple[Any, ...] = ()
-    if color_jitter_format is not None:
-        from detectron2.projects.point_rend import ColorAugSSDTransform  # pulls a whole project in
-
-        photometric = (ColorAugSSDTransform(img_format=color_jitter_format),)
+    photometric = () if color_jitter_format is None else color_jitter(color_jitter_format)
     output_size = (padded_size, padded_size) if padded_size > 0 else None
     return AugmentationPlan((*geometric, *_flip(flip)), photometric, output_size)
+
+
+def color_jitter(channel_order: str) -> tuple[Any, ...]:
+    """The colour jitter of the Single Shot Detector, for images with the channels "RGB" or "BGR"."""
+    from detectron2.projects.point_rend import ColorAugSSDTransform  # pulls a whole project in
+
+    return (ColorAugSSDTransform(img_format=channel_order),)
+
+
+def resize_to(*, size: Sequence[int], flip: str = "horizontal") -> AugmentationPlan:
+    """Resize the whole image to one (height, width), whatever its shape, and flip: the setting of salient objects.
+
+    Raises:
+        ValueError: the size is not two positive numbers.
+    """
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"INPUT.SALIENCY.SIZE is {tuple(size)}; expected a height and a width in pixels")
+    height, width = (int(n) for n in size)
+    return AugmentationPlan((T.Resize((height, width)), *_flip(flip)), output_size=(height, width))
 
 
 class ResizeByFactor(T.Augmentation):

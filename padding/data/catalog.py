@@ -26,6 +26,7 @@ from padding.data.registration import (
     register_panoptic,
     register_sem_seg,
 )
+from padding.data.saliency_sets import register_saliency_sets
 from padding.data.sample import IGNORE_LABEL
 from padding.data.scribble_sets import register_scribble_sets, register_scribbles
 from padding.data.shapes_classes import shapes_coarse_split, shapes_split
@@ -83,6 +84,7 @@ def register_all(root: str | Path | None = None) -> None:
     register_voc(folder)
     register_pascal_context(folder)
     register_scribble_sets(folder)
+    register_saliency_sets(folder)
 
 
 def _register_shapes_panoptic(folder: Path) -> None:

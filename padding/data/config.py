@@ -45,7 +45,28 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SPLIT = ""
     # Where the ids of unlabeled.txt are looked up; (): in DATASETS.TRAIN. Without SPLIT: the unlabeled images.
     cfg.DATASETS.TRAIN_UNLABELED = ()
+    _add_saliency_keys(cfg)
     _add_own_data_keys(cfg)
+
+
+def _add_saliency_keys(cfg: CfgNode) -> None:
+    """Images with saliency, beside those with class labels."""
+    # Sets with saliency. With SPLIT, sets that know its images are reduced to those of unlabeled.txt, so that no image
+    # has both kinds of labels; others (DUTS) are used as they are.
+    cfg.DATASETS.TRAIN_SALIENCY = ()
+    # "paired": two streams, every image has one kind of label. "joint": images of TRAIN that TRAIN_SALIENCY (or their
+    # own entry) knows the saliency of; every image has both.
+    cfg.DATASETS.SALIENCY_BATCHES = "paired"
+    node = CfgNode()
+    cfg.INPUT.SALIENCY = node
+    # Of images with saliency alone: "resize" the whole image to SIZE, or "scale_crop": scale by one of SCALE_FACTORS,
+    # then crop (or pad to) CROP. RANDOM_FLIP and COLOR_AUG_SSD hold for them too.
+    node.MODE = "resize"
+    node.SIZE = (352, 352)  # height, width
+    node.SCALE_FACTORS = (0.75, 1.0, 1.25)
+    node.CROP = (320, 320)  # height, width
+    # Saliency above 128 of 255 becomes 1, the rest 0; False: learn the grey values.
+    node.BINARIZE = True
 
 
 def _add_own_data_keys(cfg: CfgNode) -> None:

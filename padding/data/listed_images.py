@@ -13,7 +13,7 @@ from pathlib import Path
 from padding.data.panoptic_json import check_files
 from padding.data.sample import DatasetDict
 
-__all__ = ["IMAGE_ENDINGS", "load_listed_images", "read_id_list"]
+__all__ = ["IMAGE_ENDINGS", "images_by_id", "load_listed_images", "read_id_list"]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -73,7 +73,7 @@ def load_listed_images(
         files = {i: _place(image_name, i) for i in read_id_list(image_ids)}
         check_files(image_root, [str(image_root / name) for name in files.values()], cure)
     else:
-        files = _images_in(image_root, cure)
+        files = images_by_id(image_root, cure)
         if image_ids is not None:
             files = _only(files, read_id_list(image_ids), folder=image_root, listed_in=image_ids)
         elif excluded_ids is not None:
@@ -93,7 +93,7 @@ def _place(pattern: str, image_id: str) -> str:
     return pattern.format(id=image_id, city=image_id.split("_")[0])
 
 
-def _images_in(folder: Path, cure: str) -> dict[str, str]:
+def images_by_id(folder: Path, cure: str) -> dict[str, str]:
     """File name of every image of a folder by its id, in order of the names."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images. {cure}".rstrip())

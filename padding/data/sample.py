@@ -58,6 +58,9 @@ class DatasetDict(TypedDict, total=False):
     segments_info: list[SegmentInfo]
     void_segment_ids: list[int]  # ids in the PNG that count as void (unseen classes under the policy "ignore_pixels")
     sem_seg_file_name: str
+    sem_seg_label_map: dict[int, int]  # derived saliency: value in that file -> contiguous id or the ignore label
+    salient_classes: tuple[int, ...]  # derived saliency: contiguous ids
+    saliency_file_name: str  # 8-bit grey image
     annotations: list[dict[str, Any]]  # COCO instances with contiguous category_id
 
 
@@ -69,6 +72,8 @@ class TrainSample(TypedDict, total=False):
     is_labeled: bool  # semantic samples: False where there is no sem_seg
     valid: torch.Tensor  # (H, W) bool, False where there is no image (INPUT.VALID_MASK)
     image_strong: torch.Tensor  # (3, H, W) uint8, image with other colours (INPUT.STRONG_VIEW)
+    saliency: torch.Tensor  # (1, H, W) float32 in [0, 1]
+    saliency_valid: torch.Tensor  # (H, W) bool, False in padding and where saliency is unknown
     partner: TrainSample  # a sample of another unlabeled image, if the stream has partners
     instances: Instances  # gt_classes (N,) int64, gt_masks (N, H, W) bool
     height: int  # h of the file, not H
@@ -81,5 +86,6 @@ class Prediction(TypedDict, total=False):
     """What a model returns for one image, at its original size; only what is switched on is there."""
 
     sem_seg: torch.Tensor  # (K, h, w) float scores
+    saliency: torch.Tensor  # (h, w) float32 in [0, 1]
     panoptic_seg: tuple[torch.Tensor, list[dict[str, Any]]]  # (h, w) int32 ids and their segments
     instances: Instances

@@ -7,13 +7,12 @@ import logging
 from functools import partial
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from padding.data.mappers import UnlabeledMapper, build_mapper
 from padding.data.semi_splits import read_semi_split, select_entries
-from padding.data.streams import PairedStream, TrainStream, load_training_entries
+from padding.data.streams import PairedStream, TrainStream, derived_seed, load_training_entries
 
 __all__ = ["build_semi_supervised_stream", "load_semi_supervised_entries"]
 
@@ -80,8 +79,8 @@ def build_semi_supervised_stream(
         )
     plain = UnlabeledMapper(cfg, is_train=True)
     build = partial(TrainStream, unlabeled, plain, batch_size=unlabeled_per_batch, **common)
-    second = build(seed=_derived(seed, _UNLABELED))
-    partners = {"unlabeled": build(seed=_derived(seed, _PARTNER), differs_from=second)} if partner else None
+    second = build(seed=derived_seed(seed, _UNLABELED))
+    partners = {"unlabeled": build(seed=derived_seed(seed, _PARTNER), differs_from=second)} if partner else None
     return PairedStream({"labeled": first, "unlabeled": second}, partners=partners)
 
 
@@ -91,8 +90,3 @@ def _without_strong_view(cfg: CfgNode) -> CfgNode:
     plain.defrost()
     plain.INPUT.STRONG_VIEW = False
     return plain
-
-
-def _derived(seed: int, which: int) -> int:
-    """Seed of a further stream, far from the first one's neighbours, which a user may take for the next run."""
-    return int(np.random.SeedSequence((seed, which)).generate_state(1)[0])

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from padding.data.mappers import build_mapper
 
-__all__ = ["PairedStream", "TrainStream", "build_eval_loader", "load_training_entries", "seeded"]
+__all__ = ["PairedStream", "TrainStream", "build_eval_loader", "derived_seed", "load_training_entries", "seeded"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,11 @@ def seeded(*entropy: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.set_rng_state(before[2])
+
+
+def derived_seed(seed: int, which: int) -> int:
+    """Seed of a further stream, far from the first one's neighbours, which a user may take for the next run."""
+    return int(np.random.SeedSequence((seed, which)).generate_state(1)[0])
 
 
 class _SampleAtPosition(Dataset[dict[str, Any]]):

@@ -19,6 +19,8 @@ def add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.REFERENCE_BATCH = 0
     # How many of the IMS_PER_BATCH images of a step are unlabeled, for methods that use such images.
     cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 0
+    # Images of a step that come with saliency, beside the IMS_PER_BATCH with class labels (SalSeg); 0: none.
+    cfg.SOLVER.IMS_PER_BATCH_SALIENCY = 0
     # "ADAMW", "ADAM" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of everything below a module named "backbone", as a multiple of BASE_LR.
