@@ -10,6 +10,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from padding.evaluation.instance import InstanceEvaluator
 from padding.evaluation.panoptic import PanopticEvaluator
+from padding.evaluation.saliency import SaliencyEvaluator
 from padding.evaluation.semantic import SemSegEvaluator
 
 __all__ = ["EVALUATOR_BUILDERS", "build_evaluator"]
@@ -24,6 +25,10 @@ def _build_semantic(cfg: CfgNode, dataset_name: str, output_folder: Path) -> lis
 
 def _build_instance(_: CfgNode, dataset_name: str, output_folder: Path) -> list[DatasetEvaluator]:
     return [InstanceEvaluator(dataset_name, output_folder)]
+
+
+def _build_saliency(_: CfgNode, dataset_name: str, output_folder: Path) -> list[DatasetEvaluator]:
+    return [SaliencyEvaluator(dataset_name, output_folder)]
 
 
 def _build_for_panoptic_data(cfg: CfgNode, dataset_name: str, output_folder: Path) -> list[DatasetEvaluator]:
@@ -44,6 +49,7 @@ EVALUATOR_BUILDERS: dict[str, Callable[[CfgNode, str, Path], list[DatasetEvaluat
     "coco": _build_instance,
     "sem_seg": _build_semantic,
     "cityscapes_sem_seg": _build_semantic,
+    "saliency": _build_saliency,
 }
 
 
