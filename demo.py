@@ -12,6 +12,8 @@ With ``MODEL.PADING.TEST.MODE zsl`` the listed unseen classes do not even compet
 ``label_maps/`` with a palette, and ``classes.txt``, the names. Keys of ``TEST.SEM_SEG`` choose windows, scales and
 mirror, as in an evaluation; ``--opts MODEL.TCC.TEST.STUDENT cnn`` asks the other network of a TCC model.
 
+A model that predicts saliency (SalSeg with ``MODEL.SALSEG.TEST.SALIENCY True``) gets its heat map beside the segments.
+
 ``--input`` takes images, folders, glob patterns and videos, several at once.
 """
 
@@ -21,8 +23,9 @@ import padding  # noqa: F401  (first: it applies the fixes that Detectron2 needs
 import argparse
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,6 +39,7 @@ from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
 from padding.engine import ConfigError, Predictor, load_cfg
 from padding.engine.label_map import UNLABELED, class_colors, label_map_of, write_label_map
+from padding.engine.saliency_picture import beside, draw_saliency
 from padding.evaluation.report import write_text_atomically
 from train_net import METHODS
 
@@ -162,8 +166,12 @@ class Demo:
         lines = [f"{index} {name}\n" for index, name in enumerate(self._predictor.class_names)]
         write_text_atomically(folder / "classes.txt", "".join([*lines, f"{UNLABELED} unlabeled\n"]))
 
-    def _overlay(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        return self._predictor.draw(image, self._predictor(image), confidence=self._confidence)
+    def _overlay(self, image: npt.NDArray[np.uint8], prediction: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+        """Draw the segments and, of a model that predicts it, saliency beside them."""
+        segments = self._predictor.draw(image, dict(prediction), confidence=self._confidence)
+        if "saliency" not in prediction:
+            return segments
+        return beside(segments, draw_saliency(image, prediction["saliency"]))
 
     def _target(self, source: Path, ending: str) -> Path:
         """Name the overlay after its source; equal names from different folders are numbered."""
@@ -178,7 +186,7 @@ class Demo:
         target = self._target(path, ".png")
         image = read_rgb(path)
         prediction = self._predictor(image)
-        Image.fromarray(self._predictor.draw(image, prediction, confidence=self._confidence)).save(target)
+        Image.fromarray(self._overlay(image, prediction)).save(target)
         if self._label_maps is not None:
             try:
                 labels = label_map_of(prediction)
@@ -193,7 +201,7 @@ class Demo:
         writer: cv2.VideoWriter | None = None
         try:
             for frame in tqdm(frames, desc=path.name, total=count or None, unit="frame"):
-                overlay = self._overlay(frame)
+                overlay = self._overlay(frame, self._predictor(frame))
                 if writer is None:
                     height, width = overlay.shape[:2]
                     writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))

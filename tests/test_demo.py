@@ -2,15 +2,18 @@
 """demo.py on images, folders, patterns and videos, and its error messages."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import demo
 from padding.data.catalog import register_all
 from padding.engine import load_cfg
+from padding.engine.saliency_picture import GAP_PX
 from padding.evaluation.semantic import read_label_map
 from tests.tiny_segmentor import write_config, write_untrained_weights
 
@@ -77,6 +80,27 @@ def test_video_keeps_size_and_length(model: tuple[str, str], tmp_path: Path) -> 
     shapes = [frame.shape for frame in frames]
     assert shapes == [(48, 64, 3)] * 3
     assert rate == pytest.approx(10.0)
+
+
+def test_saliency_is_shown_beside_the_segments(
+    model: tuple[str, str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = demo.Predictor.__call__
+
+    def with_saliency(self: demo.Predictor, image: np.ndarray) -> dict[str, Any]:
+        saliency = torch.zeros(image.shape[:2])
+        saliency[:, 20:30] = 1.0
+        return {**predict(self, image), "saliency": saliency}
+
+    monkeypatch.setattr(demo.Predictor, "__call__", with_saliency)
+    monkeypatch.setattr(demo.Predictor, "draw", lambda self, image, prediction, confidence: 255 - image)
+    (written,) = run(model, tmp_path / "out", "--input", str(pictures / "a.png"))
+    picture = np.asarray(Image.open(written)).astype(int)
+    width = 56
+    assert picture.shape == (40, 2 * width + GAP_PX, 3)
+    np.testing.assert_array_equal(picture[:, :width], 255 - demo.read_rgb(pictures / "a.png").astype(int))
+    heat = picture[:, width + GAP_PX :].mean(axis=(0, 2))
+    assert heat[20:30].min() > heat[:20].max()
 
 
 def test_confidence_reaches_the_model(model: tuple[str, str]) -> None:
