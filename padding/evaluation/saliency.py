@@ -191,7 +191,7 @@ def draw_precision_recall(path: str | Path, curves: Mapping[str, Curves], *, tit
     by_recall.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     by_threshold.set(xlabel="threshold (of 255)", ylabel=r"$F_\beta$, $\beta^2 = 0.3$", xlim=(0, 255), ylim=(0, 1.02))
     for axes in (by_recall, by_threshold):
-        axes.legend(loc="lower left", fontsize=8)
+        axes.legend(loc="best", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
     path = Path(path)
