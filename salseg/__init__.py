@@ -1,4 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Home of the method SalSeg (segmentation with saliency); not part of this release yet."""
+"""SalSeg, segmentation assisted by saliency; importing it registers its parts with Detectron2."""
 
-import padding  # noqa: F401  (the Detectron2 fixes come before anything of detectron2)
+import padding  # first: the Detectron2 fixes come before anything of detectron2
+
+# isort: split
+import salseg.meta_arch
+import salseg.trainer  # noqa: F401
+from salseg.config import add_salseg_config
+
+__all__ = ["add_salseg_config", "padding"]

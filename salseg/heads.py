@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared encoder and the two task-specific modules of SalSeg (Sec. 3.1 to 3.3).
+
+Sizes follow from the published counts: plain pyramid 59.344 M parameters and 177.2 GMACs at 1024x512, separable one
+46.816 M and 151.6. They fix that Eq. 1 concatenates and that the decoder's convolutions are plain.
+
+Shape letters: B images, n class-wise maps, H W pixels, h w cells of stride 4.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, get_norm
+from detectron2.modeling import Backbone, build_backbone
+from detectron2.projects import deeplab  # noqa: F401  (registers "build_resnet_deeplab_backbone")
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+
+from padding.modeling.deeplab import ASPP, DeepLabDecoder, DeepLabOptions
+
+__all__ = [
+    "READINGS",
+    "SaliencyBranch",
+    "SharedEncoder",
+    "SharedFeatures",
+    "build_encoder",
+    "deeplab_options",
+    "saliency_logits",
+]
+
+READINGS = ("softmax", "softmax_no_background", "logit", "sigmoid")
+_MARGIN = 1e-6  # saliency stays within [margin, 1 - margin]: its logarithm is finite
+
+SharedFeatures = tuple[Tensor, Tensor]
+"""Low-level map [x_R1] (B, C1, h, w) and [x_mid] (B, c1, about h/4, w/4)."""
+
+
+class SharedEncoder(nn.Module):
+    """Backbone and pyramid: what both tasks share.
+
+    Attributes:
+        backbone: image -> maps by name.
+        middle: last map -> x_mid.
+    """
+
+    def __init__(self, backbone: Backbone, names: tuple[str, str], middle: nn.Module) -> None:
+        """Put together.
+
+        Args:
+            backbone: gives at least the two maps.
+            names: of the low-level and the last map.
+            middle: DSC-ASPP, ASPP or a 1x1 convolution.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.names = names
+        self.middle = middle
+
+    def forward(self, images: Tensor) -> SharedFeatures:
+        """Encode (B, 3, H, W) float images, normalized."""
+        features = self.backbone(images)
+        low, last = self.names
+        return features[low], self.middle(features[last])
+
+
+class SaliencyBranch(nn.Module):
+    """Saliency as the sum of class-wise maps, weighted by how salient each class is in the image (Eq. 2 to 4).
+
+    Attributes:
+        weigh: 1x1 convolution before the pooling that gives s_fea.
+        decoder: gives the class-wise maps s_seg; None if they are the segmentation's logits.
+    """
+
+    def __init__(self, *, middle_channels: int, num_maps: int, reading: str, decoder: DeepLabDecoder | None) -> None:
+        """Build with weights s_fea near 0.5.
+
+        Args:
+            middle_channels: c1, of x_mid.
+            num_maps: n.
+            reading: one of ``READINGS``.
+            decoder: (x_R1, x_mid) -> n maps; None: ``forward`` is given them.
+
+        Raises:
+            ValueError: for another reading, or too few maps for it.
+        """
+        super().__init__()
+        if reading not in READINGS:
+            raise ValueError(f"MODEL.SALSEG.SALIENCY.READING is '{reading}'; expected one of {', '.join(READINGS)}")
+        least = 3 if reading == "softmax_no_background" else 2 if reading == "softmax" else 1
+        if num_maps < least:
+            raise ValueError(
+                f"MODEL.SALSEG.SALIENCY.CHANNELS is {num_maps}: reading '{reading}' needs at least {least} maps"
+            )
+        self.reading = reading
+        self.weigh = nn.Conv2d(middle_channels, num_maps, kernel_size=1)
+        nn.init.normal_(self.weigh.weight, mean=0.0, std=0.001)
+        assert self.weigh.bias is not None
+        nn.init.zeros_(self.weigh.bias)
+        self.decoder = decoder
+
+    def forward(self, features: SharedFeatures, size: tuple[int, int], class_logits: Tensor | None = None) -> Tensor:
+        """Saliency of every pixel.
+
+        Args:
+            features: of the encoder.
+            size: (H, W) of the result.
+            class_logits: (B, n, h, w) logits of the segmentation, for a branch without decoder.
+
+        Returns:
+            (B, 1, H, W) float32, the logit log y - log(1 - y) of the saliency y.
+        """
+        low, middle = features
+        maps = class_logits if self.decoder is None else self.decoder(low, middle)[0]
+        assert maps is not None
+        weights = self.weigh(middle).float().mean(dim=(2, 3)).sigmoid()  # s_fea
+        with torch.autocast(maps.device.type, enabled=False):
+            maps = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
+            return saliency_logits(maps, weights, self.reading)
+
+
+def saliency_logits(maps: Tensor, weights: Tensor, reading: str) -> Tensor:
+    """Weighted sum of class-wise maps (Eq. 4), as the logit of a probability.
+
+    With the softmax over the maps both y = sum s_i p_i and 1 - y = sum (1 - s_i) p_i are probabilities. A sum of
+    sigmoids exceeds 1 and a clamp would take its gradient: that reading is a mean.
+
+    Args:
+        maps: s_seg, (B, n, H, W) float32.
+        weights: s_fea, (B, n) float32 in (0, 1).
+        reading: one of ``READINGS``.
+
+    Returns:
+        (B, 1, H, W) float32.
+    """
+    weights = weights[:, :, None, None]
+    if reading == "logit":
+        return (weights * maps).sum(dim=1, keepdim=True)
+    if reading == "sigmoid":
+        saliency = (weights * maps.sigmoid()).mean(dim=1, keepdim=True)
+    else:
+        first = 1 if reading == "softmax_no_background" else 0
+        saliency = (weights * maps.softmax(dim=1))[:, first:].sum(dim=1, keepdim=True)
+    return torch.logit(saliency, eps=_MARGIN)
+
+
+def build_encoder(cfg: CfgNode) -> SharedEncoder:
+    """Backbone of MODEL.BACKBONE and the pyramid of MODEL.SALSEG.ASPP, with random weights.
+
+    Raises:
+        ValueError: if the backbone does not give the maps asked for.
+    """
+    node = cfg.MODEL.SALSEG
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    names = tuple(node.IN_FEATURES) or (next(iter(shapes)), list(shapes)[-1])
+    if len(names) != 2 or names[0] == names[1] or any(name not in shapes for name in names):
+        raise ValueError(
+            f"MODEL.SALSEG.IN_FEATURES is {tuple(node.IN_FEATURES)}; expected a low-level and a last map of "
+            f"{cfg.MODEL.BACKBONE.NAME}, which gives {', '.join(shapes)}"
+        )
+    channels = shapes[names[1]].channels
+    options = deeplab_options(node)
+    middle = ASPP(channels, options) if node.ASPP.ENABLED else _projection(channels, options)
+    return SharedEncoder(backbone, (names[0], names[1]), middle)
+
+
+def deeplab_options(node: CfgNode) -> DeepLabOptions:
+    """Sizes of pyramid and decoders from MODEL.SALSEG."""
+    return DeepLabOptions(
+        project_channels=node.DECODER.PROJECT_CHANNELS,
+        aspp_channels=node.ASPP.CHANNELS,
+        decoder_channels=node.DECODER.CHANNELS,
+        dilations=tuple(node.ASPP.DILATIONS),
+        dropout=node.ASPP.DROPOUT,
+        norm=node.NORM,
+        pool_norm=node.ASPP.POOL_NORM,
+        separable=node.ASPP.DSC,
+    )
+
+
+def _projection(in_channels: int, options: DeepLabOptions) -> Conv2d:
+    layer = Conv2d(
+        in_channels,
+        options.aspp_channels,
+        kernel_size=1,
+        bias=not options.norm,
+        norm=get_norm(options.norm, options.aspp_channels),
+        activation=nn.ReLU(),
+    )
+    weight_init.c2_xavier_fill(layer)
+    return layer

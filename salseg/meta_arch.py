@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SalSeg: segmentation and saliency learned together on one encoder.
+
+Wiring only: images pass through ``SharedEncoder``, segmentation decoder and ``SaliencyBranch``; ``losses`` and
+``TaskWeighting`` make the total. Images of a step are grouped by the labels they have, and each group is one pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from padding.data.sample import IGNORE_LABEL
+from padding.modeling.batching import batch_images, batch_label_maps, require_keys, sample_name
+from padding.modeling.deeplab import DeepLabDecoder
+from padding.modeling.label_space import evaluation_split, training_split
+from padding.modeling.observations import note_observations
+from padding.modeling.tta import SegmentationPlan, segment
+from salseg.batch_norm import SaliencyStatistics
+from salseg.heads import SaliencyBranch, SharedEncoder, build_encoder, deeplab_options
+from salseg.losses import LossSum, join, saliency_loss, segmentation_loss
+from salseg.task_weighting import TASKS, TaskWeighting, tasks_of
+
+__all__ = ["SalSeg"]
+
+# Strides up to 32, and what networks of timm need.
+_SIZE_DIVISIBILITY = 32
+_LABEL_OF = {"seg": "sem_seg", "saliency": "saliency"}
+
+
+class _Group(NamedTuple):
+    """Images that have the same kinds of labels."""
+
+    samples: list[dict[str, Any]]
+    tasks: tuple[str, ...]
+
+
+@META_ARCH_REGISTRY.register()
+class SalSeg(nn.Module):
+    """Shared encoder, segmentation decoder, saliency branch.
+
+    ``forward`` takes samples with ``image`` (3, H, W) uint8. In training those with ``sem_seg`` (H, W) int64 train the
+    segmentation, those with ``saliency`` (1, H, W) float in [0, 1] and ``saliency_valid`` (H, W) bool the saliency;
+    one sample may have both. It returns weighted losses ``loss_*`` in training, in evaluation
+    ``[{"sem_seg": (K, h, w) probabilities, "saliency": (h, w) in [0, 1]}]``, all float32.
+
+    Attributes:
+        encoder: shared.
+        decoder: gives the K class logits.
+        branch: gives the saliency; None in a model without it.
+        statistics: policy of the encoder's batch norm.
+        weighting: of the losses.
+        class_weights: (K,) of the segmentation loss; 1 unless the trainer sets them.
+    """
+
+    required_train_keys = ("image",)
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    class_weights: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        encoder: SharedEncoder,
+        decoder: DeepLabDecoder,
+        branch: SaliencyBranch | None,
+        weighting: TaskWeighting,
+        statistics: str,
+        plan: SegmentationPlan,
+        predict_saliency: bool,
+        pixels: tuple[Sequence[float], Sequence[float]],
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            encoder: image -> low-level map and x_mid.
+            decoder: both -> K logits.
+            branch: both -> saliency; None: segmentation alone.
+            weighting: of the losses.
+            statistics: one of ``batch_norm.POLICIES``.
+            plan: how an image is segmented in evaluation.
+            predict_saliency: whether evaluation returns saliency as well.
+            pixels: mean and standard deviation per channel, in the channel order of the input.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.branch = branch
+        self.num_classes = decoder.predictor.out_channels
+        self.weighting = weighting
+        shared = [encoder] if branch is None or branch.decoder is not None else [encoder, decoder]
+        self.statistics = SaliencyStatistics(statistics, shared)
+        self.plan = plan
+        self.predict_saliency = predict_saliency and branch is not None
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixels)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+        self.register_buffer("class_weights", torch.ones(self.num_classes), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from a config; the classes are those of the training set, else of the test set.
+
+        The segmentation is built before the branch, so that a seed gives it the same values with and without.
+        """
+        node = cfg.MODEL.SALSEG
+        tasks = tasks_of(node.WEIGHTING)
+        split = training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)
+        encoder = build_encoder(cfg)
+        low_channels = encoder.backbone.output_shape()[encoder.names[0]].channels
+
+        def decoder(num_maps: int) -> DeepLabDecoder:
+            return DeepLabDecoder(
+                low_channels=low_channels,
+                high_channels=node.ASPP.CHANNELS,
+                num_classes=num_maps,
+                options=deeplab_options(node),
+            )
+
+        segmentation = decoder(split.num_classes)
+        if "seg" not in tasks:
+            segmentation.requires_grad_(False)
+        num_maps = node.SALIENCY.CHANNELS or split.num_classes
+        share = node.SALIENCY.SHARE_DECODER
+        if share and (num_maps != split.num_classes or "seg" not in tasks):
+            raise ValueError(
+                "MODEL.SALSEG.SALIENCY.SHARE_DECODER makes the class logits the class-wise maps: SALIENCY.CHANNELS is "
+                "0 with it, and WEIGHTING trains the segmentation"
+            )
+        branch = None
+        if "saliency" in tasks and node.SALIENCY.ENABLED:
+            branch = SaliencyBranch(
+                middle_channels=node.ASPP.CHANNELS,
+                num_maps=num_maps,
+                reading=node.SALIENCY.READING,
+                decoder=None if share else decoder(num_maps),
+            )
+        elif tasks == ("saliency",):
+            raise ValueError("MODEL.SALSEG.WEIGHTING 'saliency_only' needs MODEL.SALSEG.SALIENCY.ENABLED True")
+        weighting = node.WEIGHTING if branch is not None else "seg_only"
+        return {
+            "encoder": encoder,
+            "decoder": segmentation,
+            "branch": branch,
+            "weighting": TaskWeighting(weighting, weights=node.WEIGHTS, clamp=node.LOG_VARIANCE.CLAMP),
+            # With one task alone its statistics are the only ones.
+            "statistics": node.SALIENCY.BN_STATS if tasks == TASKS else "shared",
+            "plan": SegmentationPlan.from_config(cfg, size_divisibility=_SIZE_DIVISIBILITY),
+            "predict_saliency": node.TEST.SALIENCY,
+            "pixels": (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return self.pixel_mean.device
+
+    def set_class_weights(self, weights: Tensor) -> None:
+        """Weigh the classes in the segmentation loss.
+
+        Args:
+            weights: (K,) float > 0.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        if weights.shape != self.class_weights.shape or not bool((weights > 0).all()):
+            raise ValueError(f"class weights {weights.tolist()}: expected {self.num_classes} numbers > 0")
+        self.class_weights.copy_(weights)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, predictions in evaluation.
+
+        Raises:
+            KeyError: if a sample lacks what it must have.
+            ValueError: if a sample has labels of no task.
+        """
+        require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
+        if not self.training:
+            return [self._predict(sample) for sample in batched_inputs]
+        losses = self._mean_losses(batched_inputs)
+        self._log(losses)
+        return self.weighting(losses)
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def _mean_losses(self, samples: Sequence[dict[str, Any]]) -> dict[str, LossSum]:
+        parts: dict[str, list[LossSum]] = {}
+        for group in self._groups(samples):
+            for task, part in self._group_losses(group).items():
+                parts.setdefault(task, []).append(part)
+        return join(parts, TASKS, self.device)
+
+    def _groups(self, samples: Sequence[dict[str, Any]]) -> list[_Group]:
+        """Samples by the tasks they have labels for, of those that are trained."""
+        found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for sample in samples:
+            tasks = tuple(task for task in self.weighting.tasks if _LABEL_OF[task] in sample)
+            if not tasks:
+                wanted = " or ".join(f"'{_LABEL_OF[task]}'" for task in self.weighting.tasks)
+                raise ValueError(
+                    f"sample {sample_name(sample)} has no {wanted}, which MODEL.SALSEG.WEIGHTING trains; set "
+                    "SOLVER.IMS_PER_BATCH_SALIENCY and DATASETS to fit"
+                )
+            found.setdefault(tasks, []).append(sample)
+        return [_Group(members, tasks) for tasks, members in found.items()]
+
+    def _group_losses(self, group: _Group) -> dict[str, LossSum]:
+        pixels = batch_images(
+            group.samples,
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
+            size_divisibility=_SIZE_DIVISIBILITY,
+            device=self.device,
+        ).tensor
+        size = (pixels.shape[-2], pixels.shape[-1])
+        found = {}
+        with nullcontext() if "seg" in group.tasks else self.statistics.saliency_pass():
+            features = self.encoder(pixels)
+            shared = self.branch is not None and self.branch.decoder is None
+            logits = self.decoder(*features)[0] if "seg" in group.tasks or shared else None
+        if "seg" in group.tasks:
+            assert logits is not None
+            labels = batch_label_maps(group.samples, padded_size=size, ignore_label=IGNORE_LABEL, device=self.device)
+            wide = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+            found["seg"] = segmentation_loss(wide, labels, self.class_weights)
+        if "saliency" in group.tasks:
+            assert self.branch is not None
+            found["saliency"] = saliency_loss(
+                self.branch(features, size, logits),
+                self._padded(group.samples, "saliency", size),
+                self._padded(group.samples, "saliency_valid", size),
+            )
+        return found
+
+    def _padded(self, samples: Sequence[dict[str, Any]], key: str, size: tuple[int, int]) -> Tensor:
+        require_keys(samples, (key,), type(self).__name__)
+        return batch_label_maps(samples, padded_size=size, ignore_label=0, device=self.device, key=key)
+
+    def _log(self, losses: Mapping[str, LossSum]) -> None:
+        values: dict[str, Tensor | float] = {task: loss.total.detach() for task, loss in losses.items()}
+        values |= {f"weight_{task}": weight for task, weight in self.weighting.weights.items()}
+        values |= {f"log_variance_{task}": s.detach() for task, s in self.weighting.log_variances.items()}
+        note_observations("salseg", values)
+
+    # Evaluation ---------------------------------------------------------------------------------------------------
+
+    def _predict(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
+        pixels = (sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+        height, width = sample["image"].shape[-2:]
+        size = (int(sample.get("height", height)), int(sample.get("width", width)))
+        found = segment(self._logits, pixels, self.plan, output_size=size)
+        if "saliency" in found:
+            found["saliency"] = found["saliency"][0]
+        return found
+
+    def _logits(self, view: Tensor) -> dict[str, Tensor]:
+        features = self.encoder(view)
+        outputs = {"sem_seg": self.decoder(*features)[0]}
+        if self.predict_saliency:
+            assert self.branch is not None
+            logits = outputs["sem_seg"]
+            if self.statistics.policy == "per_task":
+                with self.statistics.saliency_pass():
+                    features = self.encoder(view)
+                    logits = self.decoder(*features)[0] if self.branch.decoder is None else logits
+            outputs["saliency"] = self.branch(features, (view.shape[-2], view.shape[-1]), logits)
+        return outputs
