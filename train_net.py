@@ -21,13 +21,15 @@ from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+import psi
+import salseg
 import tcc
 from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
 from padding.engine import TRAINER_REGISTRY, ConfigError, load_cfg, setup_cfg
 from padding.engine.distributed import launched_by_torchrun, torchrun_process_group
 
-METHODS = (padding.add_padding_config, tcc.add_tcc_config)
+METHODS = (padding.add_padding_config, tcc.add_tcc_config, psi.add_psi_config, salseg.add_salseg_config)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

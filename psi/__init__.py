@@ -4,7 +4,9 @@
 import padding  # first: the Detectron2 fixes come before anything of detectron2
 
 # isort: split
+import psi.label_store
+import psi.meta_arch
+import psi.trainer  # noqa: F401
 from psi.config import add_psi_config
-from psi.label_store import StoredLabelMapper
 
-__all__ = ["StoredLabelMapper", "add_psi_config", "padding"]
+__all__ = ["add_psi_config", "padding"]

@@ -22,6 +22,7 @@ from psi.pattern_graph import PatternGraph
 from psi.pattern_propagation import BACKENDS, SIMILARITIES, Propagation, edge_terms, propagate_patterns
 
 __all__ = [
+    "Aggregation",
     "AggregationOptions",
     "PatternPropagation",
     "SemanticFlowAggregation",
@@ -89,7 +90,7 @@ class AggregationOptions:
 
 def build_aggregation(
     name: str, input_shapes: Mapping[str, ShapeSpec], options: AggregationOptions
-) -> nn.Module | None:
+) -> "Aggregation | None":
     """Module of an ablation row.
 
     Args:
@@ -105,7 +106,7 @@ def build_aggregation(
     """
     if name == "none":
         return None
-    builders: dict[str, type[nn.Module]] = {
+    builders: dict[str, type[PatternPropagation | UpsampleAggregation | SemanticFlowAggregation]] = {
         "cpp": PatternPropagation,
         "up": UpsampleAggregation,
         "sf": SemanticFlowAggregation,
@@ -340,6 +341,9 @@ class SemanticFlowAggregation(nn.Module):
             self.observations["flow"] = torch.stack(lengths).mean()
         height, width = projected[self.destination].shape[-2:]
         return self.fuse(_resize(joined, (height, width)))
+
+
+Aggregation = PatternPropagation | UpsampleAggregation | SemanticFlowAggregation
 
 
 class FlowAlignment(nn.Module):

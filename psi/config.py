@@ -22,8 +22,6 @@ def add_psi_config(cfg: CfgNode) -> None:
     _add_loss_keys(node)
     # Of the threshold network [theta]; missing keys are those of SOLVER.
     cfg.SOLVER.THRESHOLD = CfgNode({"BASE_LR": 0.001, "WEIGHT_DECAY": 0.0})
-    # Factor on the rate of everything but the backbone.
-    node.HEAD_MULTIPLIER = 10.0
 
 
 def _add_aggregation_keys(node: CfgNode) -> None:
@@ -51,7 +49,7 @@ def _add_decoder_keys(node: CfgNode) -> None:
     node.DECODER = CfgNode()
     node.DECODER.HIGH_LEVEL = "aspp"  # or "res5", the last map after its lateral convolution
     node.DECODER.PRE_REDUCE = False  # 1x1 to CHANNELS before upsampling: the cost of DeepLabV3+
-    node.DECODER.CHANNELS = 256
+    node.DECODER.DECODER_CHANNELS = 256
     node.DECODER.PROJECT_CHANNELS = 48
     node.DECODER.ASPP_CHANNELS = 256
     node.DECODER.ASPP_DILATIONS = (6, 12, 18)

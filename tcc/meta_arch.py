@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
 from padding.modeling.batching import batch_images, batch_label_maps, batch_valid_masks, require_keys
 from padding.modeling.label_space import evaluation_split, training_split
+from padding.modeling.observations import note_observations, training_iteration
 from padding.modeling.tta import SegmentationPlan, segment
 from tcc.cutmix import CutMix, build_cutmix
 from tcc.objective import CohortObjective, Side, build_objective, full_size_logits
@@ -176,9 +176,7 @@ class TCC(nn.Module):
         if not self.training:
             return [self._predict(sample) for sample in batched_inputs]
         losses, observations = self._training_losses(batched_inputs)
-        storage = _storage()
-        if storage is not None:
-            storage.put_scalars(**{f"tcc/{name}": float(value) for name, value in observations.items()})
+        note_observations("tcc", observations)
         return losses
 
     # Training -----------------------------------------------------------------------------------------------------
@@ -213,8 +211,7 @@ class TCC(nn.Module):
             )
             for index, batch in enumerate(images)
         ]
-        storage = _storage()
-        weight = self.ramp_up(storage.iter if storage is not None else 0)
+        weight = self.ramp_up(training_iteration())
         return self.objective(sides[0], sides[1] if unlabeled else None, weight)
 
     def _student_outputs(self, images: Sequence[_Images]) -> dict[str, list[dict[str, Tensor]]]:
@@ -329,11 +326,3 @@ def _check_outputs(outputs: Sequence[str], students: Sequence[str]) -> None:
 
 def _size(maps: Tensor) -> tuple[int, int]:
     return maps.shape[-2], maps.shape[-1]
-
-
-def _storage() -> EventStorage | None:
-    """The training's event storage; None outside a training loop, where v0.6 has no other way to ask."""
-    try:
-        return get_event_storage()
-    except AssertionError:
-        return None

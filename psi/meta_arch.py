@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PSI: a network that propagates patterns, and labels that grow from scribbles while it learns (ICCV 2021).
+
+Wiring only. A training step is one forward: the scores grow the labels, T times; the labels, detached, train the
+network [Theta], the scores, detached, train the threshold network [theta]. One backward is both updates of the paper's
+alternation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from padding.data.sample import IGNORE_LABEL
+from padding.modeling.batching import batch_images, batch_label_maps, batch_valid_masks, require_keys
+from padding.modeling.label_space import evaluation_split, training_split
+from padding.modeling.observations import note_observations, training_iteration
+from padding.modeling.tta import SegmentationPlan, segment
+from psi import losses
+from psi.grid import supervision_at_pixels, supervision_on_grid, valid_cells
+from psi.label_diffusion import DiffusionStep, ThresholdNetwork, diffuse
+from psi.label_quality import label_quality
+from psi.network import SegmentationNetwork, build_network
+from psi.options import GrowthOptions, LossOptions
+from psi.supervision import PixelSupervision, Supervision
+
+__all__ = ["PSI"]
+
+# No row or column of cells at stride 4 is cut; coarser maps may be.
+_SIZE_DIVISIBILITY = 4
+
+
+class _Batch(NamedTuple):
+    pixels: Tensor  # (B, 3, H, W) float, normalised
+    valid: Tensor  # (B, H, W) bool
+    scribbles: Tensor  # (B, H, W) int64
+
+
+class _Growth(NamedTuple):
+    """What supervises a step, and how it came about."""
+
+    supervision: PixelSupervision
+    steps: list[DiffusionStep]
+    cells: Tensor  # (B, h, w) bool, cells of the image
+
+
+@META_ARCH_REGISTRY.register()
+class PSI(nn.Module):
+    """Scribble-supervised segmentation; in evaluation, the probabilities of the network, for which no scribble is read.
+
+    ``forward`` takes samples with ``image`` (3, H, W) uint8; in training also ``sem_seg`` (H, W) int64, the scribbles,
+    void where nothing is drawn, maybe ``valid`` (H, W) bool, False in padding, and in the mode "rounds" ``diffused``
+    and ``diffused_weight`` of ``StoredLabelMapper``. It returns weighted losses ``loss_*`` in training, in evaluation
+    ``[{"sem_seg": (K, h, w) float probabilities}]``.
+
+    Attributes:
+        network: [Theta], images -> logits.
+        threshold_net: [theta]; None where no label ever grows.
+        grown: y_{t+1} on the grid of the last training step in the mode "inner_loop", for its next pass.
+    """
+
+    required_train_keys = ("image", "sem_seg")
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        network: SegmentationNetwork,
+        threshold_net: ThresholdNetwork,
+        num_classes: int,
+        growth: GrowthOptions,
+        loss_options: LossOptions,
+        plan: SegmentationPlan,
+        pixels: tuple[Sequence[float], Sequence[float]],
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            network: images -> logits at stride 4.
+            threshold_net: g.
+            num_classes: K.
+            growth: when and how labels grow.
+            loss_options: weights and choices of the losses.
+            plan: how an image is segmented in evaluation.
+            pixels: mean and standard deviation per channel, in the channel order of the input.
+        """
+        super().__init__()
+        self.network = network
+        self.threshold_net = threshold_net if growth.steps else None
+        self.num_classes = num_classes
+        self.growth = growth
+        self.loss_options = loss_options
+        self.plan = plan
+        self.grown: Supervision | None = None
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixels)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Constructor arguments from a config; the classes are those of the training set, else of the test set."""
+        node = cfg.MODEL.PSI
+        split = training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)
+        return {
+            "network": build_network(cfg, split.num_classes),
+            "threshold_net": ThresholdNetwork(hidden=node.SLD.THRESHOLD_NET.HIDDEN, bound=node.SLD.THRESHOLD_NET.BOUND),
+            "num_classes": split.num_classes,
+            "growth": GrowthOptions.from_config(cfg),
+            "loss_options": LossOptions.from_node(node.LOSS),
+            "plan": SegmentationPlan.from_config(cfg, size_divisibility=_SIZE_DIVISIBILITY),
+            "pixels": (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return self.pixel_mean.device
+
+    def normalized(self, image: Tensor) -> Tensor:
+        """(3, H, W) uint8 image -> float on the model's device, 0 for the mean colour."""
+        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], *, step: int = 0, carried: Supervision | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, predictions in evaluation.
+
+        Args:
+            batched_inputs: see the class.
+            step: t, in the modes "inner_loop" and "rounds".
+            carried: y_t on the grid, in "inner_loop"; None: the scribbles.
+
+        Raises:
+            KeyError: if a sample lacks what it must have.
+        """
+        if not self.training:
+            require_keys(batched_inputs, self.required_train_keys[:1], type(self).__name__)
+            return [self._predict(sample) for sample in batched_inputs]
+        require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
+        found, observations = self._training_losses(self._batch(batched_inputs), batched_inputs, step, carried)
+        note_observations("psi", observations)
+        return found
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def _training_losses(
+        self, batch: _Batch, samples: Sequence[dict[str, Any]], step: int, carried: Supervision | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
+        logits = self.network(batch.pixels, batch.valid)
+        size = _size(batch.pixels)
+        full = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        growth = self._grow(logits.detach(), batch, samples, step, carried)
+        options = self.loss_options
+        found = {
+            "loss_seg": losses.segmentation_loss(
+                full, growth.supervision, region_norm=options.region_norm, diffused_weight=options.diffused_weight
+            )
+        }
+        if options.smooth_weight > 0:
+            found["loss_smooth"] = options.smooth_weight * self._smoothness(logits, full, batch.valid)
+        found |= self._threshold_losses(growth)
+        observations: dict[str, Tensor | float] = dict(self.network.observations)
+        quality = label_quality(growth.supervision, batch.valid)
+        observations["coverage"] = quality.coverage
+        if growth.steps:
+            last = growth.steps[-1]
+            there = last.before.classes >= 0
+            observations["threshold"] = last.threshold.detach()[there].sum() / there.sum().clamp_min(1)
+        return found, observations
+
+    def _grow(
+        self,
+        logits: Tensor,
+        batch: _Batch,
+        samples: Sequence[dict[str, Any]],
+        step: int,
+        carried: Supervision | None,
+    ) -> _Growth:
+        """Labels that supervise this step: y_T of its own scores in "online", else y_t that came with the batch."""
+        growth, stored = self.growth, self._stored(samples, batch)
+        visible = batch.scribbles.masked_fill(~batch.valid, IGNORE_LABEL)
+        given = stored or PixelSupervision.of_scribbles(visible, num_classes=self.num_classes)
+        if self.threshold_net is None or (growth.mode != "rounds" and self._too_early()):
+            return _Growth(given, [], valid_cells(batch.valid, stride=growth.stride))
+        on_grid, cells = supervision_on_grid(
+            batch.scribbles,
+            batch.valid,
+            num_classes=self.num_classes,
+            stride=growth.stride,
+            labels=None if stored is None else stored.labels,
+            weights=None if stored is None else stored.weights,
+        )
+        start = carried or on_grid
+        radii = growth.diffusion.radii if growth.mode == "online" else growth.diffusion.radii[step : step + 1]
+        steps = diffuse(
+            _on_grid(logits.float().softmax(dim=1), cells),
+            start,
+            cells,
+            threshold_net=self.threshold_net,
+            options=replace(growth.diffusion, radii=radii),
+        )
+        if growth.mode == "inner_loop":
+            self.grown = steps[-1].supervision if steps else start
+        supervising = steps[-1].supervision if growth.mode == "online" else carried
+        # What came with the batch is finer than the grid.
+        return _Growth(given if supervising is None else self._at_pixels(supervising, batch), steps, cells)
+
+    def _too_early(self) -> bool:
+        return training_iteration(self.growth.start_iter) < self.growth.start_iter
+
+    def _at_pixels(self, supervision: Supervision, batch: _Batch) -> PixelSupervision:
+        return supervision_at_pixels(
+            supervision,
+            batch.scribbles,
+            batch.valid,
+            stride=self.growth.stride,
+            num_classes=self.num_classes,
+            soft=self.growth.diffusion.target == "soft",
+        )
+
+    def _stored(self, samples: Sequence[dict[str, Any]], batch: _Batch) -> PixelSupervision | None:
+        """Labels of an earlier round, where the samples have them."""
+        if self.growth.mode != "rounds" or "diffused" not in samples[0]:
+            return None
+        size = _size(batch.pixels)
+        labels = batch_label_maps(
+            samples, padded_size=size, ignore_label=IGNORE_LABEL, device=self.device, key="diffused"
+        )
+        weights = batch_label_maps(samples, padded_size=size, ignore_label=0, device=self.device, key="diffused_weight")
+        return PixelSupervision.of_stored(batch.scribbles, labels, weights, num_classes=self.num_classes)
+
+    def _smoothness(self, logits: Tensor, full: Tensor, valid: Tensor) -> Tensor:
+        options, stride = self.loss_options, self.loss_options.smooth_stride
+        maps, where = full, valid
+        if stride > 1:
+            where = valid_cells(valid, stride=stride)
+            maps = F.interpolate(logits, size=where.shape[-2:], mode="bilinear", align_corners=False)
+        return losses.smoothness(maps, where, on=options.smooth_on, reduction=options.smooth_reduction)
+
+    def _threshold_losses(self, growth: _Growth) -> dict[str, Tensor]:
+        if self.threshold_net is None:
+            return {}
+        if not growth.steps:
+            # Every parameter takes part in every step, as DistributedDataParallel wants it.
+            nothing = sum((p.sum() for p in self.threshold_net.parameters()), torch.zeros((), device=self.device)) * 0.0
+            return {"loss_scribble_recall": nothing}
+        recall, diffused = losses.threshold_losses(
+            growth.steps, growth.cells, region=self.loss_options.diffusion_region
+        )
+        return {"loss_scribble_recall": recall, "loss_diffusion": self.loss_options.diffusion_weight * diffused}
+
+    def _batch(self, samples: Sequence[dict[str, Any]]) -> _Batch:
+        pixels = batch_images(
+            samples,
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
+            size_divisibility=_SIZE_DIVISIBILITY,
+            device=self.device,
+        ).tensor
+        size = _size(pixels)
+        valid = batch_valid_masks(samples, padded_size=size, device=self.device)
+        scribbles = batch_label_maps(samples, padded_size=size, ignore_label=IGNORE_LABEL, device=self.device)
+        return _Batch(pixels, valid, scribbles)
+
+    # Evaluation ---------------------------------------------------------------------------------------------------
+
+    def _predict(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
+        height, width = sample["image"].shape[-2:]
+        size = (int(sample.get("height", height)), int(sample.get("width", width)))
+
+        def network(view: Tensor) -> dict[str, Tensor]:
+            return {"sem_seg": self.network(view)}
+
+        return segment(network, self.normalized(sample["image"]), self.plan, output_size=size)
+
+
+def _on_grid(scores: Tensor, cells: Tensor) -> Tensor:
+    """Scores at the resolution of the grid, whose cells they may be already."""
+    size = (cells.shape[1], cells.shape[2])
+    if _size(scores) == size:
+        return scores
+    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+
+
+def _size(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[-2], maps.shape[-1]

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of PSI in its three readings of the closed loop: online, inner loop, rounds (psi/README.md).
+
+"online": one forward a step, in which labels grow T times. "inner_loop": T + 1 passes over the batch of a step, each
+with its own optimiser step, labels growing once between two of them. "rounds": the schedule falls into T + 1 equal
+parts; before each part but the first the network labels the training set, and what it labels is stored.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+from tqdm import tqdm
+
+from padding.data.mappers import build_mapper
+from padding.data.streams import TrainStream, load_training_entries
+from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer, parameter_groups, solver_node
+from padding.engine.random_state import preserved_random_state
+from padding.engine.trainer import TRAINER_REGISTRY, Trainer
+from psi.label_store import LabelStore
+from psi.labeling import ScribbleReader, grow_labels
+from psi.meta_arch import PSI
+
+__all__ = ["ScribbleTrainer", "round_at"]
+
+
+def round_at(iteration: int, *, max_iter: int, steps: int) -> int:
+    """Round t of an iteration: 0 to T, each a part of ceil(max_iter / (T + 1)) iterations, the last one maybe shorter.
+
+    >>> [round_at(i, max_iter=10, steps=3) for i in range(10)]
+    [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    """
+    return min(iteration // math.ceil(max_iter / (steps + 1)), steps)
+
+
+@TRAINER_REGISTRY.register()
+class ScribbleTrainer(Trainer):
+    """Train ``PSI``.
+
+    Attributes:
+        store: labels of the rounds; None in the other modes.
+        round: t of the current iteration in "rounds", else 0.
+        labeled_rounds: rounds whose labels this training made; part of a checkpoint.
+    """
+
+    find_unused_parameters = False
+
+    def __init__(self, cfg: CfgNode) -> None:
+        node = cfg.MODEL.PSI.SLD
+        self.mode = node.MODE
+        self.steps = node.STEPS
+        self.round = 0
+        self.labeled_rounds: list[int] = []
+        self.store: LabelStore | None = None
+        super().__init__(cfg)
+        if self.mode == "rounds" and self.steps:
+            folder = node.ROUNDS.FOLDER or Path(cfg.OUTPUT_DIR) / "labels"
+            self.store = LabelStore(folder, num_classes=self.network.num_classes)
+
+    @property
+    def network(self) -> PSI:
+        """The model without DistributedDataParallel."""
+        module = self.module
+        assert isinstance(module, PSI)
+        return module
+
+    def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """One optimiser; backbone at BASE_LR, the rest of the network HEAD_MULTIPLIER as fast, g at its own rate.
+
+        Raises:
+            TypeError: if the model is not ``PSI``.
+        """
+        if not isinstance(model, PSI):
+            raise TypeError(f"TRAINER 'ScribbleTrainer' trains PSI, not {type(model).__name__}.")
+        rate = base_learning_rate(cfg.SOLVER)
+        parts = [(model.network.backbone, rate), (model.network.head, rate * cfg.SOLVER.HEAD_MULTIPLIER)]
+        groups = groups_of_parts(cfg.SOLVER, parts)
+        if model.threshold_net is not None:
+            node = solver_node(cfg, "threshold")
+            groups += parameter_groups(model.threshold_net, base_lr=node.BASE_LR, weight_decay=node.WEIGHT_DECAY)
+        return {"main": make_optimizer(cfg.SOLVER, groups)}
+
+    def build_hooks(self) -> list[HookBase]:
+        """The base's hooks, after the one that starts rounds."""
+        return [_RoundHook(), *super().build_hooks()]
+
+    def run_step(self) -> None:
+        """One step of the mode."""
+        if self.mode == "inner_loop" and self.steps:
+            self._run_inner_loop()
+            return
+        for batch in self.micro_batches():
+            with self.autocast():
+                losses = self.model(batch, step=self.round)
+            self.backward(sum(losses.values()))
+            self.record(losses)
+        self.optimizer_step()
+
+    def _run_inner_loop(self) -> None:
+        """For t = 0, ..., T: fit the network to y_t and g to M_t, then let the labels grow to y_{t+1}."""
+        batches = [self.next_batch() for _ in range(self.accumulate_steps)]
+        carried: list[Any] = [None] * len(batches)
+        for step in range(self.steps + 1):
+            for index, batch in enumerate(batches):
+                last = index == len(batches) - 1
+                with nullcontext() if last else self._without_synchronisation():
+                    with self.autocast():
+                        losses = self.model(batch, step=step, carried=carried[index])
+                    self.backward(sum(losses.values()))
+                carried[index], self.network.grown = self.network.grown, None
+                self.record({name: loss / (self.steps + 1) for name, loss in losses.items()})
+            self.optimizer_step()
+
+    # Rounds -------------------------------------------------------------------------------------------------------
+
+    def enter_round(self, number: int) -> None:
+        """Make the labels of round ``number`` the training's, growing them if this training has not. Collective."""
+        assert self.store is not None
+        if number not in self.labeled_rounds:
+            self._label_training_set(number)
+            self.labeled_rounds.append(number)
+        entries = self._training_entries()
+        self._replace_entries(self.store.entries(entries, number))
+        self.round = number
+
+    def _training_entries(self) -> list[dict[str, Any]]:
+        return load_training_entries(self.cfg.DATASETS.TRAIN, filter_empty=False)
+
+    def _replace_entries(self, entries: list[dict[str, Any]]) -> None:
+        """Go on at the same position of the same sequence of images, with other labels."""
+        position = self.stream.state_dict()
+        with preserved_random_state(with_cuda=False):
+            self.stream = TrainStream(
+                entries,
+                build_mapper(self.cfg, is_train=True),
+                batch_size=self.micro_batch_size,
+                seed=self.seed,
+                rank=comm.get_rank(),
+                world_size=comm.get_world_size(),
+                num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            )
+            self.stream.load_state_dict(position)
+            self._batches = iter(self.stream)
+
+    def _label_training_set(self, number: int) -> None:
+        """Grow y_{number} of every image from y_{number - 1}; each rank labels its share."""
+        store, model = self.store, self.network
+        assert store is not None
+        entries = self._training_entries()
+        if number > 1:
+            entries = store.entries(entries, number - 1)
+        if comm.is_main_process():
+            store.start_round(number)
+        comm.synchronize()
+        read = ScribbleReader(self.cfg)
+        share = entries[comm.get_rank() :: comm.get_world_size()]
+        with preserved_random_state():
+            for entry in tqdm(
+                share, desc=f"labels of round {number}", unit="image", disable=not comm.is_main_process()
+            ):
+                sample, scribbles = read(entry)
+                stored = store.read(number - 1, entry["image_id"]) if number > 1 else None
+                grown = grow_labels(model, sample, scribbles, stored=stored, steps=[number - 1])
+                store.write(number, entry["image_id"], grown.states[-1])
+        comm.synchronize()
+        if comm.is_main_process():
+            details = {"iteration": self.iter, "data": list(self.cfg.DATASETS.TRAIN)}
+            keep = self.cfg.MODEL.PSI.SLD.ROUNDS.KEEP
+            store.finish_round(number, [e["image_id"] for e in entries], details, keep_earlier=keep)
+        comm.synchronize()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state and the rounds whose labels are on disk. Collective."""
+        return {**super().state_dict(), "labeled_rounds": list(self.labeled_rounds)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        super().load_state_dict(state)
+        self.labeled_rounds = list(state.get("labeled_rounds", []))
+        logging.getLogger(__name__).info("Rounds with labels: %s", self.labeled_rounds or "none")
+
+
+class _RoundHook(HookBase):
+    """Starts a round when its first iteration comes, or when a resumed training is in it."""
+
+    trainer: ScribbleTrainer
+
+    def before_step(self) -> None:
+        trainer = self.trainer
+        if trainer.store is None:
+            return
+        number = round_at(trainer.iter, max_iter=trainer.max_iter, steps=trainer.steps)
+        if number != trainer.round:
+            trainer.enter_round(number)
