@@ -7,7 +7,7 @@ two classes of ``saliency_split`` and the evaluator "saliency".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from padding.data.class_split import ClassSplit
 from padding.data.listed_images import images_by_id
-from padding.data.registration import class_split_of, register_data_set
+from padding.data.registration import class_split_of, register_data_set, registered_names
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.voc import VOC_NAMES
 
@@ -32,6 +32,7 @@ __all__ = [
     "register_derived_saliency",
     "register_saliency",
     "register_saliency_sets",
+    "registered_saliency",
     "saliency_split",
 ]
 
@@ -245,6 +246,12 @@ def register_derived_saliency(name: str, *, dense: str, salient: Sequence[str]) 
     loader = partial(load_derived_saliency, dense, ids)
     register_data_set(name, loader, saliency_split(), "saliency", unseen_only=False, files={"dense_set": dense})
     MetadataCatalog.get(name).set(salient_classes=ids)
+
+
+def registered_saliency() -> dict[str, Callable[[], list[DatasetDict]]]:
+    """Name -> loader of the registered sets of this project whose evaluation is that of saliency."""
+    names = [name for name in registered_names() if MetadataCatalog.get(name).evaluator_type == "saliency"]
+    return {name: partial(DatasetCatalog.get, name) for name in names}
 
 
 def register_saliency_sets(root: Path) -> None:
