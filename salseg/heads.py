@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared encoder and the two task-specific modules of SalSeg (Sec. 3.1 to 3.3).
+"""Pyramid, decoder sizes and saliency branch of SalSeg (Sec. 3.1 to 3.3).
 
 Sizes follow from the published counts: plain pyramid 59.344 M parameters and 177.2 GMACs at 1024x512, separable one
 46.816 M and 151.6. They fix that Eq. 1 concatenates and that the decoder's convolutions are plain.
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, get_norm
-from detectron2.modeling import Backbone, build_backbone
+from detectron2.modeling import Backbone
 from detectron2.projects import deeplab  # noqa: F401  (registers "build_resnet_deeplab_backbone")
 from fvcore.nn import weight_init
 from torch import Tensor, nn
@@ -21,10 +21,10 @@ from padding.modeling.deeplab import ASPP, DeepLabDecoder, DeepLabOptions
 __all__ = [
     "READINGS",
     "SaliencyBranch",
-    "SharedEncoder",
     "SharedFeatures",
-    "build_encoder",
+    "build_pyramid",
     "deeplab_options",
+    "feature_names",
     "saliency_logits",
 ]
 
@@ -33,34 +33,6 @@ _MARGIN = 1e-6  # saliency stays within [margin, 1 - margin]: its logarithm is f
 
 SharedFeatures = tuple[Tensor, Tensor]
 """Low-level map [x_R1] (B, C1, h, w) and [x_mid] (B, c1, about h/4, w/4)."""
-
-
-class SharedEncoder(nn.Module):
-    """Backbone and pyramid: what both tasks share.
-
-    Attributes:
-        backbone: image -> maps by name.
-        middle: last map -> x_mid.
-    """
-
-    def __init__(self, backbone: Backbone, names: tuple[str, str], middle: nn.Module) -> None:
-        """Put together.
-
-        Args:
-            backbone: gives at least the two maps.
-            names: of the low-level and the last map.
-            middle: DSC-ASPP, ASPP or a 1x1 convolution.
-        """
-        super().__init__()
-        self.backbone = backbone
-        self.names = names
-        self.middle = middle
-
-    def forward(self, images: Tensor) -> SharedFeatures:
-        """Encode (B, 3, H, W) float images, normalized."""
-        features = self.backbone(images)
-        low, last = self.names
-        return features[low], self.middle(features[last])
 
 
 class SaliencyBranch(nn.Module):
@@ -102,7 +74,7 @@ class SaliencyBranch(nn.Module):
         """Saliency of every pixel.
 
         Args:
-            features: of the encoder.
+            features: low-level map and x_mid.
             size: (H, W) of the result.
             class_logits: (B, n, h, w) logits of the segmentation, for a branch without decoder.
 
@@ -113,9 +85,9 @@ class SaliencyBranch(nn.Module):
         maps = class_logits if self.decoder is None else self.decoder(low, middle)[0]
         assert maps is not None
         weights = self.weigh(middle).float().mean(dim=(2, 3)).sigmoid()  # s_fea
-        with torch.autocast(maps.device.type, enabled=False):
-            maps = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
-            return saliency_logits(maps, weights, self.reading)
+        # From here on float32, under autocast too: nothing below is a product of matrices.
+        maps = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
+        return saliency_logits(maps, weights, self.reading)
 
 
 def saliency_logits(maps: Tensor, weights: Tensor, reading: str) -> Tensor:
@@ -143,25 +115,26 @@ def saliency_logits(maps: Tensor, weights: Tensor, reading: str) -> Tensor:
     return torch.logit(saliency, eps=_MARGIN)
 
 
-def build_encoder(cfg: CfgNode) -> SharedEncoder:
-    """Backbone of MODEL.BACKBONE and the pyramid of MODEL.SALSEG.ASPP, with random weights.
+def build_pyramid(node: CfgNode, in_channels: int) -> nn.Module:
+    """What makes x_mid of the last map: DSC-ASPP, ASPP or a 1x1 convolution, as MODEL.SALSEG.ASPP says."""
+    options = deeplab_options(node)
+    return ASPP(in_channels, options) if node.ASPP.ENABLED else _projection(in_channels, options)
+
+
+def feature_names(node: CfgNode, backbone: Backbone) -> tuple[str, str]:
+    """Names of the low-level and the last map of a backbone.
 
     Raises:
         ValueError: if the backbone does not give the maps asked for.
     """
-    node = cfg.MODEL.SALSEG
-    backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
     names = tuple(node.IN_FEATURES) or (next(iter(shapes)), list(shapes)[-1])
     if len(names) != 2 or names[0] == names[1] or any(name not in shapes for name in names):
         raise ValueError(
             f"MODEL.SALSEG.IN_FEATURES is {tuple(node.IN_FEATURES)}; expected a low-level and a last map of "
-            f"{cfg.MODEL.BACKBONE.NAME}, which gives {', '.join(shapes)}"
+            f"MODEL.BACKBONE, which gives {', '.join(shapes)}"
         )
-    channels = shapes[names[1]].channels
-    options = deeplab_options(node)
-    middle = ASPP(channels, options) if node.ASPP.ENABLED else _projection(channels, options)
-    return SharedEncoder(backbone, (names[0], names[1]), middle)
+    return names[0], names[1]
 
 
 def deeplab_options(node: CfgNode) -> DeepLabOptions:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """SalSeg: segmentation and saliency learned together on one encoder.
 
-Wiring only: images pass through ``SharedEncoder``, segmentation decoder and ``SaliencyBranch``; ``losses`` and
-``TaskWeighting`` make the total. Images of a step are grouped by the labels they have, and each group is one pass.
+Wiring only: images pass through backbone and pyramid, which both tasks share, then through segmentation decoder and
+``SaliencyBranch``; ``losses`` and ``TaskWeighting`` make the total. Images of a step are grouped by the labels they
+have, and each group is one pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
@@ -22,7 +23,7 @@ from padding.modeling.label_space import evaluation_split, training_split
 from padding.modeling.observations import note_observations
 from padding.modeling.tta import SegmentationPlan, segment
 from salseg.batch_norm import SaliencyStatistics
-from salseg.heads import SaliencyBranch, SharedEncoder, build_encoder, deeplab_options
+from salseg.heads import SaliencyBranch, SharedFeatures, build_pyramid, deeplab_options, feature_names
 from salseg.losses import LossSum, join, saliency_loss, segmentation_loss
 from salseg.task_weighting import TASKS, TaskWeighting, tasks_of
 
@@ -42,7 +43,7 @@ class _Group(NamedTuple):
 
 @META_ARCH_REGISTRY.register()
 class SalSeg(nn.Module):
-    """Shared encoder, segmentation decoder, saliency branch.
+    """Shared backbone and pyramid, segmentation decoder, saliency branch.
 
     ``forward`` takes samples with ``image`` (3, H, W) uint8. In training those with ``sem_seg`` (H, W) int64 train the
     segmentation, those with ``saliency`` (1, H, W) float in [0, 1] and ``saliency_valid`` (H, W) bool the saliency;
@@ -50,7 +51,7 @@ class SalSeg(nn.Module):
     ``[{"sem_seg": (K, h, w) probabilities, "saliency": (h, w) in [0, 1]}]``, all float32.
 
     Attributes:
-        encoder: shared.
+        backbone, pyramid: shared; called the encoder together.
         decoder: gives the K class logits.
         branch: gives the saliency; None in a model without it.
         statistics: policy of the encoder's batch norm.
@@ -65,39 +66,43 @@ class SalSeg(nn.Module):
     class_weights: Tensor
 
     @configurable
-    def __init__(
+    def __init__(  # noqa: PLR0913  (the parts of the network are four of nine)
         self,
         *,
-        encoder: SharedEncoder,
+        backbone: Backbone,
+        pyramid: nn.Module,
+        in_features: tuple[str, str],
         decoder: DeepLabDecoder,
         branch: SaliencyBranch | None,
         weighting: TaskWeighting,
         statistics: str,
-        plan: SegmentationPlan,
-        predict_saliency: bool,
+        evaluation: tuple[SegmentationPlan, bool],
         pixels: tuple[Sequence[float], Sequence[float]],
     ) -> None:
         """Put the parts together.
 
         Args:
-            encoder: image -> low-level map and x_mid.
-            decoder: both -> K logits.
-            branch: both -> saliency; None: segmentation alone.
+            backbone: image -> maps by name.
+            pyramid: last map -> x_mid.
+            in_features: names of the low-level and the last map.
+            decoder: low-level map and x_mid -> K logits.
+            branch: the same -> saliency; None: segmentation alone.
             weighting: of the losses.
             statistics: one of ``batch_norm.POLICIES``.
-            plan: how an image is segmented in evaluation.
-            predict_saliency: whether evaluation returns saliency as well.
+            evaluation: how an image is segmented, and whether saliency is returned as well.
             pixels: mean and standard deviation per channel, in the channel order of the input.
         """
         super().__init__()
-        self.encoder = encoder
+        self.backbone = backbone
+        self.pyramid = pyramid
+        self.in_features = in_features
         self.decoder = decoder
         self.branch = branch
         self.num_classes = decoder.predictor.out_channels
         self.weighting = weighting
-        shared = [encoder] if branch is None or branch.decoder is not None else [encoder, decoder]
+        shared = [backbone, pyramid] if branch is None or branch.decoder is not None else [backbone, pyramid, decoder]
         self.statistics = SaliencyStatistics(statistics, shared)
-        self.plan = plan
+        self.plan, predict_saliency = evaluation
         self.predict_saliency = predict_saliency and branch is not None
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixels)
         self.register_buffer("pixel_mean", mean, persistent=False)
@@ -113,8 +118,10 @@ class SalSeg(nn.Module):
         node = cfg.MODEL.SALSEG
         tasks = tasks_of(node.WEIGHTING)
         split = training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)
-        encoder = build_encoder(cfg)
-        low_channels = encoder.backbone.output_shape()[encoder.names[0]].channels
+        backbone = build_backbone(cfg)
+        names = feature_names(node, backbone)
+        low_channels, last_channels = (backbone.output_shape()[name].channels for name in names)
+        pyramid = build_pyramid(node, last_channels)
 
         def decoder(num_maps: int) -> DeepLabDecoder:
             return DeepLabDecoder(
@@ -146,14 +153,18 @@ class SalSeg(nn.Module):
             raise ValueError("MODEL.SALSEG.WEIGHTING 'saliency_only' needs MODEL.SALSEG.SALIENCY.ENABLED True")
         weighting = node.WEIGHTING if branch is not None else "seg_only"
         return {
-            "encoder": encoder,
+            "backbone": backbone,
+            "pyramid": pyramid,
+            "in_features": names,
             "decoder": segmentation,
             "branch": branch,
             "weighting": TaskWeighting(weighting, weights=node.WEIGHTS, clamp=node.LOG_VARIANCE.CLAMP),
             # With one task alone its statistics are the only ones.
             "statistics": node.SALIENCY.BN_STATS if tasks == TASKS else "shared",
-            "plan": SegmentationPlan.from_config(cfg, size_divisibility=_SIZE_DIVISIBILITY),
-            "predict_saliency": node.TEST.SALIENCY,
+            "evaluation": (
+                SegmentationPlan.from_config(cfg, size_divisibility=_SIZE_DIVISIBILITY),
+                node.TEST.SALIENCY,
+            ),
             "pixels": (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD),
         }
 
@@ -189,6 +200,11 @@ class SalSeg(nn.Module):
         self._log(losses)
         return self.weighting(losses)
 
+    def _encode(self, pixels: Tensor) -> SharedFeatures:
+        features = self.backbone(pixels)
+        low, last = self.in_features
+        return features[low], self.pyramid(features[last])
+
     # Training -----------------------------------------------------------------------------------------------------
 
     def _mean_losses(self, samples: Sequence[dict[str, Any]]) -> dict[str, LossSum]:
@@ -223,7 +239,7 @@ class SalSeg(nn.Module):
         size = (pixels.shape[-2], pixels.shape[-1])
         found = {}
         with nullcontext() if "seg" in group.tasks else self.statistics.saliency_pass():
-            features = self.encoder(pixels)
+            features = self._encode(pixels)
             shared = self.branch is not None and self.branch.decoder is None
             logits = self.decoder(*features)[0] if "seg" in group.tasks or shared else None
         if "seg" in group.tasks:
@@ -256,20 +272,25 @@ class SalSeg(nn.Module):
         pixels = (sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std
         height, width = sample["image"].shape[-2:]
         size = (int(sample.get("height", height)), int(sample.get("width", width)))
-        found = segment(self._logits, pixels, self.plan, output_size=size)
+        found = segment(self.logits, pixels, self.plan, output_size=size)
         if "saliency" in found:
             found["saliency"] = found["saliency"][0]
         return found
 
-    def _logits(self, view: Tensor) -> dict[str, Tensor]:
-        features = self.encoder(view)
+    def logits(self, view: Tensor) -> dict[str, Tensor]:
+        """Class logits, and saliency if it is wanted, of images (B, 3, H, W) float, normalized.
+
+        Returns:
+            ``sem_seg`` (B, K, H/4, W/4), ``saliency`` (B, 1, H, W).
+        """
+        features = self._encode(view)
         outputs = {"sem_seg": self.decoder(*features)[0]}
         if self.predict_saliency:
             assert self.branch is not None
             logits = outputs["sem_seg"]
             if self.statistics.policy == "per_task":
                 with self.statistics.saliency_pass():
-                    features = self.encoder(view)
+                    features = self._encode(view)
                     logits = self.decoder(*features)[0] if self.branch.decoder is None else logits
             outputs["saliency"] = self.branch(features, (view.shape[-2], view.shape[-1]), logits)
         return outputs

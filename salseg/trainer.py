@@ -55,8 +55,8 @@ class SalSegTrainer(Trainer):
         rate = base_learning_rate(solver)
         head = rate * solver.HEAD_MULTIPLIER
         groups = [
-            *_groups(cfg, model.encoder.backbone, rate),
-            *_groups(cfg, model.encoder.middle, head),
+            *_groups(cfg, model.backbone, rate),
+            *_groups(cfg, model.pyramid, head),
             *_groups(cfg, model.decoder, head),
         ]
         if model.branch is not None:

@@ -174,7 +174,7 @@ def resize_to(*, size: Sequence[int], flip: str = "horizontal") -> AugmentationP
         ValueError: the size is not two positive numbers.
     """
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"INPUT.SALIENCY.SIZE is {tuple(size)}; expected a height and a width in pixels")
+        raise ValueError(f"INPUT.SALIENCY.SIZE or INPUT.CROP.SIZE is {tuple(size)}; expected a height and a width")
     height, width = (int(n) for n in size)
     return AugmentationPlan((T.Resize((height, width)), *_flip(flip)), output_size=(height, width))
 

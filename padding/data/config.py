@@ -37,7 +37,8 @@ def add_input_config(cfg: CfgNode) -> None:
     # Samples carry "image_strong", the same view with its colours changed and blurred (UniMatch's strong augmentation).
     cfg.INPUT.STRONG_VIEW = False
     # "scale_crop" augmentation: factors on the image's size (INPUT.SCALE_SAMPLING "range": lowest and highest); then
-    # crops of CROP.SIZE pixels (multiples of 32 fit every backbone), padded where the image is smaller.
+    # crops of CROP.SIZE pixels (multiples of 32 fit every backbone), padded where the image is smaller. The mapper
+    # "semantic_resize" brings whole images to CROP.SIZE instead.
     cfg.INPUT.SCALE_FACTORS = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
     cfg.INPUT.SCALE_SAMPLING = "choice"
     # Which images of DATASETS.TRAIN have labels: a folder below datasets/splits such as "voc/cps_blender/1_8", or any

@@ -26,6 +26,7 @@ from padding.data.augmentation import (
     large_scale_jitter,
     resize_and_crop,
     resize_for_test,
+    resize_to,
     scale_and_crop,
     strong_colors,
     with_labeled_crops,
@@ -57,6 +58,7 @@ _ALIASES = {
     "coco_panoptic_lsj": ("PanopticMapper", "jitter"),
     "coco_instance_lsj": ("InstanceMapper", "jitter"),
     "semantic_scale_crop": ("SemanticMapper", "scale_crop"),
+    "semantic_resize": ("SemanticMapper", "resize"),
 }
 
 
@@ -104,6 +106,8 @@ def _crop_plan(keys: CfgNode, kind: str, ignore_label: int) -> AugmentationPlan:
             crop_size=keys.CROP.SIZE,
             flip=keys.RANDOM_FLIP,
         )
+    if kind == "resize":
+        return resize_to(size=keys.CROP.SIZE, flip=keys.RANDOM_FLIP)
     return resize_and_crop(
         min_sizes=keys.MIN_SIZE_TRAIN,
         max_size=keys.MAX_SIZE_TRAIN,

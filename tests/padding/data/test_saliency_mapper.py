@@ -225,7 +225,7 @@ def test_mappers_have_names_and_leave_test_images_whole(ramp: dict[str, Any]) ->
 def test_settings_that_cannot_be_used(ramp: dict[str, Any], derived: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"INPUT\.SALIENCY\.MODE is 'crop'; choose 'resize' or 'scale_crop'"):
         SaliencyMapper(config("INPUT.SALIENCY.MODE", "crop"), is_train=True)
-    with pytest.raises(ValueError, match=r"INPUT\.SALIENCY\.SIZE is \(352,\); expected a height and a width"):
+    with pytest.raises(ValueError, match=r"INPUT\.SALIENCY\.SIZE or INPUT\.CROP\.SIZE is \(352,\); expected"):
         SaliencyMapper(config("INPUT.SALIENCY.SIZE", (352,)), is_train=True)
     plain = {key: value for key, value in derived.items() if key != "salient_classes"}
     with pytest.raises(ValueError, match=r"frame0\.jpg: has no saliency"):
