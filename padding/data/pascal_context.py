@@ -209,5 +209,6 @@ def register_pascal_context(root: Path) -> None:
                 label_root=folder / CONTEXT_LABELS,
                 image_ids=splits_dir() / "pascal_context" / f"{part}.txt",
                 label_map=context_label_map(num_classes),
+                background_id=0 if num_classes == 60 else None,
                 cure=_CURE,
             )

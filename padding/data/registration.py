@@ -172,6 +172,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
     image_name: str = "",
     label_name: str = "{id}.png",
     label_map: Mapping[int, int] | None = None,
+    background_id: int | None = None,
     cure: str = "",
 ) -> None:
     """Register images with one semantic PNG each, found by their ids, under ``name``.
@@ -186,6 +187,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
         image_name: see ``padding.data.listed_images.load_listed_images``.
         label_name: likewise.
         label_map: value in the PNG -> contiguous id or the ignore label; None: the values are contiguous ids and 255.
+        background_id: class that evaluation also leaves out, see ``SemSegEvaluator``.
         cure: sentence for error messages: how the files are obtained.
 
     Raises:
@@ -202,6 +204,8 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
         cure=cure,
     )
     register_data_set(name, loader, class_split, "sem_seg", unseen_only=False, label_map=label_map, files=files)
+    if background_id is not None:
+        MetadataCatalog.get(name).background_id = background_id
 
 
 def register_instances(

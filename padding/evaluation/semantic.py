@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -32,6 +33,9 @@ __all__ = ["SemSegEvaluator", "SemanticGroundTruth", "cityscapes_label_map", "la
 
 logger = logging.getLogger(__name__)
 
+FOREGROUND = "sem_seg_foreground"
+"""Result of a data set whose metadata names a ``background_id``: arg-max over the other classes, on their pixels."""
+
 INDEX_MODES = ("P", "L", "I;16", "I")
 
 
@@ -46,6 +50,7 @@ class SemanticGroundTruth:
         label_map: label on disk -> contiguous id or ``ignore_label``; None: nothing to translate.
         files: image file -> label file.
         image_files: image id -> image file.
+        background_id: class that tables of the data set leave out as well; None: there is none.
     """
 
     dataset_name: str
@@ -54,6 +59,7 @@ class SemanticGroundTruth:
     label_map: Mapping[int, int] | None
     files: Mapping[str, Path]
     image_files: Mapping[int | str, str]
+    background_id: int | None = None
 
     @classmethod
     def of_dataset(cls, dataset_name: str) -> "SemanticGroundTruth":
@@ -71,6 +77,7 @@ class SemanticGroundTruth:
             label_map=metadata.get("sem_seg_label_map"),
             files=_truth_files(dataset_name, records, metadata.get("sem_seg_root")),
             image_files={record["image_id"]: record["file_name"] for record in records if "image_id" in record},
+            background_id=metadata.get("background_id"),
         )
 
     @property
@@ -130,6 +137,8 @@ class SemSegEvaluator(DatasetEvaluator):
         self.truth = SemanticGroundTruth.of_dataset(dataset_name)
         self.groups = self.truth.groups
         self.tasks = ("sem_seg", *(f"sem_seg_{part}" for part in parts))
+        if self.truth.background_id is not None:
+            self.tasks = (*self.tasks, FOREGROUND)
         self._only_scored = only_scored
         self._output_folder = Path(output_folder) if output_folder is not None else None
         self._write_predictions = write_predictions
@@ -156,10 +165,11 @@ class SemSegEvaluator(DatasetEvaluator):
             path = self.truth.file_of(record["file_name"])
             gt = read_label_map(path, self.truth.label_map)  # once for all tasks
             for task in self.tasks:
-                if task not in output:
-                    raise ValueError(_missing_prediction(task, record["file_name"], output))
+                source = "sem_seg" if task == FOREGROUND else task
+                if source not in output:
+                    raise ValueError(_missing_prediction(source, record["file_name"], output))
                 try:
-                    pred = self._count(task, output[task], gt)
+                    pred = self._count(task, output[source], gt)
                 except ValueError as error:
                     raise ValueError(f"{path} (image {record['file_name']}): {task}: {error}") from error
                 if self._write_predictions and task == "sem_seg":
@@ -169,11 +179,31 @@ class SemSegEvaluator(DatasetEvaluator):
     def _count(self, task: str, prediction: Tensor, gt: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
         """Add one image to the confusion matrix of a task; returns the predicted labels."""
         num_classes, ignore_label = self.groups.num_classes, self.truth.ignore_label
+        if task == FOREGROUND:
+            prediction, gt = self._without_background(prediction, gt)
         pred = label_map_of_scores(prediction, num_classes).cpu().numpy()
         if self._only_scored and prediction.dim() == 3 and pred.shape == gt.shape:
             gt = np.where((prediction.amax(dim=0) > 0).cpu().numpy(), gt, ignore_label)
         self.confusions[task] += confusion_matrix(pred, gt, num_classes, ignore_label)
         return pred
+
+    def _without_background(
+        self, prediction: Tensor, gt: npt.NDArray[np.integer]
+    ) -> tuple[Tensor, npt.NDArray[np.integer]]:
+        """Scores that cannot choose the background, and labels that ignore it.
+
+        Raises:
+            ValueError: for labels in place of scores, which have chosen already.
+        """
+        background = self.truth.background_id
+        if prediction.dim() != 3:
+            raise ValueError(
+                f"'{self.truth.dataset_name}' is also scored without its background class {background}, for which the "
+                "prediction must be scores (K, h, w), not labels"
+            )
+        scores = prediction.clone()
+        scores[background] = -torch.inf
+        return scores, np.where(gt == background, self.truth.ignore_label, gt)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Join the ranks and report.

@@ -205,6 +205,23 @@ def test_pixels_without_scores_are_left_out_only_when_asked(panoptic_dataset: Da
         SemSegEvaluator(name, only_scored=True).process(records, [{"sem_seg": scores[:, :2]}])
 
 
+def test_foreground_scores_cannot_choose_the_background(tmp_path: Path, register: Callable[..., str]) -> None:
+    """A pixel of class 1 that the background wins is wrong with it and right without; background pixels drop out."""
+    truth = np.array([[0, 0, 1, 1], [2, 2, 1, 255]], np.uint8)
+    Image.fromarray(truth).save(tmp_path / "a.png")
+    records = [{"file_name": "a.jpg", "image_id": 1, "sem_seg_file_name": str(tmp_path / "a.png")}]
+    name = register("context", records, stuff_classes=["background", "cat", "dog"], ignore_label=255, background_id=0)
+    scores = torch.zeros(3, 2, 4)
+    scores[0], scores[1, :, 2:], scores[2, 1, :2] = 0.5, 0.4, 0.9
+    evaluator = SemSegEvaluator(name)
+    evaluator.process(records, [{"sem_seg": scores}])
+    results = evaluator.evaluate()
+    assert results["sem_seg"]["mIoU"] == pytest.approx(100 * (2 / 5 + 0 + 1) / 3)
+    assert results["sem_seg_foreground"]["mIoU"] == 100.0
+    with pytest.raises(ValueError, match=r"scored without its background class 0, .* must be scores"):
+        evaluator.process(records, [{"sem_seg": torch.from_numpy(truth.astype(np.int64))}])
+
+
 def _labels(records: list[dict[str, Any]], tmp_path: Path) -> list[np.ndarray]:
     return [read_label_map(tmp_path / "sem_seg" / f"{r['image_id']}.png").astype(np.int64) for r in records]
 
