@@ -89,9 +89,7 @@ def test_derived_saliency_is_checked_by_name(tmp_path: Path, capsys: pytest.Capt
     assert main(["--root", str(tmp_path), "--set", "camvid_train_saliency", "--set", "camvid_val_saliency"]) == 0
     output = capsys.readouterr().out
     # Of twelve equally frequent values four are salient, one is void: 4 of 11 known pixels.
-    assert cells(output, "camvid_train_saliency")[1:] == [
-        *["2", "2", "0", "0", "36.36", "8.33", "0", "0"],
-    ]
+    assert cells(output, "camvid_train_saliency")[1:] == ["2", "2", "0", "0", "36.36", "8.33", "0", "0"]
     label = tmp_path / "camvid" / "labels" / "val" / "frame1.png"
     label.unlink()
     assert main(["--root", str(tmp_path), "--set", "camvid_val_saliency"]) == 1
