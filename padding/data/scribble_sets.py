@@ -8,7 +8,7 @@ the folders, from published annotations or by simulation.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from padding.data.scribble_tags import ScribbleTags, read_tag_table
 from padding.data.voc import VOC_FOLDER
 
 __all__ = [
+    "LENGTHS_PCT",
     "SCRIBBLE_SETS",
     "ScribbleSet",
     "label_key",
@@ -53,34 +54,47 @@ class ScribbleSet:
     written_as: str = ""
 
 
+LENGTHS_PCT = (0, 10, 25, 50)
+"""Shares of each curve for which sets of their own are registered, ``<name>_length_<percentage>``; 0: dots."""
+
+_SIMULATED = (
+    # Of 128 pixels a line of one covers the share that three cover in VOC, where people scribbled.
+    ScribbleSet(
+        "shapes_train_scribble_coarse",
+        "shapes_train_sem_seg_coarse",
+        Path("shapes/scribble_coarse/train"),
+        {"width": 1, "min_area": 30, "erosion": (1.0, 5.0)},
+    ),
+    ScribbleSet("camvid_train_scribble", "camvid_train_sem_seg", Path("camvid/scribble/train"), {"min_area": 40}),
+    ScribbleSet(
+        "cityscapes_train_scribble",
+        "cityscapes_train_sem_seg",
+        Path("cityscapes/scribble/train"),
+        {"width": 5, "min_area": 300, "erosion": (2.0, 40.0), "erosion_share": (0.007, 0.07)},
+    ),
+)
+_PUBLISHED = (
+    ScribbleSet("voc_2012_train_aug_scribble", "voc_2012_train_aug_sem_seg", VOC_FOLDER / "ScribbleClassAug"),
+    ScribbleSet("pascal_context_train_scribble_60", "pascal_context_train_60", CONTEXT_FOLDER / "ScribbleContext60"),
+    ScribbleSet(
+        "pascal_context_train_scribble_59",
+        "pascal_context_train_59",
+        CONTEXT_FOLDER / "ScribbleContext60",
+        written_as="pascal_context_train_scribble_60",
+    ),
+)
+
+
+def _shortened(one: ScribbleSet, length_pct: int) -> ScribbleSet:
+    """The same set with less ink: the same curves, a share of each."""
+    folder = one.folder.parent.with_name(f"{one.folder.parent.name}_length_{length_pct}") / one.folder.name
+    simulator = {**one.simulator, "length": length_pct / 100}
+    return replace(one, name=f"{one.name}_length_{length_pct}", folder=folder, simulator=simulator)
+
+
 SCRIBBLE_SETS: Mapping[str, ScribbleSet] = {
     one.name: one
-    for one in (
-        # Of 128 pixels a line of one covers the share that three cover in VOC, where people scribbled.
-        ScribbleSet(
-            "shapes_train_scribble_coarse",
-            "shapes_train_sem_seg_coarse",
-            Path("shapes/scribble_coarse/train"),
-            {"width": 1, "min_area": 30, "erosion": (1.0, 5.0)},
-        ),
-        ScribbleSet("camvid_train_scribble", "camvid_train_sem_seg", Path("camvid/scribble/train"), {"min_area": 40}),
-        ScribbleSet(
-            "cityscapes_train_scribble",
-            "cityscapes_train_sem_seg",
-            Path("cityscapes/scribble/train"),
-            {"width": 5, "min_area": 300, "erosion": (2.0, 40.0), "erosion_share": (0.007, 0.07)},
-        ),
-        ScribbleSet("voc_2012_train_aug_scribble", "voc_2012_train_aug_sem_seg", VOC_FOLDER / "ScribbleClassAug"),
-        ScribbleSet(
-            "pascal_context_train_scribble_60", "pascal_context_train_60", CONTEXT_FOLDER / "ScribbleContext60"
-        ),
-        ScribbleSet(
-            "pascal_context_train_scribble_59",
-            "pascal_context_train_59",
-            CONTEXT_FOLDER / "ScribbleContext60",
-            written_as="pascal_context_train_scribble_60",
-        ),
-    )
+    for one in (*_SIMULATED, *_PUBLISHED, *(_shortened(one, pct) for one in _SIMULATED for pct in LENGTHS_PCT))
 }
 
 

@@ -20,6 +20,7 @@ from padding.data.scribble_simulator import SimulatorConfig
 from padding.engine import add_core_config
 
 SPLIT = ClassSplit(("ground", "hill", "house"), (False, False, True), (0, 1, 2))
+SIMULATED = ("shapes_train_scribble_coarse", "camvid_train_scribble", "cityscapes_train_scribble")
 RASTER = np.array([[0, 255, 1], [2, 254, 255]], np.uint8)
 
 
@@ -94,6 +95,7 @@ def test_table_is_registered_with_dense_test_sets(tmp_path: Path) -> None:
         "camvid_train_scribble",
         "shapes_train_scribble_coarse",
         "cityscapes_train_scribble",
+        *(f"{name}_length_{pct}" for name in SIMULATED for pct in (0, 10, 25, 50)),
     }
     for name, one in SCRIBBLE_SETS.items():
         assert class_split_of(name) == class_split_of(one.dense)
@@ -106,6 +108,14 @@ def test_table_is_registered_with_dense_test_sets(tmp_path: Path) -> None:
     label_map = MetadataCatalog.get("pascal_context_train_scribble_59").sem_seg_label_map
     assert [label_map[value] for value in (0, 1, 59)] == [255, 0, 58]
     register_all()
+
+
+def test_shortened_sets_differ_in_length_and_folder_alone() -> None:
+    one, half = SCRIBBLE_SETS["shapes_train_scribble_coarse"], SCRIBBLE_SETS["shapes_train_scribble_coarse_length_50"]
+    assert half.folder == Path("shapes/scribble_coarse_length_50/train")
+    assert half.dense == one.dense
+    assert half.simulator == {**one.simulator, "length": 0.5}
+    assert len({(one.folder, one.written_as) for one in SCRIBBLE_SETS.values()}) == len(SCRIBBLE_SETS)
 
 
 def test_tags_of_the_published_sets() -> None:

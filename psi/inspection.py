@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained PSI beside its training images: scribbles, the labels it grows from them and, if known, the dense truth.
+
+The truth comes from the dense set of the same images, which the metadata of a scribble set names (``dense_set``).
+Training never opens it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import Tensor
+
+from padding.data.catalog import class_split_of, register_all
+from padding.data.folders import register_own_data
+from padding.data.mappers import SemanticMapper, build_mapper
+from padding.data.sample import DatasetDict
+from padding.data.scribble_sets import label_key
+from padding.data.streams import load_training_entries
+from padding.engine import TRAINER_REGISTRY, load_cfg
+from padding.modeling.label_space import training_split
+from psi.config import add_psi_config
+from psi.label_quality import LabelQuality
+from psi.labeling import GrownLabels, ScribbleReader, grow_labels, quality_of
+from psi.meta_arch import PSI
+
+__all__ = ["DenseReader", "Inspected", "Inspection", "open_trained"]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One training image.
+
+    Attributes:
+        key: its id, or the stem of its file.
+        sample: of the test mapper, as the network sees it.
+        scribbles: (h, w) int64, void where nothing is drawn.
+        truth: (h, w) int64; None where there are no dense labels.
+        labels: y_0 to y_T and what made them.
+    """
+
+    key: str
+    sample: Mapping[str, Any]
+    scribbles: Tensor
+    truth: Tensor | None
+    labels: GrownLabels
+
+    @property
+    def quality(self) -> list[LabelQuality]:
+        """Of y_0 to y_T."""
+        return quality_of(self.labels, self.truth)
+
+
+class DenseReader:
+    """Dense labels of scribble training images: sample with ``height`` and ``width`` -> (h, w) int64, or None."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Look up the dense sets of DATASETS.TRAIN; those without one give None."""
+        self._files: dict[str, tuple[SemanticMapper, dict[str, Any]]] = {}
+        self.missing: list[str] = []
+        for name in cfg.DATASETS.TRAIN:
+            dense = MetadataCatalog.get(name).get("dense_set")
+            if dense is None:
+                self.missing.append(name)
+                continue
+            mapper = _label_mapper(cfg, dense)
+            # Both sets list the same images, so that the file tells them apart even where ids repeat.
+            self._files |= {entry["file_name"]: (mapper, entry) for entry in DatasetCatalog.get(dense)}
+
+    def __call__(self, sample: Mapping[str, Any]) -> Tensor | None:
+        """Read one image's labels."""
+        if sample["file_name"] not in self._files:
+            return None
+        mapper, entry = self._files[sample["file_name"]]
+        labels, _ = mapper.read_labels(entry, (sample["height"], sample["width"]))
+        assert labels is not None
+        return torch.from_numpy(labels.astype(np.int64))
+
+
+class Inspection:
+    """Training images of a configuration and what a trained network makes of their scribbles; iterate over it."""
+
+    def __init__(
+        self, cfg: CfgNode, model: PSI, *, number: int = 0, ids: Sequence[str] = (), need_truth: bool = False
+    ) -> None:
+        """Choose the images.
+
+        Args:
+            cfg: the full configuration; its data sets are registered.
+            model: trained; its mode is left as it is found.
+            number: of images, evenly spread over the training set; 0: all.
+            ids: images by id or stem of their file, in place of a number.
+            need_truth: refuse data without dense labels.
+
+        Raises:
+            ValueError: labels of the model do not grow, an id is unknown, or the truth is needed and not known.
+        """
+        if model.threshold_net is None:
+            raise ValueError(
+                "MODEL.PSI.SLD.STEPS is 0: labels do not grow, there is nothing to look at; take a configuration and "
+                "weights with SLD.STEPS of at least 1"
+            )
+        self._read, self._dense, self._model = ScribbleReader(cfg), DenseReader(cfg), model
+        if need_truth and self._dense.missing:
+            raise ValueError(
+                f"DATASETS.TRAIN: no dense labels are known for {', '.join(self._dense.missing)}; accuracy can be "
+                "measured on the scribble sets of datasets/README.md, or on one of your own that "
+                "padding.data.scribble_sets.register_scribbles registers"
+            )
+        self.class_split = training_split(cfg)
+        entries = load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)
+        self._entries = _named(entries, ids) if ids else _spread(entries, number)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Inspected]:
+        for entry in self._entries:
+            sample, scribbles = self._read(entry)
+            grown = grow_labels(self._model, sample, scribbles)
+            yield Inspected(_key(entry), sample, scribbles, self._dense(sample), grown)
+
+
+def open_trained(config_file: str | Path, weights: str, opts: Sequence[str] = ()) -> tuple[CfgNode, PSI]:
+    """Configuration and network of a training; registers the data sets.
+
+    Args:
+        config_file: of ``configs/`` or OUTPUT_DIR/config.yaml.
+        weights: checkpoint.
+        opts: KEY VALUE pairs.
+
+    Raises:
+        TypeError: the configuration is of another method.
+    """
+    cfg = load_cfg(str(config_file), [*opts, "MODEL.WEIGHTS", weights], [add_psi_config], drop_unknown=True)
+    if cfg.MODEL.META_ARCHITECTURE != "PSI":
+        raise TypeError(f"{config_file} configures {cfg.MODEL.META_ARCHITECTURE}; scribbles grow in PSI alone")
+    register_all()
+    register_own_data(cfg)
+    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
+    model = trainer_class.build_model(cfg)
+    trainer_class.load_weights(model, weights, complete=True)
+    return cfg, model
+
+
+def _label_mapper(cfg: CfgNode, dataset_name: str) -> SemanticMapper:
+    """The training's mapper, reading the labels of another set."""
+    class_split_of(dataset_name)
+    other = cfg.clone()
+    other.defrost()
+    other.DATASETS.TRAIN = (dataset_name,)
+    mapper = build_mapper(other, is_train=True)
+    assert isinstance(mapper, SemanticMapper)  # ScribbleReader has checked it
+    return mapper
+
+
+def _spread(entries: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    if not 0 < number < len(entries):
+        return list(entries)
+    return [entries[i] for i in np.linspace(0, len(entries) - 1, number).astype(int)]
+
+
+def _named(entries: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[dict[str, Any]]:
+    known = {name: entry for entry in entries for name in (str(entry["image_id"]), _key(entry))}
+    unknown = [name for name in ids if name not in known]
+    if unknown:
+        raise ValueError(
+            f"no training image is called {', '.join(unknown)}; the first ones are {', '.join(list(known)[:4])}"
+        )
+    return [known[name] for name in ids]
+
+
+def _key(entry: dict[str, Any]) -> str:
+    return label_key(cast(DatasetDict, entry))
