@@ -20,6 +20,8 @@ from psi.label_diffusion import DiffusionStep
 from psi.supervision import PixelSupervision
 
 __all__ = [
+    "CHOICES",
+    "check_choice",
     "diffused_score_loss",
     "partial_cross_entropy",
     "scribble_recall_loss",
@@ -32,9 +34,23 @@ _LOG_FLOOR = 1e-6  # below it a logarithm says no more than "wrong", and 0 would
 _HALF_OF_NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four are the same pairs
 
 
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"MODEL.PSI.LOSS.{key} is '{value}'; expected one of {', '.join(choices)}")
+CHOICES = {
+    "REGION_NORM": ("separate", "joint"),
+    "SMOOTH_ON": ("probability", "argmax"),
+    "SMOOTH_REDUCTION": ("mean", "sum"),
+    "DIFFUSION_REGION": ("selected", "all"),
+}
+"""Values of the keys of MODEL.PSI.LOSS that are words."""
+
+
+def check_choice(key: str, value: str) -> None:
+    """Check a key of ``CHOICES``.
+
+    Raises:
+        ValueError: names the key and what it may be.
+    """
+    if value not in CHOICES[key]:
+        raise ValueError(f"MODEL.PSI.LOSS.{key} is '{value}'; expected one of {', '.join(CHOICES[key])}")
 
 
 def partial_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -79,7 +95,7 @@ def segmentation_loss(
     Raises:
         ValueError: for an unknown norm.
     """
-    _check_choice("REGION_NORM", region_norm, ("separate", "joint"))
+    check_choice("REGION_NORM", region_norm)
     with torch.autocast(logits.device.type, enabled=False):
         weights = supervision.weights.float()
         if supervision.targets is None or supervision.classes is None:
@@ -113,8 +129,8 @@ def smoothness(logits: Tensor, valid: Tensor, *, on: str = "probability", reduct
     Raises:
         ValueError: for an unknown choice.
     """
-    _check_choice("SMOOTH_ON", on, ("probability", "argmax"))
-    _check_choice("SMOOTH_REDUCTION", reduction, ("mean", "sum"))
+    check_choice("SMOOTH_ON", on)
+    check_choice("SMOOTH_REDUCTION", reduction)
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits.float().softmax(dim=1)
         if on == "argmax":
@@ -178,7 +194,7 @@ def threshold_losses(
     Raises:
         ValueError: for an unknown region, or without a step.
     """
-    _check_choice("DIFFUSION_REGION", region, ("selected", "all"))
+    check_choice("DIFFUSION_REGION", region)
     if not steps:
         raise ValueError("the threshold's loss needs a diffusion step; leave it out where MODEL.PSI.SLD.STEPS is 0")
     recalls, diffused = [], []

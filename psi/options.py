@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 
 from psi.label_diffusion import DiffusionOptions
+from psi.losses import CHOICES, check_choice
 
 __all__ = ["MODES", "GrowthOptions", "LossOptions"]
 
@@ -34,8 +35,6 @@ class GrowthOptions:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"MODEL.PSI.SLD.MODE is '{self.mode}'; expected one of {', '.join(MODES)}")
-        if self.stride < 1:
-            raise ValueError(f"MODEL.PSI.SLD.STRIDE is {self.stride}; expected input pixels per cell, >= 1")
 
     @property
     def steps(self) -> int:
@@ -46,6 +45,8 @@ class GrowthOptions:
     def from_config(cls, cfg: CfgNode) -> "GrowthOptions":
         """Read MODEL.PSI.SLD."""
         node = cfg.MODEL.PSI.SLD
+        if node.STRIDE < 1:
+            raise ValueError(f"MODEL.PSI.SLD.STRIDE is {node.STRIDE}; expected input pixels per cell, >= 1")
         start = node.START_ITER if node.START_ITER >= 0 else cfg.SOLVER.MAX_ITER // 10
         return cls(DiffusionOptions.from_config(cfg), mode=node.MODE, start_iter=start, stride=node.STRIDE)
 
@@ -76,6 +77,9 @@ class LossOptions:
     diffusion_region: str = "selected"
 
     def __post_init__(self) -> None:
+        # Here, because labels may start to grow long after the first step.
+        for key in CHOICES:
+            check_choice(key, getattr(self, key.lower()))
         if self.smooth_stride < 1:
             raise ValueError(
                 f"MODEL.PSI.LOSS.SMOOTH_STRIDE is {self.smooth_stride}; expected input pixels per cell, >= 1"
