@@ -102,11 +102,18 @@ def _belongs_to_another(output: Path, identity: str) -> bool:
 
 
 def metric_of(metrics: Mapping[str, Any], name: str) -> float | None:
-    """Number at "task/metric" in nested results; None if the row has none."""
-    value: Any = metrics
-    for part in name.split("/"):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return None if value is None else float(value)
+    """Number at "task/metric" in nested results; None if the row has none.
+
+    Where a row is tested on several data sets, each with tasks of its own, the task is looked up below their names.
+    """
+    below = [entry for key, entry in metrics.items() if key != "best" and isinstance(entry, Mapping)]
+    for results in (metrics, *below):
+        value: Any = results
+        for part in name.split("/"):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            return float(value)
+    return None
 
 
 def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> dict[str, Any]:

@@ -71,3 +71,11 @@ def test_table_holds_mean_and_spread_and_leaves_out_what_a_row_lacks() -> None:
     table = to_table(summarise({"ccd": runs}, names), names)
     assert "41.0 ± 1.4" in table
     assert table.splitlines()[-1].split("|")[3].strip() == "-"
+
+
+def test_a_task_is_found_below_the_data_set_that_has_it() -> None:
+    several = {"a": {"sem_seg": {"mIoU": 40.0}}, "b": {"saliency": {"MAE": 0.1}}, "best": {"sem_seg": {"mIoU": 41.0}}}
+    assert metric_of(several, "sem_seg/mIoU") == 40.0
+    assert metric_of(several, "saliency/MAE") == 0.1
+    assert metric_of(several, "best/sem_seg/mIoU") == 41.0
+    assert metric_of({"best": several["best"]}, "sem_seg/mIoU") is None
