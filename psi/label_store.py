@@ -123,8 +123,6 @@ class LabelStore:
         number: int,
         image_ids: Iterable[int | str],
         details: Mapping[str, Any] | None = None,
-        *,
-        keep_earlier: bool = True,
     ) -> Path:
         """Check that a round is complete and give it its final name; an older one of the same number is replaced.
 
@@ -132,7 +130,6 @@ class LabelStore:
             number: of the round.
             image_ids: of all images of the data set.
             details: what the manifest also says: iteration, data set, options; JSON values.
-            keep_earlier: whether rounds with lower numbers stay.
 
         Returns:
             The folder.
@@ -157,11 +154,14 @@ class LabelStore:
             final.rename(replaced)
         partial.rename(final)
         shutil.rmtree(replaced, ignore_errors=True)
-        for earlier in self.rounds():
-            if earlier < number and not keep_earlier:
-                shutil.rmtree(self._final(earlier))
         logger.info("%s: labels of %d images", final, len(image_ids))
         return final
+
+    def forget_before(self, number: int) -> None:
+        """Delete the complete rounds with lower numbers."""
+        for earlier in self.rounds():
+            if earlier < number:
+                shutil.rmtree(self._final(earlier))
 
     def manifest(self, number: int) -> dict[str, Any]:
         """What was written about a complete round.

@@ -7,7 +7,6 @@ parts; before each part but the first the network labels the training set, and w
 """
 
 import logging
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,12 +32,12 @@ __all__ = ["ScribbleTrainer", "round_at"]
 
 
 def round_at(iteration: int, *, max_iter: int, steps: int) -> int:
-    """Round t of an iteration: 0 to T, each a part of ceil(max_iter / (T + 1)) iterations, the last one maybe shorter.
+    """Round t of an iteration: 0 to T, parts of the schedule that differ by one iteration at most.
 
     >>> [round_at(i, max_iter=10, steps=3) for i in range(10)]
-    [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
     """
-    return min(iteration // math.ceil(max_iter / (steps + 1)), steps)
+    return min(iteration * (steps + 1) // max_iter, steps)
 
 
 @TRAINER_REGISTRY.register()
@@ -49,6 +48,7 @@ class ScribbleTrainer(Trainer):
         store: labels of the rounds; None in the other modes.
         round: t of the current iteration in "rounds", else 0.
         labeled_rounds: rounds whose labels this training made; part of a checkpoint.
+        saved_round: round of the last checkpoint that this process wrote.
     """
 
     find_unused_parameters = False
@@ -59,6 +59,7 @@ class ScribbleTrainer(Trainer):
         self.steps = node.STEPS
         self.round = 0
         self.labeled_rounds: list[int] = []
+        self.saved_round = 0
         self.store: LabelStore | None = None
         super().__init__(cfg)
         if self.mode == "rounds" and self.steps:
@@ -124,9 +125,10 @@ class ScribbleTrainer(Trainer):
     def enter_round(self, number: int) -> None:
         """Make the labels of round ``number`` the training's, growing them if this training has not. Collective."""
         assert self.store is not None
-        if number not in self.labeled_rounds:
-            self._label_training_set(number)
-            self.labeled_rounds.append(number)
+        for missing in range(1, number + 1):  # several, where a schedule was shortened or has few iterations
+            if missing not in self.labeled_rounds:
+                self._label_training_set(missing)
+                self.labeled_rounds.append(missing)
         entries = self._training_entries()
         self._replace_entries(self.store.entries(entries, number))
         self.round = number
@@ -173,12 +175,18 @@ class ScribbleTrainer(Trainer):
         comm.synchronize()
         if comm.is_main_process():
             details = {"iteration": self.iter, "data": list(self.cfg.DATASETS.TRAIN)}
-            keep = self.cfg.MODEL.PSI.SLD.ROUNDS.KEEP
-            store.finish_round(number, [e["image_id"] for e in entries], details, keep_earlier=keep)
+            store.finish_round(number, [e["image_id"] for e in entries], details)
         comm.synchronize()
+
+    def forget_rounds(self) -> None:
+        """With ROUNDS.KEEP off, delete labels that the last checkpoint, already on disk, does not need."""
+        keep = self.cfg.MODEL.PSI.SLD.ROUNDS.KEEP
+        if self.store is not None and not keep and comm.is_main_process():
+            self.store.forget_before(self.saved_round)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state and the rounds whose labels are on disk. Collective."""
+        self.saved_round = self.round
         return {**super().state_dict(), "labeled_rounds": list(self.labeled_rounds)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -197,6 +205,11 @@ class _RoundHook(HookBase):
         trainer = self.trainer
         if trainer.store is None:
             return
-        number = round_at(trainer.iter, max_iter=trainer.max_iter, steps=trainer.steps)
+        trainer.forget_rounds()
+        number = round_at(trainer.iter, max_iter=trainer.cfg.SOLVER.MAX_ITER, steps=trainer.steps)
         if number != trainer.round:
             trainer.enter_round(number)
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:  # not after an exception, maybe in the writing of a checkpoint
+            self.trainer.forget_rounds()

@@ -40,11 +40,11 @@ def store(tmp_path: Path) -> LabelStore:
     return LabelStore(tmp_path / "labels", num_classes=K)
 
 
-def write_round(store: LabelStore, number: int, offset: int = 0, **options: Any) -> None:
+def write_round(store: LabelStore, number: int, offset: int = 0) -> None:
     store.start_round(number)
     for index, image_id in enumerate(IDS):
         store.write(number, image_id, random_pixels(index + offset))
-    store.finish_round(number, IDS, {"iteration": 100 * number}, **options)
+    store.finish_round(number, IDS, {"iteration": 100 * number})
 
 
 def test_weights_survive_as_bytes() -> None:
@@ -92,12 +92,14 @@ def test_a_round_replaces_an_older_one_of_its_number(store: LabelStore) -> None:
     assert [path.name for path in store.folder.iterdir()] == ["round_1"]
 
 
-@pytest.mark.parametrize(("keep", "rounds"), [(True, [1, 2, 10]), (False, [10])])
-def test_earlier_rounds_stay_if_asked_for(store: LabelStore, keep: bool, rounds: list[int]) -> None:
-    write_round(store, 1)
-    write_round(store, 2)
-    write_round(store, 10, keep_earlier=keep)
-    assert store.rounds() == rounds
+def test_earlier_rounds_are_forgotten_when_asked_for(store: LabelStore) -> None:
+    for number in (1, 2, 10):
+        write_round(store, number)
+    store.start_round(11)
+    assert store.rounds() == [1, 2, 10]
+    store.forget_before(10)
+    assert store.rounds() == [10]
+    assert sorted(path.name for path in store.folder.iterdir()) == ["round_10", "round_11.partial"]
 
 
 def test_entries_name_the_files_and_leave_the_data_set_alone(store: LabelStore) -> None:
