@@ -68,12 +68,16 @@ class LabelReport:
     Attributes:
         names: of the classes.
         images: how many were read.
+        pixels: with a known truth.
+        predicted: of them, where the network itself ranks the true class first.
         quality: counts of y_0 to y_T.
         classes: the same by class.
     """
 
     names: tuple[str, ...]
     images: int = 0
+    pixels: int = 0
+    predicted: int = 0
     quality: list[LabelQuality] = field(default_factory=list)
     classes: list[ClassCounts] = field(default_factory=list)
 
@@ -87,6 +91,8 @@ class LabelReport:
             self.classes = [ClassCounts.empty(len(self.names)) for _ in found]
         self.quality = [before + new for before, new in zip(self.quality, found, strict=True)]
         truth = image.truth.numpy()
+        self.pixels += int((truth != IGNORE_LABEL).sum())
+        self.predicted += int((image.labels.scores.argmax(dim=0).cpu().numpy() == truth).sum())
         for step, state in enumerate(image.labels.states):
             labels, drawn = state.labels[0].cpu().numpy(), state.scribbles[0].cpu().numpy()
             self._count(self.classes[step], labels, drawn, truth)
@@ -108,6 +114,11 @@ class LabelReport:
         shown = np.isfinite(values)
         counts.threshold_sum[shown] += values[shown]
         counts.threshold_images += shown
+
+    @property
+    def network_accuracy(self) -> float:
+        """Share of the pixels that the network gets right without scribbles; what diffused labels have to beat."""
+        return _ratio(self.predicted, self.pixels)
 
     def step_rows(self) -> list[dict[str, Any]]:
         """For y_0 to y_T: percentages and the mean threshold."""
@@ -146,8 +157,8 @@ class LabelReport:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, JSON values only."""
-        content = {"images": self.images, "steps": self.step_rows(), "classes": self.class_rows()}
-        return dict(without_nan(content))
+        content = {"images": self.images, "network_accuracy": 100 * self.network_accuracy, "steps": self.step_rows()}
+        return dict(without_nan({**content, "classes": self.class_rows()}))
 
     def step_table(self) -> str:
         """Markdown, a row for each t."""
@@ -190,8 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> LabelReport:
     inspection = Inspection(cfg, model, number=args.images, need_truth=True)
     progress = tqdm(inspection, total=len(inspection), desc="labels", unit="image", mininterval=2.0)
     report = measure(progress, inspection.class_split.names)
+    own = (
+        f"The network itself is right in {100 * report.network_accuracy:.2f} % of the pixels of {report.images} images."
+    )
     tables = [report.step_table(), report.class_table()] if args.per_class else [report.step_table()]
-    print("\n\n".join(tables) + "\n", flush=True)  # noqa: T201  (the command's result)
+    print("\n\n".join([*tables, own]) + "\n", flush=True)  # noqa: T201  (the command's result)
     content = {"data": list(cfg.DATASETS.TRAIN), "weights": args.weights, **report.to_json()}
     if args.output:
         write_json_atomically(args.output, content)

@@ -86,6 +86,8 @@ def test_report_against_counts_by_hand(trained: list[str]) -> None:
             if label >= 0
         ]
         assert row["mean_threshold"] == pytest.approx(np.mean(thresholds), rel=1e-5)
+    predictions = torch.cat([image.labels.scores.argmax(dim=0) for image in images]).numpy()
+    assert report.network_accuracy == pytest.approx((predictions == truth).mean())
     for label, row in enumerate(report.class_rows()):
         own = truth == label
         if not own.any():
@@ -103,7 +105,7 @@ def test_void_of_the_truth_counts_for_nothing(trained: list[str]) -> None:
     assert image.truth is not None
     image.truth[:] = VOID
     report = measure([image], [str(i) for i in range(17)])
-    assert np.isnan([row["accuracy"] for row in report.step_rows()]).all()
+    assert np.isnan([report.network_accuracy, *(row["accuracy"] for row in report.step_rows())]).all()
     assert report.step_rows()[-1]["coverage"] > 0
     assert all(np.isnan(row["covered"]) for row in report.class_rows())
 
