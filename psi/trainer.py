@@ -24,6 +24,7 @@ from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer, parameter_groups, solver_node
 from padding.engine.random_state import preserved_random_state
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer
+from padding.engine.weights import load_initial_weights
 from psi.label_store import LabelStore
 from psi.labeling import ScribbleReader, grow_labels
 from psi.meta_arch import PSI
@@ -72,6 +73,14 @@ class ScribbleTrainer(Trainer):
         module = self.module
         assert isinstance(module, PSI)
         return module
+
+    @classmethod
+    def load_weights(cls, model: nn.Module, path: str, *, complete: bool) -> None:
+        """A checkpoint of the model or, to start from, ImageNet weights of its backbone."""
+        if complete or not isinstance(model, PSI):
+            super().load_weights(model, path, complete=complete)
+        else:
+            load_initial_weights(model, model.network.backbone, path)
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """One optimiser; backbone at BASE_LR, the rest of the network HEAD_MULTIPLIER as fast, g at its own rate.

@@ -15,6 +15,7 @@ from padding.data.saliency_stream import build_saliency_stream
 from padding.data.streams import PairedStream, TrainStream
 from padding.engine.optimizer import base_learning_rate, make_optimizer, parameter_groups
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
+from padding.engine.weights import load_initial_weights
 from salseg.meta_arch import SalSeg
 from salseg.task_weighting import tasks_of
 
@@ -42,6 +43,14 @@ class SalSegTrainer(Trainer):
             assert isinstance(module, SalSeg)
             over = cfg.MODEL.SALSEG.CLASS_WEIGHTS.OVER
             module.set_class_weights(class_weights(cfg, cache=class_frequency_file(cfg), over=over))
+
+    @classmethod
+    def load_weights(cls, model: nn.Module, path: str, *, complete: bool) -> None:
+        """A checkpoint of the model or, to start from, ImageNet weights of its backbone."""
+        if complete or not isinstance(model, SalSeg):
+            super().load_weights(model, path, complete=complete)
+        else:
+            load_initial_weights(model, model.backbone, path)
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """One optimizer: the backbone at BASE_LR, pyramid and decoders at HEAD_MULTIPLIER times that, log-variances.

@@ -13,8 +13,8 @@ from padding.data.semi_stream import build_semi_supervised_stream
 from padding.data.streams import PairedStream, TrainStream
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
+from padding.modeling.backbone_weights import load_backbone_weights
 from tcc.meta_arch import STUDENTS, TCC
-from tcc.student_weights import load_student_weights
 from tcc.students import Student
 
 __all__ = ["SemiSupervisedTrainer"]
@@ -104,9 +104,8 @@ class SemiSupervisedTrainer(Trainer):
             key = f"MODEL.TCC.{name.upper()}.WEIGHTS"
             logger.info("The %s student (%s) starts from nothing: %s is empty", name, node.BACKBONE, key)
             return
-        logger.info(
-            "Weights of the %s student from %s:\n%s", name, node.WEIGHTS, load_student_weights(student, node.WEIGHTS)
-        )
+        report = load_backbone_weights(student.backbone, node.WEIGHTS, key=f"MODEL.TCC.{name.upper()}.BACKBONE")
+        logger.info("Weights of the %s student from %s:\n%s", name, node.WEIGHTS, report)
 
 
 def _parts(cfg: CfgNode, name: str, model: TCC, base_rate: float) -> list[tuple[nn.Module, float]]:

@@ -5,9 +5,10 @@ import logging
 
 from torch import nn
 
-from padding.modeling.checkpoint import CheckpointError, CheckpointReport, load_into, read_checkpoint
+from padding.modeling.backbone_weights import load_backbone_weights
+from padding.modeling.checkpoint import CheckpointError, CheckpointReport, load_into, normalise_keys, read_checkpoint
 
-__all__ = ["load_weights"]
+__all__ = ["load_initial_weights", "load_weights"]
 
 # Constants that are rebuilt from the configuration; published files do not always hold them.
 _REBUILT = ("criterion.",)
@@ -37,4 +38,28 @@ def load_weights(model: nn.Module, path: str, *, complete: bool) -> CheckpointRe
             f"{path} leaves {len(untrained)} parameters of {type(model).__name__} untrained, first {untrained[0]!r}; "
             f"evaluation needs a checkpoint of this very configuration.\n{report}"
         )
+    return report
+
+
+def load_initial_weights(model: nn.Module, backbone: nn.Module, path: str) -> CheckpointReport:
+    """Start a training from a checkpoint of the whole model or from ImageNet weights of its backbone.
+
+    Args:
+        model: changed in place; not wrapped.
+        backbone: the part of it that ImageNet weights are for.
+        path: local file; of a backbone in any layout of ``padding.modeling.backbone_weights``.
+
+    Returns:
+        The report.
+
+    Raises:
+        CheckpointError: if the file fits neither.
+    """
+    inside = {id(value) for value in backbone.state_dict(keep_vars=True).values()}
+    rest = {name for name, value in model.state_dict(keep_vars=True).items() if id(value) not in inside}
+    names, _ = normalise_keys(read_checkpoint(path))
+    if rest & set(names):
+        return load_weights(model, path, complete=False)
+    report = load_backbone_weights(backbone, path, key="MODEL.BACKBONE")
+    logging.getLogger(__name__).info("Weights of the backbone from %s:\n%s", path, report)
     return report

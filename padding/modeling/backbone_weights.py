@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts published ImageNet weights into a student's backbone, whatever names their file gives them.
+"""Puts published ImageNet weights into a backbone, whatever names their file gives them.
 
-Layouts: torchvision's and timm's ResNet, Detectron2's ``.pkl``, timm's and the authors' ConvNeXt, and of PVT v1 the
-authors' (https://github.com/whai362/PVT, keys and values in one matrix) and that of ``transformers`` (``PvtModel``,
-keys and values apart). Only names and layout change, never a value. What serves classification alone is left out and
-listed.
+Layouts: torchvision's and timm's ResNet, Detectron2's ``.pkl``, torchvision's and timm's DenseNet, timm's and the
+authors' ConvNeXt, and of PVT v1 the authors' (https://github.com/whai362/PVT, keys and values in one matrix) and that
+of ``transformers`` (``PvtModel``, keys and values apart). Only names and layout change, never a value. What serves
+classification alone is left out and listed.
 """
 
 import math
@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from padding.modeling.checkpoint import CheckpointError, CheckpointReport, load_into, normalise_keys, read_checkpoint
-from tcc.students import Student
 
-__all__ = ["BackboneWeights", "convert_backbone_weights", "load_student_weights"]
+__all__ = ["BackboneWeights", "convert_backbone_weights", "load_backbone_weights"]
 
 State = dict[str, Tensor]
 _Target = str | Callable[[re.Match[str]], str]
@@ -95,6 +94,16 @@ _LAYOUTS = (
     ),
     _Layout("ResNet of Detectron2", "stem.conv1.weight", (), r"stem\.fc\."),
     _Layout(
+        "DenseNet of torchvision or timm",
+        "features.conv0.weight",
+        (
+            # As torchvision.org's files write the layers of a block.
+            (r"features\.(.+\.denselayer\d+\.)(norm|conv)\.(\d)\.(.+)", "network.features_{}{}{}.{}"),
+            (r"features\.(.+)", "network.features_{}"),
+        ),
+        r"classifier\.",
+    ),
+    _Layout(
         "ConvNeXt of timm",
         "stages.0.blocks.0.conv_dw.weight",
         ((r"(stem|stages)\.(\d)\.(.+)", "network.{}_{}.{}"),),
@@ -144,31 +153,32 @@ _OURS = _Layout("backbone of this project", "", ())
 _PREFIXES = ("backbone.", "pvt.")
 
 
-def load_student_weights(student: Student, path: str | Path) -> CheckpointReport:
-    """Load a file into a student's backbone, in place; its head keeps its initial values.
+def load_backbone_weights(backbone: nn.Module, path: str | Path, *, key: str) -> CheckpointReport:
+    """Load a file into a backbone, in place.
 
     Args:
-        student: with any backbone.
+        backbone: any of ours.
         path: local file that ``read_checkpoint`` reads.
+        key: that names the backbone in the configuration, for messages.
 
     Returns:
-        What was used, renamed, left out, and what the file does not have.
+        What was used, renamed, left out, and what the file does not have; names start with ``backbone.``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it cannot be read, or does not hold the whole backbone; the student is then unchanged.
+        CheckpointError: if it cannot be read, or does not hold the whole backbone; the backbone is then unchanged.
     """
     weights = convert_backbone_weights(read_checkpoint(path))
     try:
         report = load_into(
-            student,
+            nn.ModuleDict({"backbone": backbone}),
             {f"backbone.{name}": tensor for name, tensor in weights.state.items()},
             allow_missing=("backbone.output_norms.",),  # only the dense network has them
         )
     except CheckpointError as error:
         raise CheckpointError(
-            f"{path} has the names of a {weights.layout} and does not fit this student's backbone. Compare "
-            f"MODEL.TCC.*.BACKBONE with the file's network and its depth.\n{error}"
+            f"{path} has the names of a {weights.layout} and does not fit this backbone. Compare {key} with the "
+            f"file's network and its depth.\n{error}"
         ) from error
     report.renamed = {old: f"backbone.{new}" for old, new in weights.renamed.items()}
     report.skipped |= weights.skipped

@@ -13,11 +13,11 @@ from detectron2.modeling import Backbone
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from padding.modeling.checkpoint import CheckpointError
+from padding.modeling.backbone_weights import convert_backbone_weights, load_backbone_weights
+from padding.modeling.checkpoint import CheckpointError, CheckpointReport
 from padding.modeling.deeplab import DeepLabOptions, DeepLabV3PlusHead
 from padding.modeling.timm_backbone import TimmBackbone
 from tcc.pvt import PVT, PVTArchitecture, build_pvt
-from tcc.student_weights import convert_backbone_weights, load_student_weights
 from tcc.students import Student, build_resnet
 
 TINY_PVT = PVTArchitecture(
@@ -25,6 +25,10 @@ TINY_PVT = PVTArchitecture(
 )
 OPTIONS = DeepLabOptions(project_channels=4, aspp_channels=8, decoder_channels=8, dilations=(1, 2, 3))
 State = dict[str, Tensor]
+
+
+def load_weights_of(student: Student, path: Path) -> CheckpointReport:
+    return load_backbone_weights(student.backbone, path, key="MODEL.TCC.CNN.BACKBONE")
 
 
 def student_with(backbone: Backbone) -> Student:
@@ -48,6 +52,26 @@ def assert_same_values(student: Student, expected: nn.Module) -> None:
             assert torch.equal(own[name], value), name
 
 
+# ---------------------------------------------------------------------------------------------------------- DenseNet
+
+
+@pytest.mark.parametrize("old_names", [False, True], ids=["state_dict", "file of torchvision.org"])
+def test_torchvision_densenet_gives_its_maps(tmp_path: Path, old_names: bool) -> None:
+    """The published file writes ``denselayer1.norm.1`` where the network says ``denselayer1.norm1``."""
+    reference = randomised(torchvision.models.densenet121(weights=None))
+    state = reference.state_dict()
+    if old_names:
+        state = {re.sub(r"(denselayer\d+\.)(norm|conv)(\d)\.", r"\1\2.\3.", name): v for name, v in state.items()}
+    torch.save(state, tmp_path / "densenet121.pth")
+    backbone = TimmBackbone("densenet121", output_stride=32, out_features=("res2", "res5")).eval()
+    report = load_backbone_weights(backbone, tmp_path / "densenet121.pth", key="MODEL.TIMM.NAME")
+    assert all(name.startswith("backbone.output_norms.") for name in report.missing)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, maps = reference.features(images), backbone(images)["res5"]
+    torch.testing.assert_close(maps, expected.relu(), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
 # ------------------------------------------------------------------------------------------------------------ ResNet
 
 
@@ -55,7 +79,7 @@ def test_torchvision_resnet_gives_torchvisions_maps(tmp_path: Path) -> None:
     reference = randomised(torchvision.models.resnet50(weights=None))
     torch.save(reference.state_dict(), tmp_path / "resnet50.pth")
     student = student_with(build_resnet("resnet50", output_stride=32)).eval()
-    report = load_student_weights(student, tmp_path / "resnet50.pth")
+    report = load_weights_of(student, tmp_path / "resnet50.pth")
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         stem = reference.maxpool(reference.relu(reference.bn1(reference.conv1(images))))
@@ -67,7 +91,7 @@ def test_torchvision_resnet_gives_torchvisions_maps(tmp_path: Path) -> None:
     assert len(report.matched) == 318  # 53 convolutions, each with five entries of its norm
     assert report.renamed["layer3.0.downsample.1.running_mean"] == "backbone.res4.0.shortcut.norm.running_mean"
     assert report.skipped["fc.weight"] == "serves classification alone"
-    assert all(name.startswith("head.") for name in report.missing)
+    assert report.missing == []
     assert "loaded, renamed" in str(report)
 
 
@@ -86,7 +110,7 @@ def test_detectron2_zoo_file_is_read(tmp_path: Path) -> None:
     content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content))
     student = student_with(build_resnet("resnet50", output_stride=8))  # dilation needs the same arrays
-    report = load_student_weights(student, tmp_path / "R-50.pkl")
+    report = load_weights_of(student, tmp_path / "R-50.pkl")
     assert_same_values(student, expected)
     assert report.skipped["stem.fc.weight"] == "serves classification alone"
 
@@ -121,7 +145,7 @@ def test_convnext_gives_timms_maps(layout: str, tmp_path: Path) -> None:
     backbone = TimmBackbone("convnext_atto", out_features=("res2", "res5"))
     backbone.network = timm.create_model("convnext_atto", conv_mlp=False, features_only=True, out_indices=(0, 3))
     student = student_with(backbone).eval()
-    report = load_student_weights(student, tmp_path / "weights.pth")
+    report = load_weights_of(student, tmp_path / "weights.pth")
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = reference.forward_intermediates(images, indices=[0, 3], intermediates_only=True)
@@ -197,9 +221,9 @@ def test_both_published_pvt_layouts_come_back(layout: object, suffix: str, tmp_p
     path = tmp_path / f"pvt{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
     student = student_with(PVT(TINY_PVT, output_stride=16))
-    report = load_student_weights(student, path)
+    report = load_weights_of(student, path)
     assert_same_values(student, expected)
-    assert all(name.startswith("head.") for name in report.missing)
+    assert report.missing == []
     assert report.unexpected == []
     assert report.skipped["stages.3.embed.absolute_pos_embed[0]"] == "position of the class token"
     assert sum("classification" in why or "not of the backbone" in why for why in report.skipped.values()) == 5
@@ -257,7 +281,7 @@ def test_a_checkpoint_of_this_project_gives_its_backbone(tmp_path: Path) -> None
     state["classifiers.res2.weight"] = torch.zeros(3, 4)
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "warm_up.pth")
     student = student_with(PVT(TINY_PVT))
-    report = load_student_weights(student, tmp_path / "warm_up.pth")
+    report = load_weights_of(student, tmp_path / "warm_up.pth")
     assert_same_values(student, expected)
     assert report.skipped == {"classifiers.res2.weight": "not of the backbone"}
 
@@ -269,7 +293,7 @@ def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Pat
         student = student_with(backbone)
         before = {name: value.clone() for name, value in student.state_dict().items()}
         with pytest.raises(CheckpointError, match=r"pvt.pth has the names of a PVT of its authors and does not fit"):
-            load_student_weights(student, tmp_path / "pvt.pth")
+            load_weights_of(student, tmp_path / "pvt.pth")
         assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
@@ -282,4 +306,4 @@ def test_a_deep_stem_is_refused() -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth: no such weight file"):
-        load_student_weights(student_with(PVT(TINY_PVT)), tmp_path / "nothing.pth")
+        load_weights_of(student_with(PVT(TINY_PVT)), tmp_path / "nothing.pth")
