@@ -3,7 +3,8 @@
 
 Pure functions, computed in float32 whatever autocast says. Where no pixel counts a loss is 0, with a gradient of 0.
 Labels carry no gradient and scores enter the threshold's loss detached: L_seg moves the network alone, L_sld the
-threshold network alone, and one backward pass is the paper's alternation.
+threshold network alone, and one backward pass is the paper's alternation. Means go over the pixels of all processes,
+so that the gradients which data-parallel training averages are those of one process with all images: collective.
 
 Shape letters: B images, K classes, S slots (classes present in an image), H W pixels, h w cells of the grid.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from padding.data.sample import IGNORE_LABEL
+from padding.modeling.criterion import mean_over_processes, world_size
 from psi.label_diffusion import DiffusionStep
 from psi.supervision import PixelSupervision
 
@@ -145,7 +147,7 @@ def smoothness(logits: Tensor, valid: Tensor, *, on: str = "probability", reduct
             )
             pairs = pairs + both.sum()
         channels = scores.shape[1] if reduction == "mean" else 1
-        return total / pairs.clamp_min(1) / channels
+        return total / _divisor(pairs) / channels
 
 
 def scribble_recall_loss(binarized: Tensor, own: Tensor) -> Tensor:
@@ -207,7 +209,12 @@ def threshold_losses(
 
 
 def _weighted_mean(costs: Tensor, weights: Tensor) -> Tensor:
-    return costs.sum() / weights.sum().clamp_min(1.0)
+    return costs.sum() / _divisor(weights.sum())
+
+
+def _divisor(weight: Tensor) -> Tensor:
+    """What a local sum is divided by: the weight of all processes, 1 at least, over their number."""
+    return mean_over_processes(weight).clamp_min(1.0 / world_size())
 
 
 def _pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

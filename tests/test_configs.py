@@ -22,7 +22,8 @@ from padding.extension import ExtensionOptions
 from padding.modeling.config import ACCEPTED_AND_IGNORED
 from padding.modeling.tta import SegmentationPlan
 from tests.tiny_padding import register_tiny_data, tiny_padding_cfg
-from tests.tiny_segmentor import write_dozen_shapes
+from tests.tiny_psi import tiny_psi_cfg, write_dozen_scribbled_shapes
+from tests.tiny_salseg import tiny_salseg_cfg
 from tests.tiny_tcc import tiny_tcc_cfg
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -180,6 +181,27 @@ def train_tcc_one_step(output: Path) -> None:
         trainer.train()
 
 
+def train_salseg_one_step(output: Path) -> None:
+    """Read the keys of SalSeg, those of the published backbone, and of the other geometry of saliency images."""
+    opts = ["SOLVER.MAX_ITER", 1, "DATASETS.SPLIT", "shapes/4_of_12", "DATASETS.TEST", (), "OUTPUT_DIR", str(output)]
+    cfg = recording(tiny_salseg_cfg(*opts, "MODEL.SALSEG.CLASS_WEIGHTS.ENABLED", True))
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER)(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    names = ["MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "INPUT.DATASET_MAPPER_NAME", "SaliencyMapper"]
+    other = recording(tiny_salseg_cfg(*names, "INPUT.SALIENCY.MODE", "scale_crop"))
+    build_mapper(other, is_train=True)
+    with torch.device("meta"):
+        build_backbone(other)
+
+
+def train_psi_one_round(output: Path) -> None:
+    """Read the keys of PSI in the mode that labels the training set between two steps."""
+    opts = ["MODEL.PSI.SLD.MODE", "rounds", "MODEL.PSI.SLD.STEPS", 1, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", ()]
+    cfg = recording(tiny_psi_cfg(*opts, "OUTPUT_DIR", str(output)))
+    TRAINER_REGISTRY.get(cfg.TRAINER)(cfg).train()
+
+
 def test_every_key_of_ours_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_tiny_data(tmp_path)
     RecordingNode.read.clear()
@@ -203,13 +225,15 @@ def test_every_key_of_ours_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         build_evaluator(semantic, semantic.DATASETS.TEST[0])
     for mapper in ("mask_former_semantic", "coco_panoptic_lsj"):
         build_mapper(cfg_with("INPUT.DATASET_MAPPER_NAME", mapper, "INPUT.CROP.ENABLED", True), is_train=True)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(write_dozen_shapes(tmp_path / "data")))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(write_dozen_scribbled_shapes(tmp_path / "data")))
     register_all()
     train_tcc_one_step(tmp_path / "tcc")
+    train_salseg_one_step(tmp_path / "salseg")
+    train_psi_one_round(tmp_path / "psi")
     backbone = cfg_with("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "convnext_atto")
     build_backbone(backbone)
     # A sub-node of SOLVER is merged into a copy of SOLVER, where it is read under the name of the latter.
-    merged = {f"SOLVER.{name}." for name in ("GENERATOR", "CLASSIFIER")}
+    merged = {f"SOLVER.{name}." for name in ("GENERATOR", "CLASSIFIER", "THRESHOLD")}
     unread = {
         key
         for key in our_keys() - set(ACCEPTED_AND_IGNORED) - RecordingNode.read

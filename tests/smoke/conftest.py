@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from padding.data.catalog import register_all
-from tests.tiny_segmentor import write_config, write_dozen_shapes
+from tests.tiny_psi import write_dozen_scribbled_shapes
+from tests.tiny_segmentor import write_config
 
 
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data root with 12 training and 4 validation images of the generated data set."""
-    return write_dozen_shapes(tmp_path_factory.mktemp("data"))
+    """Data root with 12 training and 4 validation images of the generated data set, and scribbles on the former."""
+    return write_dozen_scribbled_shapes(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
