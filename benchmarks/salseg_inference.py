@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SalSeg's segmentation against Detectron2's own DeepLabV3+ with the same ResNet-101 at output stride 16, on a CPU.
+
+Both networks get the same random image and make class logits of stride 4, without the saliency branch. Time is CPU time
+of one thread, the median of alternating runs; ratios are SalSeg over Detectron2, so below 1 SalSeg is cheaper.
+Operations are multiply-adds of convolutions. Weights are random: time does not depend on them.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+import train_net  # before anything of detectron2: it applies the fixes
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_backbone, build_model
+from detectron2.projects.deeplab import add_deeplab_config
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from padding.data.catalog import register_all
+from padding.engine import load_cfg
+from salseg.meta_arch import SalSeg
+
+CONFIG = "configs/cityscapes_salseg.yaml"
+CLASSES = 19
+
+
+class DeepLab(nn.Module):
+    """Backbone and head of Detectron2's DeepLab project."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.backbone = build_backbone(cfg)
+        head = SEM_SEG_HEADS_REGISTRY.get("DeepLabV3PlusHead")
+        self.head: nn.Module = head(cfg, self.backbone.output_shape())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class logits of stride 4."""
+        return self.head.layers(self.backbone(images))
+
+
+class Segmentation(nn.Module):
+    """What SalSeg needs for class logits."""
+
+    def __init__(self, model: SalSeg) -> None:
+        super().__init__()
+        model.branch = None
+        model.predict_saliency = False
+        model.weighting = nn.Identity()  # type: ignore[assignment]  (its two numbers belong to the training)
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class logits of stride 4."""
+        return self.model.logits(images)["sem_seg"]
+
+
+def build_networks(size: tuple[int, int], opts: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Both networks in evaluation mode, "salseg" and "detectron2"."""
+    register_all()
+    norms = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN", "MODEL.SALSEG.NORM", "BN"]
+    cfg = load_cfg(CONFIG, [*norms, *opts], train_net.METHODS).clone()
+    model = build_model(cfg)
+    assert isinstance(model, SalSeg)
+    cfg.defrost()
+    backbone = cfg.MODEL.RESNETS.clone()
+    add_deeplab_config(cfg)
+    cfg.MODEL.RESNETS = backbone  # its defaults are another stem and multi-grid
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.IN_FEATURES, head.PROJECT_FEATURES, head.NUM_CLASSES = ["res2", "res5"], ["res2"], CLASSES
+    head.CONVS_DIM, head.COMMON_STRIDE, head.NORM, head.LOSS_TYPE = 256, 4, "BN", "cross_entropy"
+    crop = cfg.INPUT.CROP
+    crop.ENABLED, crop.TYPE, crop.SIZE = True, "absolute", list(size)  # its image pooling has a fixed window
+    return {"salseg": Segmentation(model).eval(), "detectron2": DeepLab(cfg).eval()}
+
+
+def gmacs(network: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """Multiply-adds of one call, in 10^9."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    return counter.get_total_flops() / 2e9
+
+
+def compare(networks: dict[str, nn.Module], images: Tensor, repeats: int) -> dict[str, float]:
+    """CPU seconds of each network, the median of alternating runs; one more run warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for repeat in range(repeats + 1):
+        for name, network in networks.items():
+            start = time.process_time()
+            with torch.inference_mode():
+                network(images)
+            if repeat:
+                seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(description="SalSeg against Detectron2's DeepLabV3+ with the same backbone")
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each network")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="-- KEY VALUE pairs for both")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    networks = build_networks(tuple(args.size), [word for word in args.opts if word != "--"])
+    images = torch.randn(1, 3, *args.size)
+    counts = {name: gmacs(network, images) for name, network in networks.items()}
+    sizes = {name: sum(p.numel() for p in network.parameters()) / 1e6 for name, network in networks.items()}
+    seconds = compare(networks, images, args.repeats)
+    result = {
+        "size": list(args.size),
+        "time_ratio": round(seconds["salseg"] / seconds["detectron2"], 3),
+        "gmac_ratio": round(counts["salseg"] / counts["detectron2"], 3),
+        "parameter_ratio": round(sizes["salseg"] / sizes["detectron2"], 3),
+        "parameters": {name: round(value, 3) for name, value in sizes.items()},
+        "gmacs": {name: round(value, 2) for name, value in counts.items()},
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
