@@ -432,3 +432,18 @@ def test_crops_hold_labelled_pixels(tiny: TinyPanoptic, tmp_path: Path) -> None:
             assert set(sample["sem_seg"].unique().tolist()) <= {1, 255}
             found.append(int((sample["sem_seg"] == 1).sum()))
     assert sum(n >= 30 for n in counts[30]) > sum(n >= 30 for n in counts[0]) + 5
+
+
+def test_whole_images_are_resized_whatever_their_shape(tiny: TinyPanoptic) -> None:
+    cfg = config("semantic_resize")
+    cfg.INPUT.CROP.SIZE = [32, 128]
+    entry = entries_of(tiny)[0]
+    sample, full = (
+        build_mapper(cfg if name else config("mask_former_semantic"), is_train=True)(entry) for name in (True, False)
+    )
+    assert sample is not None
+    assert full is not None
+    assert sample["image"].shape == (3, 32, 128)
+    assert sample["sem_seg"].shape == (32, 128)
+    # Nearest neighbors: no class is made up between two others.
+    assert set(sample["sem_seg"].unique().tolist()) <= set(full["sem_seg"].unique().tolist())
