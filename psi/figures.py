@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of PSI: growing labels in strips, mIoU over the budget of ink. Arrays in, one PNG out.
-
-Drawn by matplotlib's Agg without pyplot: no window system, no global state.
-"""
+"""Figures of PSI: growing labels in strips, mIoU over the budget of ink. Arrays in, one PNG out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,32 +9,33 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from padding.data.class_split import ClassSplit
 from padding.data.sample import IGNORE_LABEL
+from padding.engine.picture_rows import (
+    TITLE_SIZE,
+    Image,
+    Titled,
+    classes_in,
+    draw_rows,
+    labels_on_white,
+    labels_over_image,
+    new_figure,
+    save_figure,
+)
 from psi.budget import BudgetCurve
 from psi.inspection import Inspected
 from psi.label_quality import LabelQuality
 
-__all__ = ["draw_budget", "draw_strips", "labels_over_image", "thick_scribbles"]
+__all__ = ["draw_budget", "draw_strips", "thick_scribbles"]
 
-DPI = 150
-PANEL_INCHES = 1.75  # width of a picture
-TITLE_INCHES = 0.36
-TITLE_SIZE = 7.0
-LEGEND_ROW_INCHES = 0.2
-LEGEND_ENTRY_INCHES = 1.15
 # Least width of a scribble, as a share of the picture: thinner ones are hard to see on a page.
 SCRIBBLE_SHARE = 0.018
 CONFIDENCE_MAP = "viridis"
 
-Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 
@@ -59,25 +57,6 @@ def thick_scribbles(scribbles: Labels, num_classes: int, width: int) -> Labels:
     return np.where(scribbles < num_classes, scribbles, wide)
 
 
-def labels_over_image(image: Image, labels: Labels, colors: npt.NDArray[np.uint8]) -> Image:
-    """Labels in the colors of their classes, opaque, on the image, pale and grey, where nothing is labeled.
-
-    Args:
-        image: (h, w, 3) uint8, RGB.
-        labels: (h, w) int64.
-        colors: (K, 3) uint8, RGB.
-
-    Returns:
-        (h, w, 3) uint8, RGB.
-    """
-    shade = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    pale = 255 - (255 - shade.astype(np.int64)) * 2 // 5  # classes may be grey themselves
-    picture = np.repeat(pale[..., None], 3, axis=2).astype(np.uint8)
-    known = (labels >= 0) & (labels < len(colors))
-    picture[known] = colors[labels[known]]
-    return picture
-
-
 def draw_strips(path: str | Path, images: Sequence[Inspected], classes: ClassSplit, *, bgr: bool = False) -> None:
     """Draw one row for each image.
 
@@ -90,25 +69,7 @@ def draw_strips(path: str | Path, images: Sequence[Inspected], classes: ClassSpl
     colors = np.asarray(classes.colors, np.uint8)
     with_truth = any(image.truth is not None for image in images)
     rows = [_pictures(image, colors, bgr=bgr, with_truth=with_truth) for image in images]
-    columns = len(rows[0])
-    heights = [PANEL_INCHES * row[0][1].shape[0] / row[0][1].shape[1] + TITLE_INCHES for row in rows]
-    shown = _classes_shown(images, len(colors))
-    width = PANEL_INCHES * columns + 0.6
-    lines = -(-len(shown) // max(1, int(width // LEGEND_ENTRY_INCHES)))
-    legend = LEGEND_ROW_INCHES * lines + 0.1
-    figure = _figure(width, sum(heights) + legend)
-    grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for axes_row, row in zip(grid, rows, strict=True):
-        for axes, (title, picture) in zip(axes_row, row, strict=True):
-            _show(axes, title, picture)
-    bar = ScalarMappable(Normalize(0.0, 1.0), CONFIDENCE_MAP)
-    figure.colorbar(bar, ax=grid[:, -1], fraction=0.08, aspect=25).ax.tick_params(labelsize=TITLE_SIZE)
-    columns_of_legend = -(-len(shown) // lines)
-    handles = [Patch(facecolor=colors[i] / 255.0, edgecolor="#666666", label=classes.names[i]) for i in shown]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns_of_legend, fontsize=TITLE_SIZE, frameon=False
-    )
-    _save(figure, path)
+    draw_rows(path, rows, classes, _classes_shown(images, len(colors)), scale=CONFIDENCE_MAP)
 
 
 def draw_budget(path: str | Path, curves: Sequence[BudgetCurve], *, metric: str = "mIoU") -> None:
@@ -124,7 +85,7 @@ def draw_budget(path: str | Path, curves: Sequence[BudgetCurve], *, metric: str 
     """
     if not any(curve.points for curve in curves):
         raise ValueError("no training with scribbles among the results; name folders of such trainings with --results")
-    figure = _figure(5.4, 3.8)
+    figure = new_figure(5.4, 3.8)
     axes = figure.subplots()
     for index, curve in enumerate(curves):
         color = f"C{index}"
@@ -142,7 +103,7 @@ def draw_budget(path: str | Path, curves: Sequence[BudgetCurve], *, metric: str 
     axes.set(xlabel="labeled pixels of the training set, %", ylabel=f"{metric}, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=TITLE_SIZE + 1)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _name_lengths(axes: Axes, curves: Sequence[BudgetCurve]) -> None:
@@ -153,9 +114,7 @@ def _name_lengths(axes: Axes, curves: Sequence[BudgetCurve]) -> None:
         axes.text(x, 1.02, text, transform=axes.get_xaxis_transform(), fontsize=TITLE_SIZE, ha="center", va="bottom")
 
 
-def _pictures(
-    image: Inspected, colors: npt.NDArray[np.uint8], *, bgr: bool, with_truth: bool
-) -> list[tuple[str, Image]]:
+def _pictures(image: Inspected, colors: npt.NDArray[np.uint8], *, bgr: bool, with_truth: bool) -> list[Titled]:
     """Titles and pictures of one row."""
     height, width = image.scribbles.shape
     seen = image.sample["image"].permute(1, 2, 0).numpy()
@@ -175,7 +134,7 @@ def _pictures(
     row.append((title, labels_over_image(picture, prediction, colors)))
     if with_truth:
         known = np.full_like(scribbles, IGNORE_LABEL) if truth is None else truth
-        row.append(("truth" if truth is not None else "truth unknown", _on_white(known, colors)))
+        row.append(("truth" if truth is not None else "truth unknown", labels_on_white(known, colors)))
     row.append((f"confidence max M\nmean {confidence.mean():.2f}", _confidence_colors(confidence)))
     return row
 
@@ -190,11 +149,6 @@ def _pixel_accuracy(prediction: Labels, truth: Labels) -> str:
     return f"{100 * np.mean(prediction[known] == truth[known]):.1f} % right" if known.any() else ""
 
 
-def _on_white(labels: Labels, colors: npt.NDArray[np.uint8]) -> Image:
-    """Labels in the colors of their classes, void white."""
-    return np.vstack([colors, np.full((1, 3), 255, np.uint8)])[np.where(labels < len(colors), labels, len(colors))]
-
-
 def _confidence_colors(confidence: npt.NDArray[np.float32]) -> Image:
     colored: Any = ScalarMappable(Normalize(0.0, 1.0), CONFIDENCE_MAP).to_rgba(confidence, bytes=True)
     return np.asarray(colored[..., :3], np.uint8)
@@ -202,36 +156,14 @@ def _confidence_colors(confidence: npt.NDArray[np.float32]) -> Image:
 
 def _classes_shown(images: Sequence[Inspected], num_classes: int) -> list[int]:
     """Classes that some picture shows."""
-    shown: set[int] = set()
+    maps = []
     for image in images:
-        maps = [image.scribbles, image.labels.scores.argmax(dim=0), *(s.labels for s in image.labels.states)]
+        maps += [image.scribbles, image.labels.scores.argmax(dim=0), *(s.labels for s in image.labels.states)]
         maps += [] if image.truth is None else [image.truth]
-        shown.update(*(labels.unique().tolist() for labels in maps))
-    return sorted(i for i in shown if 0 <= i < num_classes)
+    return classes_in([labels.cpu().numpy() for labels in maps], num_classes)
 
 
 def _resized(image: Image, size: tuple[int, int]) -> Image:
     if image.shape[1::-1] == size:
         return image
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def _show(axes: Axes, title: str, picture: Image) -> None:
-    axes.imshow(picture, interpolation="nearest")
-    axes.set_title(title, fontsize=TITLE_SIZE, pad=3)
-    axes.set_axis_off()
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    """Write under a temporary name, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=DPI)
-    temporary.replace(path)

@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
 from padding.data.catalog import class_split_of, register_all
+from padding.data.entry_choice import choose_entries
 from padding.data.folders import register_own_data
 from padding.data.mappers import SemanticMapper, build_mapper
 from padding.data.sample import DatasetDict
@@ -114,7 +115,7 @@ class Inspection:
             )
         self.class_split = training_split(cfg)
         entries = load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)
-        self._entries = _named(entries, ids) if ids else _spread(entries, number)
+        self._entries = choose_entries(entries, number=number, ids=ids, what="training image")
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -157,22 +158,6 @@ def _label_mapper(cfg: CfgNode, dataset_name: str) -> SemanticMapper:
     mapper = build_mapper(other, is_train=True)
     assert isinstance(mapper, SemanticMapper)  # ScribbleReader has checked it
     return mapper
-
-
-def _spread(entries: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-    if not 0 < number < len(entries):
-        return list(entries)
-    return [entries[i] for i in np.linspace(0, len(entries) - 1, number).astype(int)]
-
-
-def _named(entries: Sequence[dict[str, Any]], ids: Sequence[str]) -> list[dict[str, Any]]:
-    known = {name: entry for entry in entries for name in (str(entry["image_id"]), _key(entry))}
-    unknown = [name for name in ids if name not in known]
-    if unknown:
-        raise ValueError(
-            f"no training image is called {', '.join(unknown)}; the first ones are {', '.join(list(known)[:4])}"
-        )
-    return [known[name] for name in ids]
 
 
 def _key(entry: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from padding.data.scribble_sets import SCRIBBLE_SETS, scribble_tags
 from padding.data.scribble_simulator import SimulatorConfig
 from padding.engine import TRAINER_REGISTRY
 from psi.budget import Run, budget_curves, read_runs
-from psi.figures import draw_budget, labels_over_image, thick_scribbles
+from psi.figures import draw_budget, thick_scribbles
 from psi.plots import main
 from tests.tiny_psi import tiny_psi_cfg, write_dozen_scribbled_shapes
 
@@ -83,17 +83,6 @@ def test_strip_without_truth_leaves_its_column_out(root: Path, tmp_path: Path) -
     with_truth = picture(main([*arguments, "--images", "1", "--output", str(tmp_path / "a.png")]))
     no_truth = ["--opts", "DATASETS.TRAIN", f"('{DENSE}',)", "INPUT.FORMAT", "BGR", "--output", str(tmp_path / "b.png")]
     assert picture(main([*arguments, "--images", "1", *no_truth])).shape[1] < with_truth.shape[1] - 200
-
-
-def test_labels_hide_the_image_and_what_is_unlabeled_is_grey() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).astype(np.uint8)
-    labels = np.array([[0, 1, VOID, VOID, VOID]] * 4)
-    colors = np.array([[255, 0, 0], [0, 0, 255]], np.uint8)
-    drawn = labels_over_image(image, labels, colors)
-    assert (drawn[:, 0] == colors[0]).all()
-    assert (drawn[:, 1] == colors[1]).all()
-    assert (np.ptp(drawn[:, 2:], axis=2) == 0).all()
-    assert drawn[:, 2:].min() >= 153
 
 
 def test_scribbles_become_thick_and_keep_their_pixels() -> None:
