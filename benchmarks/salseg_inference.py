@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ class DeepLab(nn.Module):
         super().__init__()
         self.backbone = build_backbone(cfg)
         head = SEM_SEG_HEADS_REGISTRY.get("DeepLabV3PlusHead")
-        self.head: nn.Module = head(cfg, self.backbone.output_shape())
+        self.head: Any = head(cfg, self.backbone.output_shape())
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits of stride 4."""
@@ -46,13 +47,10 @@ class DeepLab(nn.Module):
 
 
 class Segmentation(nn.Module):
-    """What SalSeg needs for class logits."""
+    """SalSeg without saliency branch, as a function of images."""
 
     def __init__(self, model: SalSeg) -> None:
         super().__init__()
-        model.branch = None
-        model.predict_saliency = False
-        model.weighting = nn.Identity()  # type: ignore[assignment]  (its two numbers belong to the training)
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
@@ -63,7 +61,16 @@ class Segmentation(nn.Module):
 def build_networks(size: tuple[int, int], opts: Sequence[str] = ()) -> dict[str, nn.Module]:
     """Both networks in evaluation mode, "salseg" and "detectron2"."""
     register_all()
-    norms = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN", "MODEL.SALSEG.NORM", "BN"]
+    norms = [
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.RESNETS.NORM",
+        "BN",
+        "MODEL.SALSEG.NORM",
+        "BN",
+        "MODEL.SALSEG.WEIGHTING",
+        "seg_only",
+    ]
     cfg = load_cfg(CONFIG, [*norms, *opts], train_net.METHODS).clone()
     model = build_model(cfg)
     assert isinstance(model, SalSeg)

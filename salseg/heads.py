@@ -7,6 +7,8 @@ Sizes follow from the published counts: plain pyramid 59.344 M parameters and 17
 Shape letters: B images, n class-wise maps, H W pixels, h w cells of stride 4.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -22,6 +24,7 @@ __all__ = [
     "READINGS",
     "SaliencyBranch",
     "SharedFeatures",
+    "build_branch",
     "build_pyramid",
     "deeplab_options",
     "feature_names",
@@ -119,6 +122,31 @@ def build_pyramid(node: CfgNode, in_channels: int) -> nn.Module:
     """What makes x_mid of the last map: DSC-ASPP, ASPP or a 1x1 convolution, as MODEL.SALSEG.ASPP says."""
     options = deeplab_options(node)
     return ASPP(in_channels, options) if node.ASPP.ENABLED else _projection(in_channels, options)
+
+
+def build_branch(node: CfgNode, num_classes: int, decoder: Callable[[int], DeepLabDecoder]) -> SaliencyBranch:
+    """Saliency branch as MODEL.SALSEG.SALIENCY says.
+
+    Args:
+        node: MODEL.SALSEG.
+        num_classes: K.
+        decoder: builds a decoder for a number of maps.
+
+    Raises:
+        ValueError: if the segmentation's logits are to be the maps, but are not as many or are not trained.
+    """
+    num_maps, share = node.SALIENCY.CHANNELS or num_classes, node.SALIENCY.SHARE_DECODER
+    if share and (num_maps != num_classes or node.WEIGHTING == "saliency_only"):
+        raise ValueError(
+            "MODEL.SALSEG.SALIENCY.SHARE_DECODER makes the class logits the class-wise maps: SALIENCY.CHANNELS is 0 "
+            "with it, and WEIGHTING trains the segmentation"
+        )
+    return SaliencyBranch(
+        middle_channels=node.ASPP.CHANNELS,
+        num_maps=num_maps,
+        reading=node.SALIENCY.READING,
+        decoder=None if share else decoder(num_maps),
+    )
 
 
 def feature_names(node: CfgNode, backbone: Backbone) -> tuple[str, str]:

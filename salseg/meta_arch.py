@@ -23,7 +23,14 @@ from padding.modeling.label_space import evaluation_split, training_split
 from padding.modeling.observations import note_observations
 from padding.modeling.tta import SegmentationPlan, segment
 from salseg.batch_norm import SaliencyStatistics
-from salseg.heads import SaliencyBranch, SharedFeatures, build_pyramid, deeplab_options, feature_names
+from salseg.heads import (
+    SaliencyBranch,
+    SharedFeatures,
+    build_branch,
+    build_pyramid,
+    deeplab_options,
+    feature_names,
+)
 from salseg.losses import LossSum, join, saliency_loss, segmentation_loss
 from salseg.task_weighting import TASKS, TaskWeighting, tasks_of
 
@@ -134,22 +141,10 @@ class SalSeg(nn.Module):
         segmentation = decoder(split.num_classes)
         if "seg" not in tasks:
             segmentation.requires_grad_(False)
-        num_maps = node.SALIENCY.CHANNELS or split.num_classes
-        share = node.SALIENCY.SHARE_DECODER
-        if share and (num_maps != split.num_classes or "seg" not in tasks):
-            raise ValueError(
-                "MODEL.SALSEG.SALIENCY.SHARE_DECODER makes the class logits the class-wise maps: SALIENCY.CHANNELS is "
-                "0 with it, and WEIGHTING trains the segmentation"
-            )
         branch = None
         if "saliency" in tasks and node.SALIENCY.ENABLED:
-            branch = SaliencyBranch(
-                middle_channels=node.ASPP.CHANNELS,
-                num_maps=num_maps,
-                reading=node.SALIENCY.READING,
-                decoder=None if share else decoder(num_maps),
-            )
-        elif tasks == ("saliency",):
+            branch = build_branch(node, split.num_classes, decoder)
+        elif "seg" not in tasks:
             raise ValueError("MODEL.SALSEG.WEIGHTING 'saliency_only' needs MODEL.SALSEG.SALIENCY.ENABLED True")
         weighting = node.WEIGHTING if branch is not None else "seg_only"
         return {
