@@ -83,7 +83,7 @@ def random_samples(
 ) -> list[dict[str, Any]]:
     """Samples as the mapper makes them: blocks of a class and color, a line drawn in most, padding on the right.
 
-    The labels of the padding, which a mapper leaves void, are drawn here: nobody may look at them.
+    Two things no mapper leaves, and nobody may look at: lines in the padding, and the dense labels as ``truth``.
     """
     generator = torch.Generator().manual_seed(seed)
     colors = torch.randint(0, 256, (num_classes, 3), generator=generator, dtype=torch.uint8)
@@ -104,6 +104,7 @@ def random_samples(
                 "image": colors[labels].permute(2, 0, 1).clone(),
                 "valid": valid,
                 "sem_seg": scribbles,
+                "truth": labels,
             }
         )
     return samples

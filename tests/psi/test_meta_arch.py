@@ -444,3 +444,28 @@ def test_prediction_is_a_distribution_and_reads_no_scribble() -> None:
 def test_choices_that_do_not_exist_are_named_before_training(opts: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(*opts)
+
+
+@pytest.mark.slow
+def test_network_learns_images_from_their_scribbles() -> None:
+    """A line in each block says the class of all of it; labels grow from 5 % of the pixels to half of them."""
+    model = build("LOSS.SMOOTH_WEIGHT", 0.1, "SLD.RADIUS", 8, "SLD.START_ITER", 50)
+    samples = random_samples(4, num_classes=5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    coverage, scribble_loss = [], []
+    for iteration in range(101):
+        optimizer.zero_grad()
+        with EventStorage(iteration) as storage:
+            found = model(samples)
+            coverage.append(storage.latest()["psi/coverage"][0])
+        scribble_loss.append(found["loss_seg"].item())
+        sum(found.values()).backward()
+        optimizer.step()
+    assert coverage[0] == coverage[49] < 0.1
+    assert coverage[100] > 0.5
+    assert scribble_loss[49] < 0.5 * scribble_loss[0]
+    with torch.no_grad():
+        predictions = model.eval()(samples)
+    right = torch.stack([p["sem_seg"].argmax(dim=0) == s["truth"] for p, s in zip(predictions, samples, strict=True)])
+    valid = torch.stack([sample["valid"] for sample in samples])
+    assert right[valid].float().mean() > 0.7

@@ -153,7 +153,6 @@ def paper_cfg() -> CfgNode:
     return load_cfg(str(base), ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN"], train_net.METHODS)
 
 
-@pytest.mark.slow
 def test_resnet_101_has_output_stride_16(paper_cfg: CfgNode) -> None:
     """What its maps say of themselves and what they are, on sizes that nothing divides."""
     with torch.device("meta"):
