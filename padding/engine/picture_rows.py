@@ -33,7 +33,7 @@ __all__ = [
 
 DPI = 150
 PANEL_INCHES = 1.75  # width of a picture
-TITLE_INCHES = 0.36
+TITLE_LINE_INCHES = 0.12
 TITLE_SIZE = 7.0
 LEGEND_ROW_INCHES = 0.2
 LEGEND_ENTRY_INCHES = 1.15
@@ -87,7 +87,7 @@ def draw_rows(
             bar.
     """
     columns = len(rows[0])
-    heights = [PANEL_INCHES * row[0][1].shape[0] / row[0][1].shape[1] + TITLE_INCHES for row in rows]
+    heights = [PANEL_INCHES * row[0][1].shape[0] / row[0][1].shape[1] + _title_inches(row) for row in rows]
     width = PANEL_INCHES * columns + (0.6 if scale else 0.0)
     lines = -(-len(shown) // max(1, int(width // LEGEND_ENTRY_INCHES)))
     figure = new_figure(width, sum(heights) + LEGEND_ROW_INCHES * lines + 0.1)
@@ -106,6 +106,10 @@ def draw_rows(
         columns = -(-len(shown) // lines)
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=TITLE_SIZE, frameon=False)
     save_figure(figure, path)
+
+
+def _title_inches(row: Sequence[Titled]) -> float:
+    return TITLE_LINE_INCHES * (2 + max(title.count("\n") for title, _ in row))
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained SalSeg beside its test images: classes and saliency, predicted and, as far as the sets know them, true.
+
+DATASETS.TEST names semantic and saliency sets. An image file that stands in both kinds of sets has both truths.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+
+from padding.data.catalog import register_all
+from padding.data.entry_choice import choose_entries
+from padding.data.folders import register_own_data
+from padding.data.saliency import SALIENT_ABOVE, read_saliency, saliency_to_bytes
+from padding.data.sample import IGNORE_LABEL, DatasetDict
+from padding.data.scribble_sets import label_key
+from padding.engine import Predictor, load_cfg
+from padding.engine.label_map import label_map_of
+from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
+from padding.evaluation.saliency import saliency_at_size
+from padding.evaluation.semantic import SemanticGroundTruth, read_label_map
+from padding.modeling.label_space import class_split_of
+from salseg.config import add_salseg_config
+
+__all__ = ["Inspected", "Inspection", "image_miou", "open_trained", "saliency_mae"]
+
+Labels = npt.NDArray[np.integer]
+Grey = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One test image and what is known about it; maps have its size.
+
+    Attributes:
+        key: its id, or the stem of its file.
+        image: (h, w, 3) uint8, RGB.
+        labels: (h, w) predicted classes.
+        num_classes: of the model.
+        true_labels: (h, w), ``IGNORE_LABEL`` is void; None where no set knows them.
+        saliency: (h, w) in [0, 1]; None of a model that does not predict it.
+        true_saliency: (h, w) bool salient pixels, and (h, w) bool where that is known; None where no set knows it.
+    """
+
+    key: str
+    image: npt.NDArray[np.uint8]
+    labels: Labels
+    num_classes: int
+    true_labels: Labels | None
+    saliency: Grey | None
+    true_saliency: tuple[Mask, Mask] | None
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU in percent over the classes that this image's truth shows; NaN without truth."""
+        return np.nan if self.true_labels is None else image_miou(self.labels, self.true_labels, self.num_classes)
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute error of the saliency, a fraction; NaN without truth or prediction."""
+        if self.saliency is None or self.true_saliency is None:
+            return np.nan
+        return saliency_mae(self.saliency, *self.true_saliency)
+
+
+def image_miou(labels: Labels, truth: Labels, num_classes: int) -> float:
+    """Mean IoU of one image in percent, over the classes its truth shows; NaN if all of it is void."""
+    scores = scores_from_confusion(confusion_matrix(labels, truth, num_classes, IGNORE_LABEL))
+    return 100 * float(scores.iou[scores.present].mean()) if scores.present.any() else np.nan
+
+
+def saliency_mae(saliency: Grey, salient: Mask, known: Mask) -> float:
+    """Mean absolute error over the known pixels; NaN if there are none."""
+    return float(np.abs(saliency - salient)[known].mean()) if known.any() else np.nan
+
+
+class Inspection:
+    """Test images of a configuration and what a trained network makes of them; iterate over it."""
+
+    def __init__(self, cfg: CfgNode, predictor: Predictor, *, number: int = 0, ids: Sequence[str] = ()) -> None:
+        """Choose the images.
+
+        Args:
+            cfg: the full configuration; its data sets are registered.
+            predictor: of a trained model.
+            number: of images, evenly spread over the test sets one after the other; 0: all.
+            ids: images by id or stem of their file, in place of a number.
+
+        Raises:
+            ValueError: a set has neither class labels nor saliency, there is no semantic set, or an id is unknown.
+        """
+        self._predictor = predictor
+        kinds = {name: MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
+        others = [name for name, kind in kinds.items() if kind not in ("sem_seg", "saliency")]
+        semantic = [name for name, kind in kinds.items() if kind == "sem_seg"]
+        if others or not semantic:
+            raise ValueError(
+                f"DATASETS.TEST is {tuple(kinds)}; expected semantic and saliency sets, at least one semantic set, "
+                "whose classes have the names and colors"
+            )
+        self.class_split = class_split_of(semantic[0])
+        self._truths = [SemanticGroundTruth.of_dataset(name) for name in semantic]
+        entries: dict[str, dict[str, Any]] = {}
+        self._saliency: dict[str, dict[str, Any]] = {}
+        for name, kind in kinds.items():
+            for entry in DatasetCatalog.get(name):
+                entries.setdefault(entry["file_name"], entry)
+                if kind == "saliency":
+                    self._saliency.setdefault(entry["file_name"], entry)
+        self._entries = choose_entries(list(entries.values()), number=number, ids=ids, what="test image")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Inspected]:
+        for entry in self._entries:
+            file_name = entry["file_name"]
+            image = np.ascontiguousarray(read_image(file_name, format="RGB"))
+            prediction = self._predictor(image)
+            saliency = prediction.get("saliency")
+            yield Inspected(
+                key=label_key(cast(DatasetDict, entry)),
+                image=image,
+                labels=label_map_of(prediction),
+                num_classes=len(prediction["sem_seg"]),
+                true_labels=self._true_labels(file_name),
+                saliency=None if saliency is None else saliency_at_size(saliency, image.shape[:2]),
+                true_saliency=self._true_saliency(file_name),
+            )
+
+    def _true_labels(self, file_name: str) -> Labels | None:
+        for truth in self._truths:
+            if file_name in truth.files:
+                labels = read_label_map(truth.file_of(file_name), truth.label_map)
+                return np.where(labels == truth.ignore_label, IGNORE_LABEL, labels)
+        return None
+
+    def _true_saliency(self, file_name: str) -> tuple[Mask, Mask] | None:
+        if file_name not in self._saliency:
+            return None
+        saliency, known = read_saliency(self._saliency[file_name])
+        return saliency_to_bytes(saliency) > SALIENT_ABOVE, known
+
+
+def open_trained(config_file: str | Path, weights: str, opts: Sequence[str] = ()) -> tuple[CfgNode, Predictor]:
+    """Configuration and predictor of a training; registers the data sets.
+
+    Args:
+        config_file: of ``configs/`` or OUTPUT_DIR/config.yaml.
+        weights: checkpoint.
+        opts: KEY VALUE pairs.
+
+    Raises:
+        TypeError: the configuration is of another method.
+    """
+    cfg = load_cfg(str(config_file), [*opts, "MODEL.WEIGHTS", weights], [add_salseg_config], drop_unknown=True)
+    if cfg.MODEL.META_ARCHITECTURE != "SalSeg":
+        raise TypeError(f"{config_file} configures {cfg.MODEL.META_ARCHITECTURE}; saliency is SalSeg's")
+    register_all()
+    register_own_data(cfg)
+    return cfg, Predictor(cfg)
