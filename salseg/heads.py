@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pyramid, decoder sizes and saliency branch of SalSeg (Sec. 3.1 to 3.3).
+"""Pyramid, decoder sizes and saliency branch of SalSeg (Eq. 1 to 4).
 
 Sizes follow from the published counts: plain pyramid 59.344 M parameters and 177.2 GMACs at 1024x512, separable one
 46.816 M and 151.6. They fix that Eq. 1 concatenates and that the decoder's convolutions are plain.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of SalSeg as numerator and normalizer: weighted cross entropy (Eq. 6), cross entropy of saliency (Eq. 7).
+"""Losses of SalSeg as numerator and normalizer: weighted cross entropy L_seg, cross entropy of saliency L_sal.
 
 Pure functions, computed in float32 whatever autocast says. Numerator and normalizer are apart because the images of a
 task may come in several passes and on several processes: the loss is the quotient of the two sums. Where no pixel
@@ -33,7 +33,7 @@ class LossSum(NamedTuple):
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> LossSum:
-    """Cross entropy over labeled pixels, sum of w_y CE / sum of w_y (Eq. 6).
+    """Cross entropy over labeled pixels, sum of w_y CE / sum of w_y (L_seg).
 
     Divided by the weights' sum and not by the number of pixels, the loss keeps its scale whatever that of the weights:
     1/ln(1.02 + p) reaches 50, which the uncertainty weighting would otherwise have to undo.
@@ -53,7 +53,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | No
 
 
 def saliency_loss(logits: Tensor, saliency: Tensor, known: Tensor) -> LossSum:
-    """Cross entropy of the two classes salient and not, -t log y - (1 - t) log(1 - y), over known pixels (Eq. 7).
+    """Cross entropy of the two classes salient and not, -t log y - (1 - t) log(1 - y), over known pixels (L_sal).
 
     Args:
         logits: (B, 1, H, W) float, log y - log(1 - y).
