@@ -172,7 +172,10 @@ class LabelStore:
         """
         path = self._final(number) / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(f"no {path}; the complete rounds in {self.folder} are {self.rounds()}")
+            raise FileNotFoundError(
+                f"no {path}; the complete rounds in {self.folder} are {self.rounds()}. Bring the folder back, or start "
+                "the training again without --resume"
+            )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -7,7 +7,7 @@ parts; before each part but the first the network labels the training set, and w
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class ScribbleTrainer(Trainer):
         if self.mode == "rounds" and self.steps:
             folder = node.ROUNDS.FOLDER or Path(cfg.OUTPUT_DIR) / "labels"
             self.store = LabelStore(folder, num_classes=self.network.num_classes)
+            _check_ids(self._training_entries())
 
     @property
     def network(self) -> PSI:
@@ -143,7 +144,8 @@ class ScribbleTrainer(Trainer):
         self.round = number
 
     def _training_entries(self) -> list[dict[str, Any]]:
-        return load_training_entries(self.cfg.DATASETS.TRAIN, filter_empty=False)
+        empty = self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        return load_training_entries(self.cfg.DATASETS.TRAIN, filter_empty=empty)
 
     def _replace_entries(self, entries: list[dict[str, Any]]) -> None:
         """Go on at the same position of the same sequence of images, with other labels."""
@@ -203,6 +205,18 @@ class ScribbleTrainer(Trainer):
         super().load_state_dict(state)
         self.labeled_rounds = list(state.get("labeled_rounds", []))
         logging.getLogger(__name__).info("Rounds with labels: %s", self.labeled_rounds or "none")
+
+
+def _check_ids(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Before the training, since labels are stored by the id of an image after a part of it."""
+    files: dict[str, Any] = {}
+    for entry in entries:
+        name, file = str(entry["image_id"]), entry["file_name"]
+        if files.setdefault(name, file) != file:
+            raise ValueError(
+                f"DATASETS.TRAIN has two images of the id '{name}', {files[name]} and {file}; MODEL.PSI.SLD.MODE "
+                "'rounds' stores labels by id: choose sets without common ids, or the mode 'online'"
+            )
 
 
 class _RoundHook(HookBase):

@@ -394,3 +394,28 @@ def test_a_schedule_too_short_for_all_rounds_grows_the_labels_between(tmp_path: 
     built.train()
     assert built.labeled_rounds == [1, 2]
     assert built.round == 2
+
+
+def test_two_images_of_one_id_are_refused_before_the_first_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = load_training_entries(("shapes_train_scribble_coarse",), filter_empty=False)
+    monkeypatch.setattr("psi.trainer.load_training_entries", lambda *_, **__: [*entries, *entries])
+    trainer(tmp_path, *ROUNDS)  # an image may be listed twice
+    other = {**entries[0], "file_name": "elsewhere/1.png"}
+    monkeypatch.setattr("psi.trainer.load_training_entries", lambda *_, **__: [*entries, other])
+    with pytest.raises(ValueError, match=r"two images of the id .* elsewhere/1.png"):
+        trainer(tmp_path, *ROUNDS)
+    trainer(tmp_path, SLD + "MODE", "online")
+
+
+def test_resume_without_the_labels_says_what_is_missing(tmp_path: Path) -> None:
+    broken = trainer(tmp_path, *ROUNDS)
+    broken.max_iter = 3
+    broken.train()
+    assert broken.store is not None
+    broken.store.forget_before(9)
+    resumed = trainer(tmp_path, *ROUNDS)
+    resumed.resume_or_load(resume=True)
+    with pytest.raises(FileNotFoundError, match=r"round_1.*complete rounds.*without --resume"):
+        resumed.train()
