@@ -19,14 +19,12 @@ import padding  # noqa: F401  (first: it applies the fixes that Detectron2 needs
 
 # isort: split
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import Tensor
 
 from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
-from padding.engine.checkpointer import write_atomically
+from padding.engine.part_export import check_export, standalone_cfg, write_export
 from padding.engine.setup import load_cfg
-from padding.evaluation.report import write_text_atomically
 from padding.modeling.checkpoint import CheckpointError, read_checkpoint
 from tcc.config import add_tcc_config
 from tcc.meta_arch import STUDENTS
@@ -69,18 +67,13 @@ def student_cfg(cfg: CfgNode, student: str, weights: Path) -> CfgNode:
     Returns:
         A frozen copy.
     """
-    own = cfg.clone()
-    own.defrost()
+    own = standalone_cfg(cfg, weights)
     own.MODEL.TCC.STUDENTS = student
     own.MODEL.TCC.TEST.STUDENT = student
     own.MODEL.TCC.EMA.DECAY = 0.0
     for node in (own.MODEL.TCC.CNN, own.MODEL.TCC.VIT):
         node.WEIGHTS = ""  # what the cohort started from
     own.TEST.SEM_SEG.PARTS = ()
-    own.TEST.EXPECTED_RESULTS = []
-    own.MODEL.WEIGHTS = str(weights)
-    own.MODEL.DEVICE = "cuda"  # where there is none, load_cfg takes the CPU
-    own.OUTPUT_DIR = str(weights.with_suffix(""))
     own.freeze()
     return own
 
@@ -102,38 +95,11 @@ def export_student(cfg: CfgNode, weights: str | Path, student: str, output: str 
         CheckpointError: if the checkpoint does not hold exactly the student that ``cfg`` describes.
         FileNotFoundError: if there is no checkpoint.
     """
-    output = Path(output)
-    if output.suffix != ".pth":
-        raise ValueError(f"{output}: weights are written to a .pth file; change the ending")
-    if output.resolve() == Path(weights).resolve():
-        raise ValueError(f"{output} is the cohort's own checkpoint; choose another name")
+    check_export(weights, output)
     state = student_state(read_checkpoint(weights), student)
-    own = student_cfg(cfg, student, output)
-    _check_complete(own, state, str(weights))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, {"model": state})
-    target = output.with_suffix(".yaml")
-    header = f"# The {student} student of {weights}; written by python -m tcc.export_student.\n"
-    write_text_atomically(target, header + own.dump())
-    return target
-
-
-def _check_complete(cfg: CfgNode, state: Mapping[str, Tensor], source: str) -> None:
-    on_cpu = cfg.clone()
-    on_cpu.defrost()
-    on_cpu.MODEL.DEVICE = "cpu"
-    expected = build_model(on_cpu).state_dict()
-    problems = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": [n for n, value in state.items() if n in expected and expected[n].shape != value.shape],
-    }
-    listed = [f"{len(names)} {what} (first: {names[0]})" for what, names in problems.items() if names]
-    if listed:
-        raise CheckpointError(
-            f"{source} does not hold the student that the configuration describes: parameters {', '.join(listed)}; "
-            "use the configuration of its training (config.yaml beside it)"
-        )
+    own = student_cfg(cfg, student, Path(output))
+    header = f"The {student} student of {weights}; written by python -m tcc.export_student."
+    return write_export(own, state, output, source=weights, what="student", header=header)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

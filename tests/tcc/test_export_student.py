@@ -136,7 +136,7 @@ def test_names_of_files_are_checked(config: str, cohort: Path, tmp_path: Path) -
     cfg = load_cfg(config, [], (add_tcc_config,), drop_unknown=True)
     with pytest.raises(ValueError, match=r"student\.pkl: weights are written to a \.pth file"):
         export_student(cfg, cohort, "vit", tmp_path / "student.pkl")
-    with pytest.raises(ValueError, match="is the cohort's own checkpoint"):
+    with pytest.raises(ValueError, match="is the checkpoint to be read; choose another name"):
         export_student(cfg, cohort, "vit", cohort)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: no such weight file"):
         export_student(cfg, tmp_path / "nowhere.pth", "vit", tmp_path / "x.pth")
