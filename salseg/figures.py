@@ -31,6 +31,7 @@ __all__ = ["draw_courses", "draw_strips"]
 
 TASK_NAMES = {"seg": "segmentation", "saliency": "saliency"}
 TASK_LINES = {"seg": "-", "saliency": "--"}
+UNKNOWN_GREY = 128  # not among the colors of saliency, whose lightest one is nearly white
 
 
 def draw_strips(path: str | Path, images: Sequence[Inspected], classes: ClassSplit) -> None:
@@ -88,8 +89,8 @@ def _true_saliency(image: Inspected, colors: npt.NDArray[np.uint8]) -> Titled:
         return "true saliency unknown", _blank(image)
     salient, known = image.true_saliency
     picture = draw_saliency(image.image, salient.astype(np.float32), alpha=1.0)
-    picture[~known] = 255  # void, as among the classes
-    return "true saliency", picture
+    picture[~known] = UNKNOWN_GREY
+    return "true saliency" if known.all() else "true saliency (grey: unknown)", picture
 
 
 def _blank(image: Inspected) -> Image:

@@ -137,19 +137,27 @@ def test_colors_of_a_strip(tmp_path: Path) -> None:
         num_classes=2,
         true_labels=np.where(np.arange(20)[:, None] < 10, 1, VOID).repeat(20, 1),
         saliency=np.ones((20, 20), np.float32),
-        true_saliency=(np.zeros((20, 20), bool), np.ones((20, 20), bool)),
+        true_saliency=(np.zeros((20, 20), bool), (np.arange(20) < 15)[:, None].repeat(20, 1)),
     )
     draw_strips(tmp_path / "x.png", [image], split)
     drawn = picture(tmp_path / "x.png")[..., ::-1]
     inferno = {0: (0, 0, 4), 1: (252, 255, 164)}  # ends of matplotlib's table
+    named = {"image": (0, 255, 0), "red": colors[0], "blue": colors[1], "grey": (128, 128, 128)}
     shares = {
         name: (np.abs(drawn.astype(int) - color) <= 1).all(axis=2).sum()
-        for name, color in {"image": (0, 255, 0), "red": colors[0], "blue": colors[1], **inferno}.items()
+        for name, color in {
+            "image": (0, 255, 0),
+            "red": colors[0],
+            "blue": colors[1],
+            "grey": (128,) * 3,
+            **inferno,
+        }.items()
     }
     one = shares["image"]
     assert shares["red"] == pytest.approx(one, rel=0.1)  # and a legend entry
     assert shares["blue"] == pytest.approx(one / 2, rel=0.2)  # the rest is void
-    assert shares[0] == pytest.approx(one, rel=0.1)
+    assert shares[0] == pytest.approx(one * 3 / 4, rel=0.1)
+    assert shares["grey"] == pytest.approx(one / 4, rel=0.1)  # unknown
     assert shares[1] == pytest.approx(one, rel=0.1)
 
 
