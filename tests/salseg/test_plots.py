@@ -144,14 +144,7 @@ def test_colors_of_a_strip(tmp_path: Path) -> None:
     inferno = {0: (0, 0, 4), 1: (252, 255, 164)}  # ends of matplotlib's table
     named = {"image": (0, 255, 0), "red": colors[0], "blue": colors[1], "grey": (128, 128, 128)}
     shares = {
-        name: (np.abs(drawn.astype(int) - color) <= 1).all(axis=2).sum()
-        for name, color in {
-            "image": (0, 255, 0),
-            "red": colors[0],
-            "blue": colors[1],
-            "grey": (128,) * 3,
-            **inferno,
-        }.items()
+        name: (np.abs(drawn.astype(int) - color) <= 1).all(axis=2).sum() for name, color in {**named, **inferno}.items()
     }
     one = shares["image"]
     assert shares["red"] == pytest.approx(one, rel=0.1)  # and a legend entry
