@@ -155,7 +155,7 @@ class SalSeg(nn.Module):
             "branch": branch,
             "weighting": TaskWeighting(weighting, weights=node.WEIGHTS, clamp=node.LOG_VARIANCE.CLAMP),
             # With one task alone its statistics are the only ones.
-            "statistics": node.SALIENCY.BN_STATS if tasks == TASKS else "shared",
+            "statistics": node.SALIENCY.BN_STATS if tasks == TASKS and branch is not None else "shared",
             "evaluation": (
                 SegmentationPlan.from_config(cfg, size_divisibility=_SIZE_DIVISIBILITY),
                 node.TEST.SALIENCY,

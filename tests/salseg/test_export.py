@@ -83,10 +83,12 @@ def test_scores_are_those_of_the_whole_model(tmp_path: Path, opts: tuple[Any, ..
     assert len(whole["sem_seg"].unique()) > 100  # not all the same
 
 
-def test_weights_load_where_the_branch_is_switched_off(tmp_path: Path) -> None:
-    cfg, model, weights = trained(tmp_path)
+@pytest.mark.parametrize("statistics", ["seg_only", "per_task"])
+def test_weights_load_where_the_branch_is_switched_off(tmp_path: Path, statistics: str) -> None:
+    policy = (NODE + "SALIENCY.BN_STATS", statistics)
+    cfg, model, weights = trained(tmp_path, *policy)
     export_segmentation(cfg, weights, tmp_path / "alone.pth")
-    off = build_model(tiny_salseg_cfg(NODE + "SALIENCY.ENABLED", False))
+    off = build_model(tiny_salseg_cfg(*policy, NODE + "SALIENCY.ENABLED", False))
     report = load_into(off, read_checkpoint(tmp_path / "alone.pth"))
     assert not report.missing
     assert not report.skipped
