@@ -128,9 +128,17 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequenc
 
 
 def to_table(summary: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str]) -> str:
-    """Markdown: mean and spread over the seeds."""
+    """Markdown: mean and spread over the seeds; a metric that stays below 1 is a fraction and gets three decimals."""
+    largest = {
+        name: max((abs(v) for numbers in summary.values() for v in numbers[name]), default=1.0) for name in names
+    }
+    digits = {name: 3 if size < 1 else 1 for name, size in largest.items()}
     lines = [
-        [row, *(spread_text(numbers[name]) if numbers[name] else "-" for name in names), len(numbers["cpu_seconds"])]
+        [
+            row,
+            *(spread_text(numbers[name], digits=digits[name]) if numbers[name] else "-" for name in names),
+            len(numbers["cpu_seconds"]),
+        ]
         for row, numbers in summary.items()
     ]
     return tabulate(lines, headers=["row", *names, "seeds"], tablefmt="github", disable_numparse=True)

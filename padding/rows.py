@@ -215,12 +215,14 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def spread_text(values: Sequence[float]) -> str:
+def spread_text(values: Sequence[float], *, digits: int = 1) -> str:
     """Mean and, of several, the sample standard deviation; a dash for numbers that do not exist."""
     mean, deviation = mean_and_spread(values)
     if math.isnan(mean):
         return "-"
-    return f"{mean:.1f}" if math.isnan(deviation) else f"{mean:.1f} ± {deviation:.1f}"
+    if math.isnan(deviation):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def sweep_table(results: Mapping[str, Sequence[Mapping[str, Any]]], style: str = "github") -> str:

@@ -79,3 +79,11 @@ def test_a_task_is_found_below_the_data_set_that_has_it() -> None:
     assert metric_of(several, "saliency/MAE") == 0.1
     assert metric_of(several, "best/sem_seg/mIoU") == 41.0
     assert metric_of({"best": several["best"]}, "sem_seg/mIoU") is None
+
+
+def test_fractions_have_three_decimals() -> None:
+    runs = [{"metrics": {"saliency": {"MAE": v, "max_F": 90.0}}, "cpu_seconds": 1.0} for v in (0.0312, 0.0334)]
+    names = ["saliency/MAE", "saliency/max_F"]
+    table = to_table(summarise({"uniform": runs}, names), names)
+    assert "0.032 ± 0.002" in table
+    assert "90.0 ± 0.0" in table
