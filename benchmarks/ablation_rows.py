@@ -129,8 +129,8 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequenc
 
 def to_table(summary: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str]) -> str:
     """Markdown: mean and spread over the seeds; a metric that stays below 1 is a fraction and gets three decimals."""
-    largest = {
-        name: max((abs(v) for numbers in summary.values() for v in numbers[name]), default=1.0) for name in names
+    values = {name: [abs(v) for numbers in summary.values() for v in numbers[name]] for name in names}
+    digits = {name: 3 if max(found, default=1.0) < 1 else 1 for name, found in values.items()}
     }
     digits = {name: 3 if size < 1 else 1 for name, size in largest.items()}
     lines = [
