@@ -131,8 +131,6 @@ def to_table(summary: Mapping[str, Mapping[str, Sequence[float]]], names: Sequen
     """Markdown: mean and spread over the seeds; a metric that stays below 1 is a fraction and gets three decimals."""
     values = {name: [abs(v) for numbers in summary.values() for v in numbers[name]] for name in names}
     digits = {name: 3 if max(found, default=1.0) < 1 else 1 for name, found in values.items()}
-    }
-    digits = {name: 3 if size < 1 else 1 for name, size in largest.items()}
     lines = [
         [
             row,
