@@ -21,8 +21,6 @@ def add_salseg_config(cfg: CfgNode) -> None:
     _add_loss_keys(node)
     # Whether evaluation also returns `saliency`, as far as the model has the branch.
     node.TEST = CfgNode({"SALIENCY": True})
-    # Factor on the rate of everything but the backbone.
-    cfg.SOLVER.HEAD_MULTIPLIER = 10.0
     _add_resnet_keys(cfg)
 
 

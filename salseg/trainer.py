@@ -13,7 +13,7 @@ from torch import nn
 from padding.data.class_frequency import class_weights
 from padding.data.saliency_stream import build_saliency_stream
 from padding.data.streams import PairedStream, TrainStream
-from padding.engine.optimizer import base_learning_rate, make_optimizer, parameter_groups
+from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
 from padding.engine.weights import load_initial_weights
 from salseg.meta_arch import SalSeg
@@ -63,13 +63,10 @@ class SalSegTrainer(Trainer):
         solver, node = cfg.SOLVER, cfg.MODEL.SALSEG
         rate = base_learning_rate(solver)
         head = rate * solver.HEAD_MULTIPLIER
-        groups = [
-            *_groups(cfg, model.backbone, rate),
-            *_groups(cfg, model.pyramid, head),
-            *_groups(cfg, model.decoder, head),
-        ]
+        parts: list[tuple[nn.Module, float]] = [(model.backbone, rate), (model.pyramid, head), (model.decoder, head)]
         if model.branch is not None:
-            groups += _groups(cfg, model.branch, head * node.SALIENCY.LR_MULTIPLIER)
+            parts.append((model.branch, head * node.SALIENCY.LR_MULTIPLIER))
+        groups = groups_of_parts(solver, parts)
         log_variances = list(model.weighting.parameters())
         if log_variances:
             # Decay would pull every task's sigma to 1.
@@ -115,19 +112,6 @@ class SalSegTrainer(Trainer):
         module = self.module
         if self.start_iter == 0 and isinstance(module, SalSeg):
             module.statistics.reset()
-
-
-def _groups(cfg: CfgNode, part: nn.Module, rate: float) -> list[dict[str, Any]]:
-    solver = cfg.SOLVER
-    return parameter_groups(
-        part,
-        base_lr=rate,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-    )
 
 
 def _merged(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -419,3 +419,13 @@ def test_resume_without_the_labels_says_what_is_missing(tmp_path: Path) -> None:
     resumed.resume_or_load(resume=True)
     with pytest.raises(FileNotFoundError, match=r"round_1.*complete rounds.*without --resume"):
         resumed.train()
+
+
+def test_training_starts_from_weights_of_the_backbone_alone(tmp_path: Path) -> None:
+    source = trainer(tmp_path / "source")
+    state = {name: torch.full_like(value, 2) for name, value in source.network.network.backbone.state_dict().items()}
+    torch.save(state, tmp_path / "imagenet.pth")
+    started = trainer(tmp_path / "started", "MODEL.WEIGHTS", str(tmp_path / "imagenet.pth"))
+    started.resume_or_load(resume=False)
+    assert all((value == 2).all() for value in started.network.network.backbone.state_dict().values())
+    assert_equal_weights(source.network.network.head, started.network.network.head)

@@ -189,3 +189,15 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     built = trainer(tmp_path)
     with pytest.raises(TypeError, match="trains SalSeg, not Linear"):
         built.build_optimizers(built.cfg, nn.Linear(1, 1))
+
+
+def test_training_starts_from_weights_of_the_backbone_alone(tmp_path: Path) -> None:
+    source = model_of(trainer(tmp_path / "source"))
+    state = {name: torch.full_like(value, 2) for name, value in source.backbone.state_dict().items()}
+    torch.save(state, tmp_path / "imagenet.pth")
+    built = trainer(tmp_path / "started", "MODEL.WEIGHTS", str(tmp_path / "imagenet.pth"))
+    built.resume_or_load(resume=False)
+    started = model_of(built)
+    assert all((value == 2).all() for value in started.backbone.state_dict().values())
+    for name, value in source.decoder.state_dict().items():
+        assert torch.equal(started.decoder.state_dict()[name], value), name
