@@ -15,6 +15,11 @@ import torch
 
 import padding  # noqa: F401  (applies the Detectron2 fixes before any test imports it)
 
+# isort: split
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from padding.data import registration
+
 GOLDENS = Path(__file__).parent / "goldens"
 
 
@@ -32,6 +37,17 @@ def _reproducible() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def restored_catalogs() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    known = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - known:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+        registration._registered.discard(name)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from padding.data.class_split import ClassSplit
 from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split, coco_zsp_split, coco_zss_split
 from padding.data.pascal_context import register_pascal_context
 from padding.data.registration import (
-    _registered,  # noqa: F401  (tests take back what they registered)
     class_split_of,
     register_instances,
     register_listed_images,

@@ -1,29 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line that checks saliency sets."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from padding.data import catalog
 from tests.scripts import load_script
 from tests.tiny_dense import save, write_camvid
 
 main = load_script("prepare_saliency").main
 
 
-@pytest.fixture(autouse=True)
-def _restore_catalogs() -> Iterator[None]:
-    known = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-        catalog._registered.discard(name)
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 def write_set(folder: Path, *maps: np.ndarray) -> Path:

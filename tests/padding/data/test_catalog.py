@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registration: names, label spaces, metadata, repeated calls, and the two real COCO images."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from padding.data import catalog
 from padding.data.catalog import class_split_of, coco_zsp_split, data_root, register_all, register_panoptic
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
@@ -42,14 +40,7 @@ TASKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _restore_catalogs() -> Iterator[None]:
-    known = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-        catalog._registered.discard(name)
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 @pytest.fixture

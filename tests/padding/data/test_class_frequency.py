@@ -4,17 +4,16 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from padding.data import catalog, class_frequency
+from padding.data import class_frequency
 from padding.data.camvid import register_camvid
 from padding.data.class_frequency import ClassCounts, class_counts, class_weights, inverse_log_weights
 from padding.data.split_lists import write_split
@@ -24,14 +23,7 @@ from tests.tiny_dense import write_camvid
 NAME = "camvid_train_sem_seg"
 
 
-@pytest.fixture(autouse=True)
-def _restore_catalogs() -> Iterator[None]:
-    known = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-        catalog._registered.discard(name)
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registering semantic and instance sets: metadata, label maps, sets that count unseen classes alone, samples."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from padding.data import registration
 from padding.data.catalog import register_all, shapes_zsi_split
 from padding.data.mappers import build_mapper
 from padding.data.registration import register_instances, register_panoptic, register_sem_seg, registered_names
@@ -23,14 +21,7 @@ from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 UNSEEN_IDS = (2, 4)  # "gem" and "lake"
 
 
-@pytest.fixture(autouse=True)
-def _restore_catalogs() -> Iterator[None]:
-    known = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-        registration._registered.discard(name)
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 @pytest.fixture

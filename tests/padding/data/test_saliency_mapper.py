@@ -2,7 +2,6 @@
 # ruff: noqa: NPY002  (Detectron2's augmentations draw from the global state)
 """Samples with saliency: geometry, padding, void, binary or grey targets, alone and beside class labels."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import HFlipTransform
 from PIL import Image
 
-from padding.data import catalog
 from padding.data.augmentation import BorderedRotation
 from padding.data.camvid import register_camvid
 from padding.data.mappers import build_mapper
@@ -27,14 +25,7 @@ from tests.tiny_dense import noise, save, write_camvid
 NAME = "camvid_train_sem_seg"
 
 
-@pytest.fixture(autouse=True)
-def _restore_catalogs() -> Iterator[None]:
-    known = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-        catalog._registered.discard(name)
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 def config(*opts: Any) -> CfgNode:

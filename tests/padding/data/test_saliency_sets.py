@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saliency sets: layouts, pairing by name, what is missing, the table of names, classes that are salient."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from padding.data import catalog
 from padding.data.camvid import register_camvid
 from padding.data.catalog import class_split_of, register_all
 from padding.data.saliency import read_saliency
@@ -25,15 +23,7 @@ from padding.data.saliency_sets import (
 from padding.data.shapes import ShapesConfig, render_image, write_shapes
 from tests.tiny_dense import blocks, save, write_camvid, write_cityscapes, write_voc
 
-
-@pytest.fixture(autouse=True)
-def _restore_catalogs() -> Iterator[None]:
-    known = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-        catalog._registered.discard(name)
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 def write_pairs(images: Path, masks: Path, *stems: str, ending: str = ".jpg") -> None:

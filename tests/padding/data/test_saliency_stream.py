@@ -2,7 +2,6 @@
 """From a configuration to images with class labels and images with saliency side by side."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from padding.data import catalog
 from padding.data.catalog import register_all
 from padding.data.registration import register_listed_images
 from padding.data.saliency_stream import (
@@ -25,15 +23,7 @@ from padding.data.streams import PairedStream, TrainStream
 from padding.engine import add_core_config
 from tests.tiny_dense import blocks, noise, save, write_camvid
 
-
-@pytest.fixture(autouse=True)
-def _restore_catalogs() -> Iterator[None]:
-    known = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-        catalog._registered.discard(name)
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 @pytest.fixture

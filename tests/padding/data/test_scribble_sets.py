@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registered scribble sets: images and classes of the dense sets, labels of the scribbles, samples of the mapper."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from padding.data import registration
 from padding.data.catalog import register_all, register_listed_images, register_scribbles
 from padding.data.class_split import ClassSplit
 from padding.data.mappers import build_mapper
@@ -24,14 +22,7 @@ SIMULATED = ("shapes_train_scribble_coarse", "camvid_train_scribble", "cityscape
 RASTER = np.array([[0, 255, 1], [2, 254, 255]], np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def _restore_catalogs() -> Iterator[None]:
-    known = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - known:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-        registration._registered.discard(name)
+pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 
 @pytest.fixture
