@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good are the labels that a trained PSI grows from scribbles? Coverage and accuracy of y_0 to y_T.
 
-``python -m psi.label_report --config-file FILE --weights FILE [--images N] [--per-class] [--output FILE] KEY VALUE ..``
+``python -m psi.label_report --config-file FILE --weights FILE [--images N] [--per-class] [--output FILE] [--opts ...]``
 grows the labels of training images with the given network, as a training step would but on whole images, and compares
 them with the dense labels of the same images. The last line is one JSON object; it has the classes only where their
 table is printed, the file of --output always has them.
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> LabelReport:
     )
     parser.add_argument("--per-class", action="store_true", help="print the table of classes as well")
     parser.add_argument("--output", metavar="FILE", help="JSON file to write")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="of the configuration")
     args = parser.parse_args(arguments)
     for name in ("padding", "psi"):
         setup_logger(name=name).setLevel(logging.WARNING)

@@ -145,18 +145,18 @@ def test_refuses_labels_that_do_not_grow(trained: list[str], tmp_path: Path) -> 
     cfg = tiny_psi_cfg("MODEL.PSI.SLD.STEPS", 0)
     torch.save(TRAINER_REGISTRY.get(cfg.TRAINER).build_model(cfg).state_dict(), tmp_path / "plain.pth")
     with pytest.raises(ValueError, match=r"MODEL\.PSI\.SLD\.STEPS is 0"):
-        main([*trained[:2], "--weights", str(tmp_path / "plain.pth"), "MODEL.PSI.SLD.STEPS", "0"])
+        main([*trained[:2], "--weights", str(tmp_path / "plain.pth"), "--opts", "MODEL.PSI.SLD.STEPS", "0"])
 
 
 def test_refuses_data_without_dense_labels(trained: list[str]) -> None:
     with pytest.raises(ValueError, match="no dense labels are known for shapes_train_sem_seg_coarse"):
-        main([*trained, "DATASETS.TRAIN", "('shapes_train_sem_seg_coarse',)"])
+        main([*trained, "--opts", "DATASETS.TRAIN", "('shapes_train_sem_seg_coarse',)"])
     assert MetadataCatalog.get("shapes_train_scribble_coarse").dense_set == "shapes_train_sem_seg_coarse"
 
 
 def test_refuses_another_method(trained: list[str]) -> None:
     with pytest.raises(TypeError, match="configures MaskFormer"):
-        main([*trained, "MODEL.META_ARCHITECTURE", "MaskFormer"])
+        main([*trained, "--opts", "MODEL.META_ARCHITECTURE", "MaskFormer"])
 
 
 def test_refuses_unknown_images(trained: list[str]) -> None:
