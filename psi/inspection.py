@@ -16,14 +16,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
-from padding.data.catalog import class_split_of, register_all
+from padding.data.catalog import class_split_of
 from padding.data.entry_choice import choose_entries
-from padding.data.folders import register_own_data
 from padding.data.mappers import SemanticMapper, build_mapper
 from padding.data.sample import DatasetDict
 from padding.data.scribble_sets import label_key
 from padding.data.streams import load_training_entries
-from padding.engine import TRAINER_REGISTRY, load_cfg
+from padding.engine import TRAINER_REGISTRY
+from padding.engine.trained import trained_cfg
 from padding.modeling.label_space import training_split
 from psi.config import add_psi_config
 from psi.label_quality import LabelQuality
@@ -138,11 +138,7 @@ def open_trained(config_file: str | Path, weights: str, opts: Sequence[str] = ()
     Raises:
         TypeError: the configuration is of another method.
     """
-    cfg = load_cfg(str(config_file), [*opts, "MODEL.WEIGHTS", weights], [add_psi_config], drop_unknown=True)
-    if cfg.MODEL.META_ARCHITECTURE != "PSI":
-        raise TypeError(f"{config_file} configures {cfg.MODEL.META_ARCHITECTURE}; scribbles grow in PSI alone")
-    register_all()
-    register_own_data(cfg)
+    cfg = trained_cfg(config_file, weights, opts, add_psi_config, meta_architecture="PSI")
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
     model = trainer_class.build_model(cfg)
     trainer_class.load_weights(model, weights, complete=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from padding.engine.trained import add_strip_command
 from padding.evaluation.report import write_json_atomically
 from psi.budget import budget_curves, read_runs
 from psi.figures import draw_budget, draw_strips
@@ -38,22 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    strip = commands.add_parser("strip", help="how labels grow in some images")
-    strip.add_argument("--config-file", required=True, metavar="FILE")
-    strip.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of this configuration")
-    chosen = strip.add_mutually_exclusive_group()
-    chosen.add_argument("--images", type=int, default=4, metavar="N", help="evenly spread (default %(default)s)")
-    chosen.add_argument("--ids", nargs="+", default=[], metavar="ID", help="images by id or stem of their file")
-    strip.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="of the configuration")
+    strip = add_strip_command(commands, "how labels grow in some images")
     budget = commands.add_parser("budget", help="mIoU over labeled pixels")
     budget.add_argument("--results", nargs="+", required=True, metavar="[NAME=]FOLDER", help="one curve each")
     budget.add_argument("--metric", default="sem_seg/mIoU", help="as task/metric (default %(default)s)")
     for command in (strip, budget):
         command.add_argument("--output", type=Path, required=True, metavar="FILE.png")
-    args = parser.parse_args(arguments)
-    if args.command == "strip" and args.images < 1:
-        parser.error("--images: at least 1")
-    return args
+    return parser.parse_args(arguments)
 
 
 def _strip(args: argparse.Namespace) -> Path:

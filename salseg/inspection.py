@@ -15,14 +15,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
-from padding.data.catalog import register_all
 from padding.data.entry_choice import choose_entries
-from padding.data.folders import register_own_data
 from padding.data.saliency import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.scribble_sets import label_key
-from padding.engine import Predictor, load_cfg
+from padding.engine import Predictor
 from padding.engine.label_map import label_map_of
+from padding.engine.trained import trained_cfg
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.saliency import saliency_at_size
 from padding.evaluation.semantic import SemanticGroundTruth, read_label_map
@@ -161,9 +160,5 @@ def open_trained(config_file: str | Path, weights: str, opts: Sequence[str] = ()
     Raises:
         TypeError: the configuration is of another method.
     """
-    cfg = load_cfg(str(config_file), [*opts, "MODEL.WEIGHTS", weights], [add_salseg_config], drop_unknown=True)
-    if cfg.MODEL.META_ARCHITECTURE != "SalSeg":
-        raise TypeError(f"{config_file} configures {cfg.MODEL.META_ARCHITECTURE}; saliency is SalSeg's")
-    register_all()
-    register_own_data(cfg)
+    cfg = trained_cfg(config_file, weights, opts, add_salseg_config, meta_architecture="SalSeg")
     return cfg, Predictor(cfg)

@@ -19,6 +19,7 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from padding.engine.trained import add_strip_command
 from padding.evaluation.report import write_json_atomically
 from salseg.figures import draw_courses, draw_strips
 from salseg.inspection import Inspection, open_trained
@@ -38,21 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    strip = commands.add_parser("strip", help="both tasks beside some images")
-    strip.add_argument("--config-file", required=True, metavar="FILE")
-    strip.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of this configuration")
-    chosen = strip.add_mutually_exclusive_group()
-    chosen.add_argument("--images", type=int, default=4, metavar="N", help="evenly spread (default %(default)s)")
-    chosen.add_argument("--ids", nargs="+", default=[], metavar="ID", help="images by id or stem of their file")
-    strip.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="of the configuration")
+    strip = add_strip_command(commands, "both tasks beside some images")
     weights = commands.add_parser("weights", help="weights and losses of the tasks over the training")
     weights.add_argument("--results", nargs="+", required=True, metavar="[NAME=]FOLDER", help="one color each")
     for command in (strip, weights):
         command.add_argument("--output", type=Path, required=True, metavar="FILE.png")
-    args = parser.parse_args(arguments)
-    if args.command == "strip" and args.images < 1:
-        parser.error("--images: at least 1")
-    return args
+    return parser.parse_args(arguments)
 
 
 def _strip(args: argparse.Namespace) -> Path:

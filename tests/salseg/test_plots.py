@@ -159,7 +159,7 @@ def test_wrong_choices_are_named(root: Path) -> None:
         inspect(root, ids=["nobody"])
     with pytest.raises(ValueError, match="expected semantic and saliency sets, at least one semantic set"):
         inspect(root, "DATASETS.TEST", f"('{SALIENCY}',)")
-    with pytest.raises(TypeError, match="configures TCC; saliency is SalSeg's"):
+    with pytest.raises(TypeError, match="configures TCC; this command looks at SalSeg alone"):
         open_trained(root / "config.yaml", str(root / "model.pth"), ["MODEL.META_ARCHITECTURE", "TCC"])
 
 
