@@ -95,30 +95,25 @@ def grow_labels(
     Raises:
         ValueError: for a model whose labels do not grow.
     """
-    was_training = model.training
-    model.eval()
+    if model.threshold_net is None:
+        raise ValueError("MODEL.PSI.SLD.STEPS is 0: labels of this model do not grow")
     height, width = scribbles.shape
-    pixels = model.normalized(sample["image"])
-    plan = SegmentationPlan(size_divisibility=model.plan.size_divisibility)
-    scores = segment(lambda view: {"scores": model.network(view)}, pixels, plan, output_size=(height, width))["scores"]
-    model.train(was_training)
-    stride = model.growth.stride
+    scores = _scores(model, sample["image"], (height, width))
+    stride, num_classes = model.growth.stride, model.num_classes
     drawn = scribbles.to(model.device)[None]
     valid = torch.ones_like(drawn, dtype=torch.bool)
     start, cells = supervision_on_grid(
         drawn,
         valid,
-        num_classes=model.num_classes,
+        num_classes=num_classes,
         stride=stride,
         labels=None if stored is None else stored.labels.to(model.device),
         weights=None if stored is None else stored.weights.to(model.device),
     )
     # Radii are pixels of what the network sees.
     enlarged = height / sample["image"].shape[-2]
-    chosen = range(len(model.growth.diffusion.radii)) if steps is None else steps
+    chosen = range(model.growth.steps) if steps is None else steps
     radii = tuple(max(1, round(model.growth.diffusion.radii[t] * enlarged)) for t in chosen)
-    if model.threshold_net is None:
-        raise ValueError("MODEL.PSI.SLD.STEPS is 0: labels of this model do not grow")
     found = diffuse(
         F.interpolate(scores[None], size=cells.shape[-2:], mode="area"),
         start,
@@ -126,13 +121,23 @@ def grow_labels(
         threshold_net=model.threshold_net,
         options=replace(model.growth.diffusion, radii=radii),
     )
-    first = stored or PixelSupervision.of_scribbles(drawn, num_classes=model.num_classes)  # finer than the grid
-    grown = (
-        supervision_at_pixels(step.supervision, drawn, valid, stride=stride, num_classes=model.num_classes)
-        for step in found
-    )
-    states = [first, *grown]
-    return GrownLabels(states, found, scores)
+    first = stored or PixelSupervision.of_scribbles(drawn, num_classes=num_classes)  # finer than the grid
+    grown = [
+        supervision_at_pixels(step.supervision, drawn, valid, stride=stride, num_classes=num_classes) for step in found
+    ]
+    return GrownLabels([first, *grown], found, scores)
+
+
+def _scores(model: PSI, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(K, h, w) scores M of one image (3, H, W) in one view, whatever the plan of the evaluation."""
+    plan = SegmentationPlan(size_divisibility=model.plan.size_divisibility)
+    was_training = model.training
+    model.eval()
+    try:
+        found = segment(lambda view: {"scores": model.network(view)}, model.normalized(image), plan, output_size=size)
+    finally:
+        model.train(was_training)
+    return found["scores"]
 
 
 def quality_of(labels: GrownLabels, truth: Tensor | None) -> list[LabelQuality]:

@@ -67,6 +67,7 @@ class SalSeg(nn.Module):
     """
 
     required_train_keys = ("image",)
+    training_only = ("weighting.",)  # so that a training with other task weights can be evaluated
 
     pixel_mean: Tensor
     pixel_std: Tensor

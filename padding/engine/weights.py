@@ -18,7 +18,8 @@ def load_weights(model: nn.Module, path: str, *, complete: bool) -> CheckpointRe
     """Load a weight file into a model and log what was matched, renamed and skipped.
 
     Args:
-        model: changed in place; not wrapped.
+        model: changed in place; not wrapped. Its attribute ``training_only``, if there is one, names prefixes of
+            parameters that no prediction depends on.
         path: local .pth, .pkl or .safetensors file.
         complete: True to evaluate, when every parameter must come from the file; False at the start of a training,
             when the head may be absent as a whole and class rows may differ in number.
@@ -32,7 +33,8 @@ def load_weights(model: nn.Module, path: str, *, complete: bool) -> CheckpointRe
     report = load_into(model, read_checkpoint(path))
     logging.getLogger(__name__).info("Weights from %s:\n%s", path, report)
     reshaped = [name for name, why in report.skipped.items() if why.startswith("shape")]
-    untrained = [name for name in (*report.missing, *reshaped) if not name.startswith(_REBUILT)]
+    optional = (*_REBUILT, *getattr(model, "training_only", ()))
+    untrained = [name for name in (*report.missing, *reshaped) if not name.startswith(optional)]
     if complete and untrained:
         raise CheckpointError(
             f"{path} leaves {len(untrained)} parameters of {type(model).__name__} untrained, first {untrained[0]!r}; "

@@ -201,3 +201,12 @@ def test_training_starts_from_weights_of_the_backbone_alone(tmp_path: Path) -> N
     assert all((value == 2).all() for value in started.backbone.state_dict().values())
     for name, value in source.decoder.state_dict().items():
         assert torch.equal(started.decoder.state_dict()[name], value), name
+
+
+def test_a_training_with_fixed_weights_is_evaluated_by_a_configuration_with_learned_ones(tmp_path: Path) -> None:
+    fixed = trainer(tmp_path / "fixed", NODE + "WEIGHTING", "uniform")
+    torch.save({"model": model_of(fixed).state_dict()}, tmp_path / "model.pth")
+    learned = trainer(tmp_path / "learned", NODE + "WEIGHTING", "uncertainty")
+    learned.load_weights(model_of(learned), str(tmp_path / "model.pth"), complete=True)
+    for name, value in model_of(fixed).state_dict().items():
+        assert torch.equal(model_of(learned).state_dict()[name], value), name

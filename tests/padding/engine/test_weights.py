@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from padding.engine.weights import load_initial_weights
+from padding.engine.weights import load_initial_weights, load_weights
 from padding.modeling.checkpoint import CheckpointError
 
 
 class Model(nn.Module):
+    training_only: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         super().__init__()
         self.network = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 3)})
@@ -48,3 +50,17 @@ def test_another_backbone_is_refused_and_the_key_named(tmp_path: Path) -> None:
     torch.save({"stem.conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"ResNet of Detectron2 .* Compare MODEL\.BACKBONE"):
         load_initial_weights(model, model.backbone, str(tmp_path / "other.pth"))
+
+
+def test_evaluation_misses_only_what_predictions_depend_on(tmp_path: Path) -> None:
+    model = Model()
+    torch.save(
+        {f"network.{k}": v for k, v in model.network.state_dict().items() if "head" not in k}, tmp_path / "a.pth"
+    )
+    with pytest.raises(CheckpointError, match=r"leaves 2 parameters of Model untrained, first 'network\.head"):
+        load_weights(model, str(tmp_path / "a.pth"), complete=True)
+    model.training_only = ("network.head.",)
+    assert sorted(load_weights(model, str(tmp_path / "a.pth"), complete=True).missing) == [
+        "network.head.bias",
+        "network.head.weight",
+    ]
