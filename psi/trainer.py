@@ -19,11 +19,9 @@ from detectron2.utils import comm
 from torch import nn
 from tqdm import tqdm
 
-from padding.data.mappers import build_mapper
-from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer, parameter_groups, solver_node
 from padding.engine.random_state import preserved_random_state
-from padding.engine.trainer import TRAINER_REGISTRY, Trainer
+from padding.engine.trainer import TRAINER_REGISTRY, Trainer, training_entries
 from padding.engine.weights import load_initial_weights
 from psi.label_store import LabelStore
 from psi.labeling import ScribbleReader, grow_labels
@@ -66,7 +64,7 @@ class ScribbleTrainer(Trainer):
         if self.mode == "rounds" and self.steps:
             folder = node.ROUNDS.FOLDER or Path(cfg.OUTPUT_DIR) / "labels"
             self.store = LabelStore(folder, num_classes=self.network.num_classes)
-            _check_ids(self._training_entries())
+            _check_ids(training_entries(cfg))
 
     @property
     def network(self) -> PSI:
@@ -139,27 +137,15 @@ class ScribbleTrainer(Trainer):
             if missing not in self.labeled_rounds:
                 self._label_training_set(missing)
                 self.labeled_rounds.append(missing)
-        entries = self._training_entries()
+        entries = training_entries(self.cfg)
         self._replace_entries(self.store.entries(entries, number))
         self.round = number
-
-    def _training_entries(self) -> list[dict[str, Any]]:
-        empty = self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        return load_training_entries(self.cfg.DATASETS.TRAIN, filter_empty=empty)
 
     def _replace_entries(self, entries: list[dict[str, Any]]) -> None:
         """Go on at the same position of the same sequence of images, with other labels."""
         position = self.stream.state_dict()
         with preserved_random_state(with_cuda=False):
-            self.stream = TrainStream(
-                entries,
-                build_mapper(self.cfg, is_train=True),
-                batch_size=self.micro_batch_size,
-                seed=self.seed,
-                rank=comm.get_rank(),
-                world_size=comm.get_world_size(),
-                num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-            )
+            self.stream = self.stream_of(entries)
             self.stream.load_state_dict(position)
             self._batches = iter(self.stream)
 
@@ -167,7 +153,7 @@ class ScribbleTrainer(Trainer):
         """Grow y_{number} of every image from y_{number - 1}; each rank labels its share."""
         store, model = self.store, self.network
         assert store is not None
-        entries = self._training_entries()
+        entries = training_entries(self.cfg)
         if number > 1:
             entries = store.entries(entries, number - 1)
         if comm.is_main_process():

@@ -38,7 +38,7 @@ from padding.engine.random_state import capture_random_state, preserved_random_s
 from padding.engine.weights import load_weights
 from padding.modeling.checkpoint import CheckpointError
 
-__all__ = ["TRAINER_REGISTRY", "Trainer", "micro_batch_size"]
+__all__ = ["TRAINER_REGISTRY", "Trainer", "micro_batch_size", "training_entries"]
 
 TRAINER_REGISTRY = Registry("TRAINER")
 TRAINER_REGISTRY.__doc__ = "Training loops by the name that the key TRAINER holds."
@@ -58,6 +58,11 @@ def micro_batch_size(images_per_step: int, accumulate_steps: int, world_size: in
             f"of {max(parts, 1)}"
         )
     return images_per_step // parts
+
+
+def training_entries(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Entries of DATASETS.TRAIN, without empty ones if DATALOADER.FILTER_EMPTY_ANNOTATIONS says so."""
+    return load_training_entries(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
 
 
 @TRAINER_REGISTRY.register()
@@ -153,14 +158,18 @@ class Trainer(TrainerBase):
 
     def build_stream(self, cfg: CfgNode) -> TrainStream:
         """Build this rank's endless stream of micro-batches from DATASETS.TRAIN."""
+        return self.stream_of(training_entries(cfg))
+
+    def stream_of(self, entries: Sequence[Mapping[str, Any]]) -> TrainStream:
+        """This rank's endless stream of micro-batches of some entries, read by the configured mapper."""
         return TrainStream(
-            load_training_entries(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
-            build_mapper(cfg, is_train=True),
+            entries,
+            build_mapper(self.cfg, is_train=True),
             batch_size=self.micro_batch_size,
             seed=self.seed,
             rank=comm.get_rank(),
             world_size=comm.get_world_size(),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
         )
 
     def run_step(self) -> None:
