@@ -400,10 +400,10 @@ def test_two_images_of_one_id_are_refused_before_the_first_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries = load_training_entries(("shapes_train_scribble_coarse",), filter_empty=False)
-    monkeypatch.setattr("psi.trainer.load_training_entries", lambda *_, **__: [*entries, *entries])
+    monkeypatch.setattr("psi.trainer.training_entries", lambda *_, **__: [*entries, *entries])
     trainer(tmp_path, *ROUNDS)  # an image may be listed twice
     other = {**entries[0], "file_name": "elsewhere/1.png"}
-    monkeypatch.setattr("psi.trainer.load_training_entries", lambda *_, **__: [*entries, other])
+    monkeypatch.setattr("psi.trainer.training_entries", lambda *_, **__: [*entries, other])
     with pytest.raises(ValueError, match=r"two images of the id .* elsewhere/1.png"):
         trainer(tmp_path, *ROUNDS)
     trainer(tmp_path, SLD + "MODE", "online")
