@@ -178,11 +178,19 @@ def test_cohort_on_two_processes_equals_one(shapes: Path, tmp_path: Path) -> Non
     "mode", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("online", "inner_loop")), "rounds"]
 )
 def test_scribbles_on_two_processes_equal_one(mode: str, shapes: Path, tmp_path: Path) -> None:
-    """Losses are means over the pixels of all processes, and each process labels its share of the images."""
+    """Losses are means over the pixels of all processes, and each process labels its share of the images.
+
+    An untrained network scores all cells nearly alike, so that some lie within the last bit of their threshold and flip
+    with the order of a sum. Here such a flip moves no loss by a step: windows cover the whole image, and the threshold's
+    loss reads soft scores of every cell, not a selection. At a high rate nine steps of the inner loop alone turn a
+    last bit into 1e-4.
+    """
     opts = ["SEED", "1", "MODEL.PSI.SLD.MODE", mode, "MODEL.PSI.SLD.STEPS", "2", "MODEL.SMALL_RESNET.NORM", "FrozenBN"]
     for key in ("CPP.NORM", "CPP.LATERAL_NORM", "DECODER.NORM"):
         opts += [f"MODEL.PSI.{key}", "GN"]
     opts += ["MODEL.PSI.DECODER.ASPP_DROPOUT", "0.0", "MODEL.PSI.SLD.GATE_ARGMAX", "False", "TEST.EVAL_PERIOD", "0"]
+    opts += ["MODEL.PSI.SLD.RADIUS", "200", "MODEL.PSI.SLD.SCOPE", "global", "MODEL.PSI.SLD.BINARIZER", "sigmoid"]
+    opts += ["MODEL.PSI.LOSS.DIFFUSION_REGION", "all", "SOLVER.BASE_LR", "0.001"]
     config = ROOT / "configs" / "smoke" / "shapes_psi.yaml"
     one, two = train_on_one_and_two_processes(config, tmp_path, *opts)
     assert_equal_losses(one, two)
