@@ -36,11 +36,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from padding.data.catalog import register_all
+from padding.data.files import write_text
 from padding.data.folders import register_own_data
 from padding.engine import ConfigError, Predictor, load_cfg
 from padding.engine.label_map import UNLABELED, class_colors, label_map_of, write_label_map
 from padding.engine.saliency_picture import beside, draw_saliency
-from padding.evaluation.report import write_text_atomically
 from train_net import METHODS
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -164,7 +164,7 @@ class Demo:
             raise DemoError(f"--label-maps is for images; leave out {', '.join(videos)}")
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{index} {name}\n" for index, name in enumerate(self._predictor.class_names)]
-        write_text_atomically(folder / "classes.txt", "".join([*lines, f"{UNLABELED} unlabeled\n"]))
+        write_text(folder / "classes.txt", "".join([*lines, f"{UNLABELED} unlabeled\n"]))
 
     def _overlay(self, image: npt.NDArray[np.uint8], prediction: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
         """Draw the segments and, of a model that predicts it, saliency beside them."""

@@ -25,8 +25,8 @@ import train_net  # before anything of detectron2: it applies the fixes
 from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
+from padding.data.files import write_json, write_text
 from padding.engine.setup import load_cfg
-from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.rows import process_cpu_seconds, spread_text
 
 RESULT = "row_result.json"
@@ -70,7 +70,7 @@ def run_row(config: Path, output: Path, options: Sequence[str]) -> dict[str, Any
         )
     command = ["--config-file", str(config), "--resume", *words]
     print(f"\npython train_net.py {' '.join(command)}", flush=True)
-    write_text_atomically(output / "row_identity.txt", identity)
+    write_text(output / "row_identity.txt", identity)
     start, before = time.perf_counter(), process_cpu_seconds()
     metrics = train_net.main(default_argument_parser().parse_args(command))
     result = {
@@ -79,7 +79,7 @@ def run_row(config: Path, output: Path, options: Sequence[str]) -> dict[str, Any
         "wall_seconds": time.perf_counter() - start,
         "cpu_seconds": process_cpu_seconds() - before,
     }
-    write_json_atomically(path, result)
+    write_json(path, result)
     return result
 
 
@@ -163,8 +163,8 @@ def main() -> None:
     logging.disable(logging.INFO)
     summary = summarise(results, args.metrics)
     table = to_table(summary, args.metrics)
-    write_text_atomically(output / "table.md", table + "\n")
-    write_json_atomically(output / "table.json", summary)
+    write_text(output / "table.md", table + "\n")
+    write_json(output / "table.json", summary)
     print(f"\n{table}\n")
     print(json.dumps(summary))
 

@@ -29,13 +29,13 @@ from tqdm import tqdm
 
 from padding.ablation import METHODS_OF_TABLE_1, rows_of_table
 from padding.data.catalog import register_all
+from padding.data.files import write_json, write_text
 from padding.data.shapes import ShapesConfig, write_shapes
 from padding.data.streams import build_eval_loader
 from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
 from padding.engine.predictor import display_metadata
 from padding.engine.setup import load_cfg
 from padding.evaluation.panoptic import PanopticGroundTruth, panoptic_results
-from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.evaluation.sweep import draw_curve, sweep_results
 from padding.modeling.maskformer import MaskFormer
 from padding.rows import Study, run_once, sweep_table
@@ -171,8 +171,8 @@ def run(preset: Preset, output: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
     }
     output.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(output / "metrics.json", metrics)
-    write_text_atomically(output / "table.md", table(results) + "\n")
+    write_json(output / "metrics.json", metrics)
+    write_text(output / "table.md", table(results) + "\n")
     curves = {
         label: [(point["seen"], point["unseen"]) for point in runs[0]["sweep"]["PQ"]["curve"]]
         for label, runs in results.items()

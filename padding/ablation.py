@@ -28,11 +28,11 @@ from tqdm import tqdm
 
 from padding.config import add_padding_config
 from padding.data.catalog import data_root, register_all
+from padding.data.files import write_json, write_text
 from padding.data.shapes import ShapesConfig, write_shapes
 from padding.data.streams import build_eval_loader
 from padding.engine.setup import ConfigError, load_cfg
 from padding.evaluation.instance import InstanceEvaluator
-from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.evaluation.semantic import SemSegEvaluator
 from padding.evaluation.sweep import GAMMAS
 from padding.modeling.maskformer import MaskFormer
@@ -204,8 +204,8 @@ def run_table(table: str, study: Study, rows: Sequence[Row], seeds: Sequence[int
             "summary": {label: _summary(runs) for label, runs in results.items()},
             "rows": results,
         }
-        write_text_atomically(study.output / f"table{table}.md", content["markdown"] + "\n")
-        write_json_atomically(study.output / f"table{table}.json", content)
+        write_text(study.output / f"table{table}.md", content["markdown"] + "\n")
+        write_json(study.output / f"table{table}.json", content)
     return content
 
 

@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from padding.checkpoint import LABEL_SPACE_ENTRY, describe_label_space
 from padding.data.catalog import register_all
+from padding.engine.checkpointer import write_checkpoint
 from padding.engine.setup import load_cfg
 from padding.extension import STATISTICS_ENTRY, ExtensionReport, add_classes_to, find_statistics
 from padding.meta_arch import PADing
@@ -46,11 +45,8 @@ def extended_checkpoint(model: PADing, statistics: SeenStatistics) -> dict[str, 
 
 
 def save_extended(path: Path, model: PADing, statistics: SeenStatistics) -> None:
-    """Write ``extended_checkpoint``, under another name first: a killed process leaves the old file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(extended_checkpoint(model, statistics), temporary)
-    temporary.replace(path)
+    """Write ``extended_checkpoint``; a killed process leaves the old file or none."""
+    write_checkpoint(path, extended_checkpoint(model, statistics))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from padding.data.files import replacing, write_json
 from padding.engine.random_state import preserved_random_state
 
 __all__ = [
@@ -152,12 +153,6 @@ def _shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard_{shard:05d}.safetensors"
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
-
-
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -217,11 +212,11 @@ def build_feature_bank(
     if not complete:
         folder.mkdir(parents=True, exist_ok=True)
         if comm.is_main_process():
-            _write_json(folder / MANIFEST, {"fingerprint": expected, "complete": False})
+            write_json(folder / MANIFEST, {"fingerprint": expected, "complete": False})
         _write_missing_shards(folder, spec, extract, open_stream)
         comm.synchronize()
         if comm.is_main_process():
-            _write_json(folder / MANIFEST, {"fingerprint": expected, "complete": True})
+            write_json(folder / MANIFEST, {"fingerprint": expected, "complete": True})
         comm.synchronize()
     return FeatureBank(folder, spec)
 
@@ -249,9 +244,8 @@ def _write_missing_shards(
                 torch.manual_seed(spec.seed + shard)
                 content = _shard_content(spec, shard, extract, open_stream, progress)
             path = _shard_path(folder, shard)
-            temporary = path.with_name(f".{path.name}.tmp")
-            save_file(content, temporary)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                save_file(content, temporary)
 
 
 def _shard_content(

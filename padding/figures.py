@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from padding.data.files import save_figure
 from padding.evaluation.grouping import ClassGroups, group_means
 from padding.evaluation.panoptic_confusion import PanopticConfusion
 from padding.evaluation.panoptic_quality import PanopticScores
@@ -39,12 +40,6 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
 
 
 def _name_axis(axes: Axes, which: str, names: Sequence[str], colors: Sequence[str]) -> None:
@@ -101,7 +96,7 @@ def draw_class_bars(path: str | Path, scores: PanopticScores, groups: ClassGroup
     axes.set_title(f"mean PQ: seen {means.seen:.1f}, unseen {means.unseen:.1f} (dashed), HM {means.hm:.1f}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     _group_legend(axes, loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path, dpi=DPI)
 
 
 def draw_confusion(path: str | Path, confusion: PanopticConfusion, groups: ClassGroups) -> None:
@@ -139,7 +134,7 @@ def draw_confusion(path: str | Path, confusion: PanopticConfusion, groups: Class
     axes.set(xlabel="class of the predicted segment with IoU > 0.5", ylabel="true class (segments)")
     figure.colorbar(image, ax=axes, label="share of the true segments", shrink=0.5, pad=0.01)
     figure.suptitle("Which class stole the segment (blue names seen, orange unseen; % of the row)", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path, dpi=DPI)
 
 
 def draw_primitives(
@@ -176,7 +171,7 @@ def draw_primitives(
         f"{100 / total:.2g} %)",
         fontsize=9,
     )
-    _save(figure, path)
+    save_figure(figure, path, dpi=DPI)
 
 
 def draw_embedding_map(
@@ -215,4 +210,4 @@ def draw_embedding_map(
         axes.set(xticks=[], yticks=[])
     kinds = "dots real, crosses synthetic" if synthetic.any() else "real features only: this method generates none"
     figure.suptitle(f"t-SNE of query embeddings ({kinds}; grey: the other classes)", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path, dpi=DPI)

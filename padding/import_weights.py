@@ -23,6 +23,7 @@ from padding.checkpoint import CLASSIFIER, HEAD, load_padding_weights, repair_cl
 from padding.config import add_padding_config
 from padding.data.catalog import register_all
 from padding.data.class_split import read_name_list
+from padding.engine.checkpointer import write_checkpoint
 from padding.engine.setup import ConfigError, load_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.meta_arch import PADing
@@ -208,16 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> CheckpointReport:
         state, report = fit_to_network(cfg, imported, names)
     for note in imported.notes:
         logger.info("%s", note)
-    _save(args.output, state)
+    write_checkpoint(args.output, {"model": state})
     logger.info("%s -> %s\n%s", args.input, args.output, report)
     return report
-
-
-def _save(path: Path, state: State) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save({"model": state}, temporary)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

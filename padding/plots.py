@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from padding.config import add_padding_config
 from padding.data.catalog import register_all
+from padding.data.files import write_json
 from padding.data.streams import build_eval_loader
 from padding.engine.random_state import preserved_random_state
 from padding.engine.setup import load_cfg
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.panoptic_confusion import confusion_results
-from padding.evaluation.report import write_json_atomically
 from padding.evaluation.sweep import GAMMAS, draw_curve, sweep_results
 from padding.figures import draw_class_bars, draw_confusion, draw_embedding_map, draw_primitives
 from padding.meta_arch import PADing
@@ -103,7 +103,7 @@ def _draw_primitives(folder: Path, model: PADing, groups: ClassGroups, seed: int
         for row, name in enumerate(groups.names)
     }
     content = {"num_primitives": weights.shape[2], "strongest_by_class_and_layer": listed}
-    write_json_atomically(folder / "primitives.json", content)
+    write_json(folder / "primitives.json", content)
 
 
 def _groups_of_model(model: MaskFormer, groups: ClassGroups) -> ClassGroups:
@@ -174,7 +174,7 @@ def draw_figures(
         if "confusion" in wanted:
             draw_confusion(folder / "confusion.png", observation.confusion, groups)
             content: dict[str, Any] = confusion_results(observation.confusion, groups)
-            write_json_atomically(folder / "confusion.json", content)
+            write_json(folder / "confusion.json", content)
     return wanted
 
 

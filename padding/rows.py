@@ -25,9 +25,9 @@ from tabulate import tabulate
 from torch import nn
 
 from padding.config import add_padding_config
+from padding.data.files import write_json
 from padding.engine.setup import load_cfg, setup_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
-from padding.evaluation.report import write_json_atomically
 from padding.modeling.maskformer import MaskFormer
 from padding.seen_bias import load_model
 
@@ -106,7 +106,7 @@ def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
     for checkpoint in output.glob("model_0*.pth"):
         checkpoint.unlink()
     cost = {"seconds": time.perf_counter() - started, "cpu_seconds": process_cpu_seconds() - cpu}
-    write_json_atomically(stamp, {"options": words, **cost})
+    write_json(stamp, {"options": words, **cost})
     return str(final)
 
 
@@ -172,7 +172,7 @@ class Study:
         path = folder / f"{name}_{_digest(cfg, everything=True)}.json"
         if not path.exists():
             logging.getLogger(__name__).info("Measuring %s of row %s, seed %d", name, row.label, seed)
-            write_json_atomically(path, measure(cfg, load_model(cfg)))
+            write_json(path, measure(cfg, load_model(cfg)))
         return _with_nan(json.loads(path.read_text()))
 
     def _options(self, row: Row, seed: int) -> list[str]:

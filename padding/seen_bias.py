@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from padding.config import add_padding_config
 from padding.data.catalog import register_all
+from padding.data.files import write_json
 from padding.data.streams import build_eval_loader
 from padding.engine.setup import load_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.instance import InstanceGroundTruth, mask_entries
 from padding.evaluation.panoptic import PanopticGroundTruth
-from padding.evaluation.report import write_json_atomically
 from padding.evaluation.semantic import SemanticGroundTruth
 from padding.evaluation.sweep import GAMMAS, Postprocess, RawPrediction, Sweep, draw_curve
 from padding.evaluation.sweep import sweep_results as results_of
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     register_all()
     results = sweep_summary(cfg, load_model(cfg))
     folder = Path(args.output or cfg.OUTPUT_DIR)
-    write_json_atomically(folder / "seen_unseen_curve.json", results)
+    write_json(folder / "seen_unseen_curve.json", results)
     name, main_result = next(iter(results.items()))
     points = [(point["seen"], point["unseen"]) for point in main_result["curve"]]
     draw_curve(folder / "seen_unseen_curve.png", {Path(args.config_file).stem: points}, name)

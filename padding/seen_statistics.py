@@ -20,6 +20,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor
 
+from padding.data.files import replacing
 from padding.feature_bank import MANIFEST, BankSpec, FeatureBank, FeatureBatch
 
 __all__ = ["FILE_NAME", "SeenStatistics", "StatisticsHook", "open_bank", "statistics_of_bank"]
@@ -170,14 +171,11 @@ class SeenStatistics:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; a killed process leaves the old file or none."""
-        path = Path(path)
         state = self.state_dict()
         description = state.pop("description")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(tensors, temporary, metadata={"description": description})
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"description": description})
 
     @classmethod
     def load(cls, path: str | Path) -> "SeenStatistics":

@@ -24,10 +24,10 @@ from tabulate import tabulate
 
 from padding.ablation import choose_rows, prepare, rows_of_table
 from padding.config import add_padding_config
+from padding.data.files import write_json, write_text
 from padding.data.streams import build_eval_loader
 from padding.engine.setup import load_cfg
 from padding.evaluation.panoptic import PanopticGroundTruth
-from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.evaluation.sweep import (
     GAMMAS,
     AccumulatedSweep,
@@ -200,8 +200,8 @@ def tune_and_report(
             "chosen": {label: vars(entry) for label, entry in chosen.items()},
             "runs": runs,
         }
-        write_text_atomically(output / "tuning.md", content["markdown"] + "\n")
-        write_json_atomically(output / "tuning.json", content)
+        write_text(output / "tuning.md", content["markdown"] + "\n")
+        write_json(output / "tuning.json", content)
     return content
 
 

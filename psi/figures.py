@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from padding.data.class_split import ClassSplit
+from padding.data.files import save_figure
 from padding.data.sample import IGNORE_LABEL
 from padding.engine.picture_rows import (
     TITLE_SIZE,
@@ -24,7 +25,6 @@ from padding.engine.picture_rows import (
     labels_on_white,
     labels_over_image,
     new_figure,
-    save_figure,
 )
 from psi.budget import BudgetCurve
 from psi.inspection import Inspected

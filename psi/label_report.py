@@ -21,8 +21,8 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 from tqdm import tqdm
 
+from padding.data.files import without_nan, write_json
 from padding.data.sample import IGNORE_LABEL
-from padding.evaluation.report import without_nan, write_json_atomically
 from psi.inspection import Inspected, Inspection, open_trained
 from psi.label_quality import LabelQuality, mean_thresholds
 
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> LabelReport:
     print("\n\n".join([*tables, own]) + "\n", flush=True)  # noqa: T201  (the command's result)
     content = {"data": list(cfg.DATASETS.TRAIN), "weights": args.weights, **report.to_json()}
     if args.output:
-        write_json_atomically(args.output, content)
+        write_json(args.output, content)
     if not args.per_class:
         del content["classes"]
     print(json.dumps(content))  # noqa: T201

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 
 from padding.data.augmentation import View
+from padding.data.files import replace_folder, save_png, write_json
 from padding.data.mappers import MAPPER_REGISTRY, SemanticMapper
-from padding.data.panoptic_png import save_png
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import LabelMap, check_size, pad_to_size, read_label_map, transform_labels
 from psi.supervision import PixelSupervision
@@ -146,14 +146,8 @@ class LabelStore:
                 "round again with all images of the training set"
             )
         manifest = {"format": _FORMAT, "round": number, "num_classes": self.num_classes, "images": len(image_ids)}
-        text = json.dumps({**manifest, "details": dict(details or {})}, indent=1)
-        (partial / MANIFEST).write_text(text, encoding="utf-8")  # readers do not look into partial rounds
-        replaced = final.with_name(final.name + ".replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():
-            final.rename(replaced)
-        partial.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
+        write_json(partial / MANIFEST, {**manifest, "details": dict(details or {})})
+        replace_folder(partial, final)
         logger.info("%s: labels of %d images", final, len(image_ids))
         return final
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from padding.data.files import write_json
 from padding.engine.trained import add_strip_command
-from padding.evaluation.report import write_json_atomically
 from psi.budget import budget_curves, read_runs
 from psi.figures import draw_budget, draw_strips
 from psi.inspection import Inspection, open_trained
@@ -63,7 +63,7 @@ def _budget(args: argparse.Namespace) -> Path:
         runs = read_runs(Path(folder), metric=args.metric)
         curves.append(budget_curves(name or Path(folder).name, runs))
     draw_budget(args.output, curves, metric=args.metric.split("/")[-1])
-    write_json_atomically(args.output.with_suffix(".json"), [curve.to_json() for curve in curves])
+    write_json(args.output.with_suffix(".json"), [curve.to_json() for curve in curves])
     return args.output
 
 

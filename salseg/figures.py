@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from padding.data.class_split import ClassSplit
+from padding.data.files import save_figure
 from padding.engine.picture_rows import (
     TITLE_SIZE,
     Image,
@@ -19,7 +20,6 @@ from padding.engine.picture_rows import (
     draw_rows,
     labels_on_white,
     new_figure,
-    save_figure,
 )
 from padding.engine.saliency_picture import COLORS as SALIENCY_COLORS
 from padding.engine.saliency_picture import draw_saliency

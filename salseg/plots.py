@@ -19,8 +19,8 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from padding.data.files import write_json
 from padding.engine.trained import add_strip_command
-from padding.evaluation.report import write_json_atomically
 from salseg.figures import draw_courses, draw_strips
 from salseg.inspection import Inspection, open_trained
 from salseg.training_log import read_courses
@@ -61,7 +61,7 @@ def _weights(args: argparse.Namespace) -> Path:
         name, _, folder = text.rpartition("=")
         trainings += read_courses(Path(folder), name)
     draw_courses(args.output, trainings)
-    write_json_atomically(args.output.with_suffix(".json"), [training.to_json() for training in trainings])
+    write_json(args.output.with_suffix(".json"), [training.to_json() for training in trainings])
     return args.output
 
 

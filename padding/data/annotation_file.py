@@ -5,33 +5,21 @@ Both appear by rename, complete or not at all: a killed preparation leaves the o
 """
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from padding.data.files import replacing, write_json
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["read_summary", "replacing", "write_annotation_file", "write_summary"]
+__all__ = ["read_summary", "write_annotation_file", "write_summary"]
 
 Summary = TypeVar("Summary", bound="DataclassInstance")
 _COPIED_CHARS = 1 << 20
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Hand out a path beside ``target`` to write to; it is renamed to ``target`` at the end, removed on an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_annotation_file(target: Path, write_entries: Callable[[TextIO], Mapping[str, Any]]) -> int:
@@ -59,8 +47,7 @@ def write_annotation_file(target: Path, write_entries: Callable[[TextIO], Mappin
 
 def write_summary(target: Path, summary: "DataclassInstance") -> None:
     """Write a dataclass of plain values beside ``target``."""
-    with replacing(_summary_file(target)) as temporary:
-        temporary.write_text(json.dumps(asdict(summary), indent=1) + "\n", encoding="utf-8")
+    write_json(_summary_file(target), asdict(summary))
 
 
 def read_summary(target: Path, kind: type[Summary]) -> Summary | None:

@@ -8,8 +8,6 @@ Letters: K classes, E width of the embeddings.
 
 import difflib
 import io
-import os
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -19,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from padding.data.files import write_bytes
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -199,16 +199,7 @@ def save_class_embeddings(path: str | Path, names: Sequence[str], embeddings: np
     arrays: dict[str, npt.NDArray[np.generic]] = {"names": np.array(list(names), dtype=np.str_), "embeddings": table}
     if source:
         arrays["source"] = np.array(source)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(_npz_bytes(arrays))
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(path, _npz_bytes(arrays))
 
 
 def random_class_embeddings(names: Sequence[str], width: int, seed: int) -> FloatArray:

@@ -23,8 +23,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from padding.data.annotation_file import replacing
 from padding.data.catalog import class_split_of
+from padding.data.files import write_json
 from padding.data.saliency_stream import load_segmentation_entries
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import check_label_range, read_label_map, translate_labels
@@ -221,6 +221,5 @@ def _write_cache(path: Path, key: Mapping[str, Any], counts: ClassCounts) -> Non
         "void": counts.void,
         "pixels": dict(zip(counts.names, counts.pixels, strict=True)),
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, content)
     logger.info("Class frequencies of %d images written to %s", counts.images, path)

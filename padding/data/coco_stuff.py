@@ -18,8 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
+from padding.data.files import TEMPORARY, save_png, write_json
 from padding.data.panoptic_audit import map_tasks
-from padding.data.panoptic_png import PreparationError, save_png
+from padding.data.panoptic_png import PreparationError
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import read_label_map
 
@@ -164,7 +165,7 @@ def write_stuff(
     """
     target_dir = tasks[0].target.parent
     target_dir.mkdir(parents=True, exist_ok=True)
-    for leftover in target_dir.glob(".*.png.*.tmp"):
+    for leftover in target_dir.glob(TEMPORARY):
         leftover.unlink(missing_ok=True)
     audit, entries = _run(_write, tasks, num_workers=num_workers, title=title)
     _write_list(image_list, entries, split, hidden=audit.num_classes < split.num_classes)
@@ -301,10 +302,7 @@ def _strays(tasks: Iterable[StuffTask]) -> list[str]:
 def _write_list(path: Path, entries: list[dict[str, Any]], split: ClassSplit, *, hidden: bool) -> None:
     classes = split.seen_only() if hidden else split
     categories = [{"id": i, "name": name} for i, name in enumerate(classes.names)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps({"images": entries, "categories": categories}), encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, {"images": entries, "categories": categories}, indent=None)
 
 
 def _listed(path: Path) -> list[Mapping[str, Any]]:

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from padding.data.files import TEMPORARY, save_png
 from padding.data.label_audit import audit_labels
 from padding.data.panoptic_audit import map_tasks
-from padding.data.panoptic_png import PreparationError, save_png
+from padding.data.panoptic_png import PreparationError
 from padding.data.sample import DatasetDict
 from padding.data.targets import read_label_map
 
@@ -104,7 +105,7 @@ def convert_labels(
     if write:
         for folder in {pair.target.parent for pair in pairs}:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".*.png.*.tmp"):
+            for leftover in folder.glob(TEMPORARY):
                 leftover.unlink(missing_ok=True)
     one = partial(_convert_one, read=read, palette=palette, write=write, overwrite=overwrite)
     done = Conversion()

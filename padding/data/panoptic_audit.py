@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
+from padding.data.files import TEMPORARY
 from padding.data.panoptic_png import IGNORE_LABEL, LabelResult, LabelTask, label_problems, write_labels
 from padding.data.worker_pool import worker_pool
 
@@ -165,6 +166,6 @@ def _folders_made(tasks: Iterable[LabelTask]) -> Iterator[LabelTask]:
             if path is not None and path.parent not in made:
                 made.add(path.parent)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                for leftover in path.parent.glob(".*.png.*.tmp"):
+                for leftover in path.parent.glob(TEMPORARY):
                     leftover.unlink(missing_ok=True)
         yield task

@@ -5,8 +5,7 @@ A panoptic PNG stores the segment id of every pixel as R + 256 G + 65536 B; id 0
 single image and can run in a worker process.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from padding.data.files import save_png
 
 IGNORE_LABEL = 255
 VOID_ID = 0
@@ -229,26 +230,6 @@ def _mask_ids(ids: npt.NDArray[np.int32], ignored_ids: tuple[int, ...]) -> npt.N
     """(h, w, 3) uint8 ids with the ignored segments void."""
     kept = np.where(np.isin(ids, ignored_ids), VOID_ID, ids)
     return np.stack([kept & 255, (kept >> 8) & 255, kept >> 16], axis=-1).astype(np.uint8)
-
-
-def save_png(array: npt.NDArray[np.uint8], path: Path, *, palette: Sequence[Sequence[int]] = ()) -> None:
-    """Write under a temporary name, then rename: a killed process leaves no half file under the final name.
-
-    Args:
-        array: (h, w) or (h, w, 3) uint8.
-        path: the PNG.
-        palette: RGB of the values 0, 1, ... of an (h, w) array, shown by image viewers.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image = Image.fromarray(array)
-    if palette:
-        image.putpalette([channel for color in palette for channel in color])
-    try:
-        image.save(temporary, format="PNG")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -15,12 +15,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
+from padding.data.files import save_png, write_bytes
 from padding.data.label_audit import displayed_size
 from padding.data.panoptic_audit import map_tasks
-from padding.data.panoptic_png import PreparationError, save_png
+from padding.data.panoptic_png import PreparationError
 from padding.data.registration import class_split_of
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING
-from padding.data.scribble_folder import ScribbleFolder, write_bytes
+from padding.data.scribble_folder import ScribbleFolder
 from padding.data.scribble_sets import label_key
 from padding.data.scribble_simulator import SimulatorConfig, simulate_scribbles
 from padding.data.scribble_sources import ScribbleReader, ScribbleSource
@@ -237,7 +238,7 @@ def _simulate(task: ScribbleTask, space: LabelSpace, config: SimulatorConfig, fo
     if _violates(counts):
         raise AssertionError(f"{task.key}: a simulated scribble leaves its class")
     lines = scribble_xml(AnnotatedImage(scribbles, size), space.tags, image_name=task.image_file.name)
-    write_bytes(folder.xml(task.key), lines)
+    write_bytes(folder.xml(task.key), lines, flush=False)
     # The PNG goes last: where it stands, the lines stand too.
     save_png(raster, folder.png(task.key), palette=space.palette)
     return counts, True

@@ -7,15 +7,15 @@ The settings decide: a folder made with others is not continued, and one that wa
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from padding.data.files import TEMPORARY, write_json
 from padding.data.panoptic_png import PreparationError
 
-__all__ = ["ScribbleFolder", "write_bytes"]
+__all__ = ["ScribbleFolder"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ScribbleFolder:
                 f"{self.path}: made with other settings: {differing}; name another --output, or pass --overwrite"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self.path.glob(".*.tmp"), *self.xml("").parent.glob(".*.tmp")]:
+        for leftover in [*self.path.glob(TEMPORARY), *self.xml("").parent.glob(TEMPORARY)]:
             leftover.unlink(missing_ok=True)
         self.write_manifest(settings, complete=False)
 
@@ -81,12 +81,4 @@ class ScribbleFolder:
 
     def write_manifest(self, settings: Mapping[str, Any], **entries: Any) -> None:
         """Write settings and further entries."""
-        text = json.dumps({"settings": dict(settings), **entries}, indent=1)
-        write_bytes(self.manifest, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+        write_json(self.manifest, {"settings": dict(settings), **entries})

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -34,6 +33,7 @@ import numpy.typing as npt
 from pycocotools import mask as mask_util
 
 from padding.data.class_embeddings import save_class_embeddings
+from padding.data.files import TEMPORARY, write_bytes
 from padding.data.shapes_classes import COARSE_NAMES, SPLITS, ShapesConfig, class_table, embed_classes, shapes_split
 from padding.data.shapes_render import RenderedImage, render_image
 from padding.data.worker_pool import worker_pool
@@ -46,7 +46,6 @@ FOLDER = "shapes"
 IMAGE_FOLDERS = ("images", "images_camouflaged", "panoptic", "sem_seg", "sem_seg_coarse", "saliency")
 _RECORDS = ".records"
 _CHUNK = 50  # images per job: small enough for a smooth progress bar, large enough to hide the cost of a job
-_PARTIAL_SUFFIX = ".part"
 Record = dict[str, Any]
 
 
@@ -88,7 +87,7 @@ def write_shapes(
         (folder / name).mkdir(exist_ok=True)
     _remove_leftovers(folder, config)
     manifest = _manifest(config)
-    _write_atomic(folder / "manifest.json", _json_bytes({**manifest, "complete": False}, indent=2))
+    write_bytes(folder / "manifest.json", _json_bytes({**manifest, "complete": False}, indent=2))
 
     rendered = 0
     for count, new in _run_jobs(folder, config, num_workers, start_method):
@@ -98,9 +97,9 @@ def write_shapes(
 
     digests = _write_annotations(folder, config)
     sums = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode()
-    _write_atomic(folder / "sha256sums.txt", sums)
+    write_bytes(folder / "sha256sums.txt", sums)
     manifest |= {"sha256": hashlib.sha256(sums).hexdigest(), "complete": True}
-    _write_atomic(folder / "manifest.json", _json_bytes(manifest, indent=2))
+    write_bytes(folder / "manifest.json", _json_bytes(manifest, indent=2))
     return {**manifest, "rendered": rendered}
 
 
@@ -141,7 +140,7 @@ def _refuse_other_parameters(folder: Path, config: ShapesConfig, overwrite: bool
 
 def _remove_leftovers(folder: Path, config: ShapesConfig) -> None:
     """Delete what an interrupted run left unfinished, and images beyond the wanted number."""
-    for partial in folder.rglob(f".*{_PARTIAL_SUFFIX}"):
+    for partial in folder.rglob(TEMPORARY):
         partial.unlink(missing_ok=True)
     for split in SPLITS:
         for name in IMAGE_FOLDERS:
@@ -196,7 +195,7 @@ def _write_chunk(folder: Path, config: ShapesConfig, split: str, start: int, sto
             rendered += 1
         records[str(index)] = record
     if records != old:
-        _write_atomic(path, _json_bytes({**header, "records": records}))
+        write_bytes(path, _json_bytes({**header, "records": records}))
     return stop - start, rendered
 
 
@@ -233,7 +232,7 @@ def _write_image(folder: Path, split: str, index: int, rendered: RenderedImage) 
     digests = {}
     for name, content in contents.items():
         relative = f"{name}/{split}/{file_name}"
-        _write_atomic(folder / relative, content)
+        write_bytes(folder / relative, content, flush=False)
         digests[relative] = hashlib.sha256(content).hexdigest()
     height, width = ids.shape
     return {
@@ -268,12 +267,6 @@ def _png(array: npt.NDArray[np.uint8], *, noisy: bool = False) -> bytes:
     return content.tobytes()
 
 
-def _write_atomic(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
 def _json_bytes(value: Any, indent: int | None = None) -> bytes:
     separators = None if indent else (",", ":")
     return (json.dumps(value, indent=indent, separators=separators) + "\n").encode()
@@ -294,9 +287,9 @@ def _write_annotations(folder: Path, config: ShapesConfig) -> dict[str, str]:
         for record in records:
             digests |= record["sha256"]
         for kind, content in (("panoptic", _panoptic_json(records)), ("instances", _instances_json(records))):
-            _write_atomic(folder / f"annotations/{kind}_{split}.json", _json_bytes({**_info(config), **content}))
+            write_bytes(folder / f"annotations/{kind}_{split}.json", _json_bytes({**_info(config), **content}))
     unseen = sorted(shapes_split().unseen_names, key=shapes_split().names.index)
-    _write_atomic(folder / "split.txt", "\n".join(["# unseen classes of this data set", *unseen, ""]).encode())
+    write_bytes(folder / "split.txt", "\n".join(["# unseen classes of this data set", *unseen, ""]).encode())
     save_class_embeddings(
         folder / "class_embeddings.npz",
         shapes_split().names,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from padding.data.class_split import splits_dir
+from padding.data.files import write_text
 from padding.data.listed_images import IMAGE_ENDINGS, read_id_list
 from padding.data.semi_splits import LISTS, read_semi_split
 
@@ -223,17 +224,14 @@ def labeled_by_files(image_ids: Iterable[str], label_folder: str | Path) -> tupl
 
 
 def write_split(folder: str | Path, labeled: Sequence[str], unlabeled: Sequence[str]) -> None:
-    """Write the two lists, each under a temporary name that is renamed.
+    """Write the two lists.
 
     Raises:
         FileExistsError: one of them is there already, perhaps that of a finished training.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for file in LISTS:
         if (folder / file).exists():
             raise FileExistsError(f"{folder / file} exists; choose another folder, or delete both lists")
     for file, ids in zip(LISTS, (labeled, unlabeled), strict=True):
-        temporary = folder / f".{file}.tmp"
-        temporary.write_text("".join(f"{one}\n" for one in ids), encoding="utf-8", newline="\n")
-        temporary.replace(folder / file)
+        write_text(folder / file, "".join(f"{one}\n" for one in ids))

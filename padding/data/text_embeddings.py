@@ -7,9 +7,7 @@ Letters: K classes, N texts, E width of the embeddings, L tokens.
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from padding.data.class_embeddings import FloatArray, normalise_rows
+from padding.data.files import replacing
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     # The selection that PADing's panoptic and semantic configurations use; the last one ends without a full stop.
@@ -161,11 +160,8 @@ class TextCache:
 
     def write(self, name: str, row: FloatArray) -> None:
         """Keep the (E,) embedding of a text."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-        with os.fdopen(handle, "wb") as stream:
+        with replacing(self._path(name), flush=False) as temporary, temporary.open("wb") as stream:
             np.save(stream, row)
-        Path(temporary).replace(self._path(name))
 
 
 def _shorter_tensors(model: nn.Module, length: int) -> dict[str, Tensor] | None:

@@ -16,7 +16,8 @@ from typing import Any
 from detectron2.evaluation.testing import flatten_results_dict
 from torch import nn
 
-from padding.engine.checkpointer import read_training_checkpoint, write_atomically
+from padding.data.files import set_aside
+from padding.engine.checkpointer import read_training_checkpoint, write_checkpoint
 from padding.modeling.checkpoint import CheckpointError
 
 __all__ = ["BEST_FILE", "BestCheckpoint", "BestRecord"]
@@ -119,14 +120,12 @@ class BestCheckpoint:
             self.record = BestRecord(self._metric, value, iteration, _floats(results))
             state = {"model": self._model.state_dict(), "iteration": iteration, "best": asdict(self.record)}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, state)
+            write_checkpoint(self.path, state)
             logger.info("%s %.4f is the best so far: weights kept in %s", self._metric, value, self.path)
         return self.record
 
     def _set_aside(self, reason: str) -> None:
-        kept = self.path.with_name(f"{self.path.name}.previous")
-        self.path.replace(kept)
-        logger.warning("%s %s; it is kept as %s", self.path, reason, kept.name)
+        logger.warning("%s %s; it is kept as %s", self.path, reason, set_aside(self.path).name)
 
 
 def _floats(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ with ``weights_only=True``, so that a file from elsewhere cannot run code.
 """
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
+from padding.data.files import replacing, set_aside, write_text
 from padding.modeling.checkpoint import CheckpointError
 
-__all__ = ["TrainingCheckpointer", "read_training_checkpoint", "write_atomically"]
+__all__ = ["TrainingCheckpointer", "read_training_checkpoint", "write_checkpoint"]
 
 LAST_CHECKPOINT = "last_checkpoint"
 
@@ -53,17 +53,10 @@ def _other_checkpoints(path: Path) -> str:
     return f"to go on from {others[0].name}, write that name into {path.parent / LAST_CHECKPOINT}"
 
 
-def write_atomically(path: Path, content: Mapping[str, Any] | str) -> None:
-    """Write under a temporary name, flush to disk, rename: a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        if isinstance(content, str):
-            file.write(content.encode())
-        else:
-            torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain containers as a ``.pth`` file that readers see either whole or not at all."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 class TrainingCheckpointer(DetectionCheckpointer):
@@ -84,19 +77,19 @@ class TrainingCheckpointer(DetectionCheckpointer):
             return
         path = Path(self.save_dir) / f"{name}.pth"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, {"model": self.model.state_dict(), **states, **kwargs})
+        write_checkpoint(path, {"model": self.model.state_dict(), **states, **kwargs})
         self.tag_last_checkpoint(path.name)
         self.logger.info("Saved checkpoint %s", path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file from which ``--resume`` goes on."""
-        write_atomically(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename)
+        write_text(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename)
 
     def forget_last(self) -> None:
         """Rename ``last_checkpoint``, so that an automatic restart cannot pick up an older training's state."""
         tag = Path(self.save_dir) / LAST_CHECKPOINT
         if self.save_to_disk and tag.is_file():
-            tag.replace(tag.with_name(f"{LAST_CHECKPOINT}.previous"))
+            set_aside(tag)
             self.logger.warning(
                 "%s held another training and --resume was not given: starting anew, its %s is kept as %s.previous",
                 self.save_dir,

@@ -12,10 +12,10 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from torch import nn
 
+from padding.data.files import write_json
 from padding.data.streams import build_eval_loader
 from padding.engine.random_state import preserved_random_state
 from padding.evaluation.build import build_evaluator
-from padding.evaluation.report import write_json_atomically
 
 __all__ = ["add_to_metrics", "evaluate"]
 
@@ -41,7 +41,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
                 print_csv_format(results[name])
     if not comm.is_main_process():
         return {}
-    write_json_atomically(_metrics_file(cfg), results)
+    write_json(_metrics_file(cfg), results)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -55,7 +55,7 @@ def add_to_metrics(cfg: CfgNode, name: str, entry: Mapping[str, Any]) -> None:
     """
     path = _metrics_file(cfg)
     known = json.loads(path.read_text()) if path.is_file() else {}
-    write_json_atomically(path, {**known, name: entry})
+    write_json(path, {**known, name: entry})
 
 
 def _metrics_file(cfg: CfgNode) -> Path:

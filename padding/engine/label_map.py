@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.data.catalog import Metadata
 from detectron2.utils.colormap import colormap
-from PIL import Image
 from torch import Tensor
 
+from padding.data.files import save_png
 from padding.modeling.tta import scored_pixels
 
 __all__ = ["UNLABELED", "class_colors", "label_map_of", "semantic_labels", "write_label_map"]
@@ -74,8 +74,4 @@ def write_label_map(path: Path, labels: npt.NDArray[np.uint8], colors: Sequence[
     palette = np.zeros((256, 3), dtype=np.uint8)
     palette[: len(colors)] = colors
     palette[UNLABELED] = _UNLABELED_COLOR
-    picture = Image.fromarray(labels)
-    picture.putpalette(palette.tobytes())
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+    save_png(labels, path, palette=palette.tolist())

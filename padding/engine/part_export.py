@@ -8,8 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from padding.engine.checkpointer import write_atomically
-from padding.evaluation.report import write_text_atomically
+from padding.data.files import write_text
+from padding.engine.checkpointer import write_checkpoint
 from padding.modeling.checkpoint import CheckpointError
 
 __all__ = ["check_export", "standalone_cfg", "write_export"]
@@ -68,9 +68,9 @@ def write_export(
     _check_complete(cfg, state, str(source), what)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, {"model": dict(state)})
+    write_checkpoint(output, {"model": dict(state)})
     target = output.with_suffix(".yaml")
-    write_text_atomically(target, f"# {header}\n" + cfg.dump())
+    write_text(target, f"# {header}\n" + cfg.dump())
     return target
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from padding.data.class_split import ClassSplit
+from padding.data.files import save_figure
 
 __all__ = [
     "TITLE_SIZE",
@@ -28,7 +29,6 @@ __all__ = [
     "labels_on_white",
     "labels_over_image",
     "new_figure",
-    "save_figure",
 ]
 
 DPI = 150
@@ -117,12 +117,3 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write under a temporary name, then rename; the folder is made if missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=DPI)
-    temporary.replace(path)

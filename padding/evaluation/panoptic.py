@@ -21,9 +21,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from padding.data.files import write_text
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.panoptic_quality import PanopticQuality, PanopticScores
-from padding.evaluation.report import build_report, publish, write_text_atomically
+from padding.evaluation.report import build_report, publish
 
 __all__ = ["PanopticEvaluator", "PanopticGroundTruth", "PanopticQuality", "PanopticScores", "panoptic_results"]
 
@@ -286,7 +287,7 @@ class OfficialPredictions:
         from panopticapi.evaluation import pq_compute_single_core
 
         path = self._folder.with_suffix(".json")
-        write_text_atomically(path, json.dumps({"annotations": list(annotations)}))
+        write_text(path, json.dumps({"annotations": list(annotations)}))
         groups = self._truth.groups
         pairs = [(dict(self._truth.annotation(entry["image_id"])), dict(entry)) for entry in annotations]
         categories = {dataset_id: {"id": dataset_id} for dataset_id in groups.dataset_ids}

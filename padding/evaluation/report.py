@@ -4,8 +4,6 @@
 import json
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from tabulate import tabulate
 
+from padding.data.files import write_text
 from padding.evaluation.grouping import ClassGroups
 
-__all__ = ["Report", "build_report", "publish", "without_nan", "write_json_atomically", "write_text_atomically"]
+__all__ = ["Report", "build_report", "publish"]
 
 logger = logging.getLogger(__name__)
 
@@ -141,44 +140,8 @@ def publish(report: Report, output_folder: str | Path | None) -> None:
     if output_folder is None:
         return
     folder = Path(output_folder)
-    write_text_atomically(folder / f"{report.task}_per_class.json", report.to_json())
-    write_text_atomically(folder / f"{report.task}_per_class.md", report.to_markdown())
-
-
-def write_text_atomically(path: str | Path, text: str) -> None:
-    """Write a text file that readers see either whole or not at all; its folder is made when missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    try:
-        Path(file.name).chmod(0o666 & ~_umask())
-        Path(file.name).replace(path)
-    except OSError:
-        Path(file.name).unlink(missing_ok=True)
-        raise
-
-
-def write_json_atomically(path: str | Path, content: Any) -> None:
-    """Write strict JSON in the same way: a number that does not exist (NaN) or is infinite is null."""
-    write_text_atomically(path, json.dumps(without_nan(content), indent=1) + "\n")
-
-
-def without_nan(value: Any) -> Any:
-    """The same nested mappings and lists with plain numbers for numpy's and torch's, None for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(entry) for entry in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_text(folder / f"{report.task}_per_class.json", report.to_json())
+    write_text(folder / f"{report.task}_per_class.md", report.to_markdown())
 
 
 def _number(value: Any) -> str:

@@ -23,8 +23,8 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import Tensor
 
+from padding.data.files import save_figure, write_json, write_text
 from padding.data.saliency import SALIENT_ABOVE, read_saliency, saliency_to_bytes
-from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.evaluation.saliency_metrics import SaliencyTotals, image_scores, min_max_normalized
 
 __all__ = ["NORMALIZED", "SaliencyEvaluator", "draw_precision_recall", "saliency_at_size"]
@@ -129,8 +129,8 @@ class SaliencyEvaluator(DatasetEvaluator):
             "units": "percent; MAE is a fraction",
             "results": results,
         }
-        write_json_atomically(self._output_folder / "saliency.json", content)
-        write_text_atomically(self._output_folder / "pr_curve.csv", _as_csv(curves))
+        write_json(self._output_folder / "saliency.json", content)
+        write_text(self._output_folder / "pr_curve.csv", _as_csv(curves))
         labels = {"as predicted": curves[""], "normalized": curves[NORMALIZED]}
         draw_precision_recall(self._output_folder / "pr_curve.png", labels, title=self._dataset_name)
 
@@ -194,8 +194,4 @@ def draw_precision_recall(path: str | Path, curves: Mapping[str, Curves], *, tit
         axes.legend(loc="best", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=150, format=path.suffix.lstrip("."))
-    temporary.replace(path)
+    save_figure(figure, path)

@@ -25,9 +25,10 @@ from PIL import Image
 from torch import Tensor
 
 from padding.data.cityscapes import cityscapes_label_map
+from padding.data.files import write_text
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
-from padding.evaluation.report import build_report, publish, write_text_atomically
+from padding.evaluation.report import build_report, publish
 
 __all__ = ["SemSegEvaluator", "SemanticGroundTruth", "cityscapes_label_map", "label_map_of_scores", "read_label_map"]
 
@@ -222,7 +223,7 @@ class SemSegEvaluator(DatasetEvaluator):
         )
         if self._write_predictions and self._output_folder is not None:
             entries = [prediction for entry in of_rank for prediction in entry[2]]
-            write_text_atomically(self._output_folder / "sem_seg_predictions.json", json.dumps(entries))
+            write_text(self._output_folder / "sem_seg_predictions.json", json.dumps(entries))
         return results
 
     def _report(self, task: str, matrix: npt.NDArray[np.int64], num_images: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from padding.data.files import save_figure
 from padding.evaluation.grouping import ClassGroups, group_means, harmonic_mean
 
 __all__ = [
@@ -261,8 +262,7 @@ def draw_curve(path: str | Path, curves: Mapping[str, Sequence[tuple[float, floa
     axes.set(xlabel=f"seen {quantity}", ylabel=f"unseen {quantity}", xlim=(0, limits[0]), ylim=(0, limits[1]))
     axes.legend(loc="best", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def _area_label(seen: Sequence[float], unseen: Sequence[float]) -> str:

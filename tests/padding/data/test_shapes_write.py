@@ -160,7 +160,7 @@ def test_interrupted_run_continues(made: Path, tmp_path: Path, monkeypatch):
     done: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path, CONFIG, on_progress=stop_after_two)
-    (tmp_path / "shapes/images/val/.000000000001.png.1.part").write_bytes(b"half a fi")
+    (tmp_path / "shapes/images/val/.000000000001.png.1.2.tmp").write_bytes(b"half a fi")
     (problem,) = check_shapes(tmp_path)
     assert "unfinished" in problem
     assert write_shapes(tmp_path, CONFIG)["rendered"] == 12 - 6

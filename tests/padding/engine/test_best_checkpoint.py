@@ -13,10 +13,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from padding.data.files import write_json
 from padding.engine.best_checkpoint import BestCheckpoint
 from padding.engine.checkpointer import read_training_checkpoint
 from padding.engine.trainer import TRAINER_REGISTRY
-from padding.evaluation.report import write_json_atomically
 from padding.modeling.checkpoint import read_checkpoint
 from tests.toy_training import ToyTrainer, toy_cfg, train_toy
 
@@ -33,7 +33,7 @@ class ScoredTrainer(ToyTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         results = {"toy": {"score": score_of(model.state_dict()), "other": 2.0}}
-        write_json_atomically(Path(cfg.OUTPUT_DIR) / "inference" / "metrics.json", {"toy_set": results})
+        write_json(Path(cfg.OUTPUT_DIR) / "inference" / "metrics.json", {"toy_set": results})
         return results
 
 

@@ -12,9 +12,9 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
 
+from padding.data.files import write_json
 from padding.engine import evaluation_loop
 from padding.engine.evaluation_loop import evaluate
-from padding.evaluation.report import write_json_atomically
 from tests.toy_training import toy_cfg
 
 
@@ -63,8 +63,6 @@ def test_training_mode_and_random_states_come_back(fakes: None, tmp_path: Path) 
 
 
 def test_metrics_are_plain_json(tmp_path: Path) -> None:
-    write_json_atomically(
-        tmp_path / "deep" / "m.json", {"a": np.float32(0.5), "b": [torch.tensor(2), float("inf")], 3: "text"}
-    )
+    write_json(tmp_path / "deep" / "m.json", {"a": np.float32(0.5), "b": [torch.tensor(2), float("inf")], 3: "text"})
     text = (tmp_path / "deep" / "m.json").read_text()
     assert json.loads(text) == {"a": 0.5, "b": [2, None], "3": "text"}

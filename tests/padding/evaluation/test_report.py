@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from padding.data.files import write_json, write_text
 from padding.evaluation.grouping import ClassGroups, grouped_results
-from padding.evaluation.report import Report, build_report, publish, write_json_atomically, write_text_atomically
+from padding.evaluation.report import Report, build_report, publish
 
 GROUPS = ClassGroups(("cat", "dog", "sea"), (0, 1), (2,), frozenset({0, 1}), (1, 2, 11))
 
@@ -71,16 +72,16 @@ def test_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "inside").touch()
     with pytest.raises(OSError, match="taken"):
-        write_text_atomically(tmp_path / "taken", "text")
+        write_text(tmp_path / "taken", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
-    write_text_atomically(tmp_path / "file", "old")
-    write_text_atomically(tmp_path / "file", "new")
+    write_text(tmp_path / "file", "old")
+    write_text(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "new"
 
 
 def test_json_of_any_content_is_strict(tmp_path: Path) -> None:
     content = {"a": float("nan"), "b": [1.5, (float("nan"), "x")], "c": {"d": True, "e": None}}
-    write_json_atomically(tmp_path / "new" / "a.json", content)
+    write_json(tmp_path / "new" / "a.json", content)
     text = (tmp_path / "new" / "a.json").read_text()
     assert "NaN" not in text
     assert json.loads(text) == {"a": None, "b": [1.5, [None, "x"]], "c": {"d": True, "e": None}}

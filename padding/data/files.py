@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files are written here, and only here: a reader sees the old file or the whole new one, never a part.
+
+A file grows under a temporary name beside its own, which belongs to one process and thread, is flushed to the disk and
+renamed; on an error, or an interrupt, it is removed. What a killed process leaves begins with a dot and ends with
+``.tmp``.
+"""
+
+import json
+import math
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "TEMPORARY",
+    "replace_folder",
+    "replacing",
+    "save_figure",
+    "save_png",
+    "set_aside",
+    "without_nan",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+TEMPORARY = ".*.tmp"
+"""Glob pattern of the names under which files grow."""
+
+
+@contextmanager
+def replacing(path: str | Path, *, flush: bool = True) -> Iterator[Path]:
+    """Hand out a temporary path to write to; at the end it becomes ``path``, on an error it is removed.
+
+    Args:
+        path: the file; its folder is made when missing. The temporary path has another suffix: name the format where a
+            writer would guess it.
+        flush: wait until the disk has the content, milliseconds a file. Without it a crash of the machine, not of the
+            process, can leave an empty file: for images by the thousand that are checked before they are used.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
+    try:
+        yield temporary
+        if flush:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes, *, flush: bool = True) -> None:
+    """Write a file that readers see either whole or not at all."""
+    with replacing(path, flush=flush) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text that readers see either whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> None:
+    """Write strict JSON in the same way: a number that does not exist (NaN) or is infinite is null."""
+    write_text(path, json.dumps(without_nan(content), indent=indent) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """The same nested mappings and lists with plain numbers for numpy's and torch's, None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(entry) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Give a complete folder its final name; an older one of that name is removed."""
+    replaced = final.with_name(final.name + ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Keep a file that is about to be replaced under the name ``<name>.previous``; return that path."""
+    return path.replace(path.with_name(f"{path.name}.previous"))
+
+
+def save_figure(figure: "Figure", path: str | Path, *, dpi: int = 150) -> None:
+    """Write a figure of matplotlib in the format that the suffix names."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=Path(path).suffix.lstrip("."))
+
+
+def save_png(array: npt.NDArray[np.uint8], path: str | Path, *, palette: Sequence[Sequence[int]] = ()) -> None:
+    """Write an image as PNG, without waiting for the disk.
+
+    Args:
+        array: (h, w) or (h, w, 3) uint8.
+        path: the PNG.
+        palette: RGB of the values 0, 1, ... of an (h, w) array, shown by image viewers.
+    """
+    image = Image.fromarray(array)
+    if len(palette):
+        image.putpalette([int(channel) for color in palette for channel in color])
+    with replacing(path, flush=False) as temporary:
+        image.save(temporary, format="PNG")
