@@ -49,8 +49,7 @@ def supervision_on_grid(
     *,
     num_classes: int,
     stride: int,
-    labels: Tensor | None = None,
-    weights: Tensor | None = None,
+    stored: PixelSupervision | None = None,
 ) -> tuple[Supervision, Tensor]:
     """Bring scribbles, and labels that an earlier round diffused, to the grid.
 
@@ -59,8 +58,7 @@ def supervision_on_grid(
         valid: (B, H, W) bool, False in padding; nothing there counts.
         num_classes: K.
         stride: s.
-        labels: (B, H, W) int64 as ``supervision_at_pixels`` made them of the same grid; None: scribbles alone.
-        weights: (B, H, W) float, with ``labels``.
+        stored: labels and weights as ``supervision_at_pixels`` made them of the same grid; None: scribbles alone.
 
     Returns:
         The supervision, and (B, h, w) bool, the cells of the image.
@@ -68,13 +66,13 @@ def supervision_on_grid(
     scribbles = scribbles.masked_fill(~valid, IGNORE_LABEL)
     on_grid = labels_to_grid(scribbles, num_classes=num_classes, stride=stride)
     cells = valid_cells(valid, stride=stride)
-    if labels is None or weights is None:
+    if stored is None:
         return Supervision.of_labels(on_grid, num_classes=num_classes), cells
     drawn = is_label(on_grid, num_classes)
     touched = valid_cells(is_label(scribbles, num_classes), stride=stride)
     # All pixels of a cell that no scribble touches are equal. One with two classes drawn is as empty as at first.
-    on_grid = on_grid.where(touched, labels[:, ::stride, ::stride])
-    strength = drawn.float().where(touched, weights[:, ::stride, ::stride].float()) * cells
+    on_grid = on_grid.where(touched, stored.labels[:, ::stride, ::stride])
+    strength = drawn.float().where(touched, stored.weights[:, ::stride, ::stride].float()) * cells
     supervision = Supervision.of_labels(on_grid, num_classes=num_classes, weights=strength, scribbles=drawn)
     return supervision, cells
 

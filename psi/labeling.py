@@ -107,8 +107,7 @@ def grow_labels(
         valid,
         num_classes=num_classes,
         stride=stride,
-        labels=None if stored is None else stored.labels.to(model.device),
-        weights=None if stored is None else stored.weights.to(model.device),
+        stored=None if stored is None else stored.to(model.device),
     )
     # Radii are pixels of what the network sees.
     enlarged = height / sample["image"].shape[-2]

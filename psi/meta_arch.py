@@ -7,7 +7,6 @@ alternation.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,16 +28,24 @@ from psi.network import SegmentationNetwork, build_network
 from psi.options import GrowthOptions, LossOptions
 from psi.supervision import PixelSupervision, Supervision
 
-__all__ = ["PSI"]
+__all__ = ["PSI", "LabelsAtStep"]
 
 # No row or column of cells at stride 4 is cut; coarser maps may be.
 _SIZE_DIVISIBILITY = 4
 
 
+class LabelsAtStep(NamedTuple):
+    """y_t of a batch: goes into a training step of the modes "inner_loop" and "rounds", comes out as y_{t+1}."""
+
+    step: int = 0  # t
+    grid: Supervision | None = None  # None: what came with the batch, scribbles or stored labels
+
+
 class _Batch(NamedTuple):
     pixels: Tensor  # (B, 3, H, W) float, normalised
-    valid: Tensor  # (B, H, W) bool
+    valid: Tensor  # (B, H, W) bool, False in padding
     scribbles: Tensor  # (B, H, W) int64
+    stored: PixelSupervision | None  # labels of an earlier round, with the scribbles on top
 
 
 class _Growth(NamedTuple):
@@ -47,6 +54,7 @@ class _Growth(NamedTuple):
     supervision: PixelSupervision
     steps: list[DiffusionStep]
     cells: Tensor  # (B, h, w) bool, cells of the image
+    after: LabelsAtStep
 
 
 @META_ARCH_REGISTRY.register()
@@ -61,7 +69,6 @@ class PSI(nn.Module):
     Attributes:
         network: [Theta], images -> logits.
         threshold_net: [theta]; None where no label ever grows.
-        grown: y_{t+1} on the grid of the last training step in the mode "inner_loop", for its next pass.
     """
 
     required_train_keys = ("image", "sem_seg")
@@ -99,7 +106,6 @@ class PSI(nn.Module):
         self.growth = growth
         self.loss_options = loss_options
         self.plan = plan
-        self.grown: Supervision | None = None
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixels)
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
@@ -129,14 +135,16 @@ class PSI(nn.Module):
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def forward(
-        self, batched_inputs: list[dict[str, Any]], *, step: int = 0, carried: Supervision | None = None
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        self, batched_inputs: list[dict[str, Any]], labels: LabelsAtStep | None = None
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], LabelsAtStep] | list[dict[str, Tensor]]:
         """Losses in training, predictions in evaluation.
 
         Args:
             batched_inputs: see the class.
-            step: t, in the modes "inner_loop" and "rounds".
-            carried: y_t on the grid, in "inner_loop"; None: the scribbles.
+            labels: y_t, of a trainer that makes several passes over a batch or knows the round; None: y_0.
+
+        Returns:
+            In training the losses; with ``labels`` also y_{t+1}, which grew from them.
 
         Raises:
             KeyError: if a sample lacks what it must have.
@@ -145,76 +153,54 @@ class PSI(nn.Module):
             require_keys(batched_inputs, self.required_train_keys[:1], type(self).__name__)
             return [self._predict(sample) for sample in batched_inputs]
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
-        found, observations = self._training_losses(self._batch(batched_inputs), batched_inputs, step, carried)
-        note_observations("psi", observations)
-        return found
+        found, after = self._training_step(self._batch(batched_inputs), labels or LabelsAtStep())
+        return found if labels is None else (found, after)
 
     # Training -----------------------------------------------------------------------------------------------------
 
-    def _training_losses(
-        self, batch: _Batch, samples: Sequence[dict[str, Any]], step: int, carried: Supervision | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
+    def _training_step(self, batch: _Batch, labels: LabelsAtStep) -> tuple[dict[str, Tensor], LabelsAtStep]:
+        # Scores: (B, K, H/4, W/4), and at the resolution of the scribbles for the loss (Sec. 3.1).
         logits = self.network(batch.pixels, batch.valid)
-        size = _size(batch.pixels)
-        full = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        growth = self._grow(logits.detach(), batch, samples, step, carried)
-        options = self.loss_options
-        found = {
-            "loss_seg": losses.segmentation_loss(
-                full, growth.supervision, region_norm=options.region_norm, diffused_weight=options.diffused_weight
-            )
-        }
-        if options.smooth_weight > 0:
-            found["loss_smooth"] = options.smooth_weight * self._smoothness(logits, full, batch.valid)
-        found |= self._threshold_losses(growth)
-        observations: dict[str, Tensor | float] = dict(self.network.observations)
-        quality = label_quality(growth.supervision, batch.valid)
-        observations["coverage"] = quality.coverage
-        if growth.steps:
-            last = growth.steps[-1]
-            there = last.before.classes >= 0
-            observations["threshold"] = last.threshold.detach()[there].sum() / there.sum().clamp_min(1)
-        return found, observations
+        full = F.interpolate(logits, size=_size(batch.pixels), mode="bilinear", align_corners=False)
 
-    def _grow(
-        self,
-        logits: Tensor,
-        batch: _Batch,
-        samples: Sequence[dict[str, Any]],
-        step: int,
-        carried: Supervision | None,
-    ) -> _Growth:
-        """Labels that supervise this step: y_T of its own scores in "online", else y_t that came with the batch."""
-        growth, stored = self.growth, self._stored(samples, batch)
+        # Labels: they grow on detached scores, so that no gradient of theirs reaches the network (SLD).
+        growth = self._grow(logits.detach(), batch, labels)
+
+        # Losses: of the network on the labels (Eq. 10), of the threshold network on how they grew (L_sld).
+        found = self._network_losses(logits, full, growth.supervision, batch.valid)
+        found |= self._threshold_losses(growth)
+        note_observations("psi", {**self.network.observations, **_growth_observations(growth, batch.valid)})
+        return found, growth.after
+
+    def _grow(self, logits: Tensor, batch: _Batch, labels: LabelsAtStep) -> _Growth:
+        """Grow y_t on the network's scores; what supervises is y_T in "online", else y_t itself."""
+        options = self.growth
         visible = batch.scribbles.masked_fill(~batch.valid, IGNORE_LABEL)
-        given = stored or PixelSupervision.of_scribbles(visible, num_classes=self.num_classes)
-        if self.threshold_net is None or (growth.mode != "rounds" and self._too_early()):
-            return _Growth(given, [], valid_cells(batch.valid, stride=growth.stride))
-        on_grid, cells = supervision_on_grid(
-            batch.scribbles,
-            batch.valid,
-            num_classes=self.num_classes,
-            stride=growth.stride,
-            labels=None if stored is None else stored.labels,
-            weights=None if stored is None else stored.weights,
+        # Scribbles and stored labels are finer than the grid: they supervise as they are until something has grown.
+        given = batch.stored or PixelSupervision.of_scribbles(visible, num_classes=self.num_classes)
+        if labels.grid is not None:
+            given = self._at_pixels(labels.grid, batch)
+        if self.threshold_net is None or self._too_early():
+            return _Growth(given, [], valid_cells(batch.valid, stride=options.stride), labels)
+
+        drawn, cells = supervision_on_grid(
+            batch.scribbles, batch.valid, num_classes=self.num_classes, stride=options.stride, stored=batch.stored
         )
-        start = carried or on_grid
-        radii = growth.diffusion.radii if growth.mode == "online" else growth.diffusion.radii[step : step + 1]
+        before = labels.grid or drawn
         steps = diffuse(
             _on_grid(logits.float().softmax(dim=1), cells),
-            start,
+            before,
             cells,
             threshold_net=self.threshold_net,
-            options=replace(growth.diffusion, radii=radii),
+            options=options.diffusion_at(labels.step),
         )
-        if growth.mode == "inner_loop":
-            self.grown = steps[-1].supervision if steps else start
-        supervising = steps[-1].supervision if growth.mode == "online" else carried
-        # What came with the batch is finer than the grid.
-        return _Growth(given if supervising is None else self._at_pixels(supervising, batch), steps, cells)
+        after = steps[-1].supervision if steps else before
+        supervision = self._at_pixels(after, batch) if options.mode == "online" else given
+        return _Growth(supervision, steps, cells, LabelsAtStep(labels.step + 1, after))
 
     def _too_early(self) -> bool:
-        return training_iteration(self.growth.start_iter) < self.growth.start_iter
+        start = self.growth.start_iter
+        return self.growth.mode != "rounds" and training_iteration(start) < start
 
     def _at_pixels(self, supervision: Supervision, batch: _Batch) -> PixelSupervision:
         return supervision_at_pixels(
@@ -226,16 +212,18 @@ class PSI(nn.Module):
             soft=self.growth.diffusion.target == "soft",
         )
 
-    def _stored(self, samples: Sequence[dict[str, Any]], batch: _Batch) -> PixelSupervision | None:
-        """Labels of an earlier round, where the samples have them."""
-        if self.growth.mode != "rounds" or "diffused" not in samples[0]:
-            return None
-        size = _size(batch.pixels)
-        labels = batch_label_maps(
-            samples, padded_size=size, ignore_label=IGNORE_LABEL, device=self.device, key="diffused"
-        )
-        weights = batch_label_maps(samples, padded_size=size, ignore_label=0, device=self.device, key="diffused_weight")
-        return PixelSupervision.of_stored(batch.scribbles, labels, weights, num_classes=self.num_classes)
+    def _network_losses(
+        self, logits: Tensor, full: Tensor, supervision: PixelSupervision, valid: Tensor
+    ) -> dict[str, Tensor]:
+        options = self.loss_options
+        found = {
+            "loss_seg": losses.segmentation_loss(
+                full, supervision, region_norm=options.region_norm, diffused_weight=options.diffused_weight
+            )
+        }
+        if options.smooth_weight > 0:
+            found["loss_smooth"] = options.smooth_weight * self._smoothness(logits, full, valid)
+        return found
 
     def _smoothness(self, logits: Tensor, full: Tensor, valid: Tensor) -> Tensor:
         options, stride = self.loss_options, self.loss_options.smooth_stride
@@ -265,10 +253,15 @@ class PSI(nn.Module):
             size_divisibility=_SIZE_DIVISIBILITY,
             device=self.device,
         ).tensor
-        size = _size(pixels)
-        valid = batch_valid_masks(samples, padded_size=size, device=self.device)
-        scribbles = batch_label_maps(samples, padded_size=size, ignore_label=IGNORE_LABEL, device=self.device)
-        return _Batch(pixels, valid, scribbles)
+        place: dict[str, Any] = {"padded_size": _size(pixels), "device": self.device}
+        valid = batch_valid_masks(samples, **place)
+        scribbles = batch_label_maps(samples, ignore_label=IGNORE_LABEL, **place)
+        if self.growth.mode != "rounds" or "diffused" not in samples[0]:
+            return _Batch(pixels, valid, scribbles, None)
+        labels = batch_label_maps(samples, ignore_label=IGNORE_LABEL, key="diffused", **place)
+        weights = batch_label_maps(samples, ignore_label=0, key="diffused_weight", **place)
+        stored = PixelSupervision.of_stored(scribbles, labels, weights, num_classes=self.num_classes)
+        return _Batch(pixels, valid, scribbles, stored)
 
     # Evaluation ---------------------------------------------------------------------------------------------------
 
@@ -280,6 +273,16 @@ class PSI(nn.Module):
             return {"sem_seg": self.network(view)}
 
         return segment(network, self.normalized(sample["image"]), self.plan, output_size=size)
+
+
+def _growth_observations(growth: _Growth, valid: Tensor) -> dict[str, Tensor | float]:
+    """Share of labeled pixels and, where labels grew, the mean threshold of the last step."""
+    found: dict[str, Tensor | float] = {"coverage": label_quality(growth.supervision, valid).coverage}
+    if growth.steps:
+        last = growth.steps[-1]
+        there = last.before.classes >= 0
+        found["threshold"] = last.threshold.detach()[there].sum() / there.sum().clamp_min(1)
+    return found
 
 
 def _on_grid(scores: Tensor, cells: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What MODEL.PSI.SLD and MODEL.PSI.LOSS say about a training step, checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
 
@@ -40,6 +40,11 @@ class GrowthOptions:
     def steps(self) -> int:
         """T."""
         return len(self.diffusion.radii)
+
+    def diffusion_at(self, step: int) -> DiffusionOptions:
+        """Of one training step: all T diffusions in "online", else the one from y_t, none for t = T."""
+        radii = self.diffusion.radii
+        return self.diffusion if self.mode == "online" else replace(self.diffusion, radii=radii[step : step + 1])
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "GrowthOptions":

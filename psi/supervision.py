@@ -8,7 +8,7 @@ Shape letters: B images, K classes, S slots (the largest number of classes prese
 cells of the grid on which labels grow.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -103,6 +103,11 @@ class PixelSupervision:
     scribbles: Tensor
     classes: Tensor | None = None
     targets: Tensor | None = None
+
+    def to(self, device: torch.device) -> "PixelSupervision":
+        """The same on a device."""
+        moved = {key: value.to(device) for key, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
 
     @classmethod
     def of_scribbles(cls, scribbles: Tensor, *, num_classes: int) -> "PixelSupervision":

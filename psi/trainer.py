@@ -25,7 +25,7 @@ from padding.engine.trainer import TRAINER_REGISTRY, Trainer, training_entries
 from padding.engine.weights import load_initial_weights
 from psi.label_store import LabelStore
 from psi.labeling import ScribbleReader, grow_labels
-from psi.meta_arch import PSI
+from psi.meta_arch import PSI, LabelsAtStep
 
 __all__ = ["ScribbleTrainer", "round_at"]
 
@@ -108,7 +108,7 @@ class ScribbleTrainer(Trainer):
             return
         for batch in self.micro_batches():
             with self.autocast():
-                losses = self.model(batch, step=self.round)
+                losses, _ = self.model(batch, LabelsAtStep(self.round))
             self.backward(sum(losses.values()))
             self.record(losses)
         self.optimizer_step()
@@ -116,15 +116,14 @@ class ScribbleTrainer(Trainer):
     def _run_inner_loop(self) -> None:
         """For t = 0, ..., T: fit the network to y_t and g to M_t, then let the labels grow to y_{t+1}."""
         batches = [self.next_batch() for _ in range(self.accumulate_steps)]
-        carried: list[Any] = [None] * len(batches)
-        for step in range(self.steps + 1):
+        labels = [LabelsAtStep() for _ in batches]
+        for _ in range(self.steps + 1):
             for index, batch in enumerate(batches):
                 last = index == len(batches) - 1
                 with nullcontext() if last else self._without_synchronisation():
                     with self.autocast():
-                        losses = self.model(batch, step=step, carried=carried[index])
+                        losses, labels[index] = self.model(batch, labels[index])
                     self.backward(sum(losses.values()))
-                carried[index], self.network.grown = self.network.grown, None
                 self.record({name: loss / (self.steps + 1) for name, loss in losses.items()})
             self.optimizer_step()
 

@@ -108,9 +108,7 @@ def test_stored_labels_return_to_the_same_grid() -> None:
     valid[1, 10:] = False
     supervision, cells = grown(scribbles, valid)
     pixels = supervision_at_pixels(supervision, scribbles, valid, stride=4, num_classes=K)
-    again, cells_again = supervision_on_grid(
-        scribbles, valid, num_classes=K, stride=4, labels=pixels.labels, weights=pixels.weights
-    )
+    again, cells_again = supervision_on_grid(scribbles, valid, num_classes=K, stride=4, stored=pixels)
     visible = scribbles.masked_fill(~valid, VOID)
     contested = valid_cells(visible != VOID, stride=4) & (labels_to_grid(visible, num_classes=K, stride=4) == VOID)
     assert contested.any()

@@ -15,7 +15,7 @@ from torch import Tensor
 from padding.data.catalog import register_all
 from psi import losses
 from psi.grid import cells_to_pixels, supervision_on_grid, valid_cells
-from psi.meta_arch import PSI
+from psi.meta_arch import PSI, LabelsAtStep
 from psi.supervision import PixelSupervision, Supervision
 from tests.meta_arch_contract import MetaArchContract
 from tests.tiny_psi import random_samples, tiny_psi_cfg
@@ -41,9 +41,12 @@ def build(*opts: Any) -> PSI:
     return model.train()
 
 
-def run(model: PSI, samples: list[dict[str, Any]], *, iteration: int = 3, **how: Any) -> dict[str, Tensor]:
+def run(
+    model: PSI, samples: list[dict[str, Any]], *, iteration: int = 3, step: int = 0, grid: Supervision | None = None
+) -> dict[str, Tensor]:
     with EventStorage(iteration):
-        return model(samples, **how)
+        found, _ = model(samples, LabelsAtStep(step, grid))
+        return found
 
 
 def supervision_of(
@@ -201,10 +204,21 @@ def test_log_shows_what_cannot_be_seen_in_the_losses() -> None:
 # The three modes ------------------------------------------------------------------------------------------------------
 
 
-def grown(model: PSI, samples: list[dict[str, Any]], *, step: int, carried: Supervision | None) -> Supervision:
-    run(model, samples, step=step, carried=carried)
-    assert model.grown is not None
-    return model.grown
+def after(model: PSI, samples: list[dict[str, Any]], labels: LabelsAtStep, *, iteration: int = 3) -> LabelsAtStep:
+    """What comes out of a training step."""
+    with EventStorage(iteration):
+        _, grown = model(samples, labels)
+    assert grown.step == labels.step + (grown.grid is not None)
+    return grown
+
+
+def test_labels_come_out_where_labels_went_in() -> None:
+    model, samples = build("SLD.MODE", "inner_loop"), random_samples()
+    with EventStorage(3):
+        alone = copy.deepcopy(model)(samples)
+        found, grown = model(samples, LabelsAtStep())
+    assert {name: loss.item() for name, loss in found.items()} == {name: loss.item() for name, loss in alone.items()}
+    assert grown.step == 1
 
 
 def test_inner_loop_carries_labels_from_pass_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,16 +227,19 @@ def test_inner_loop_carries_labels_from_pass_to_pass(monkeypatch: pytest.MonkeyP
     drawn = scribbles != VOID
     first = supervision_of(monkeypatch, model, samples, step=0)
     assert torch.equal(first.labels, scribbles)  # y_0: nothing has grown yet
-    y1 = grown(model, samples, step=0, carried=None)
-    second = supervision_of(monkeypatch, model, samples, step=1, carried=y1)
+    one = after(model, samples, LabelsAtStep())
+    y1 = one.grid
+    assert y1 is not None
+    second = supervision_of(monkeypatch, model, samples, step=1, grid=y1)
     expected = cells_to_pixels(y1.labels, size=(64, 64), stride=4).masked_fill(~valid, VOID).where(~drawn, scribbles)
     assert torch.equal(second.labels, expected)
-    y2 = grown(model, samples, step=1, carried=y1)
+    y2 = after(model, samples, one).grid
+    assert y2 is not None
     assert (y2.region | ~y1.region).all()
     assert y2.region.sum() > y1.region.sum() > y1.scribbles.sum()
     # After the last pass nothing grows, and g has nothing to learn from.
-    last = run(model, samples, step=2, carried=y2)
-    assert model.grown is y2
+    last = run(model, samples, step=2, grid=y2)
+    assert after(model, samples, LabelsAtStep(2, y2)).grid is y2
     assert "loss_diffusion" not in last
     assert last["loss_scribble_recall"].item() == 0
     assert last["loss_scribble_recall"].requires_grad
@@ -232,10 +249,10 @@ def test_inner_loop_with_frozen_scores_is_online(monkeypatch: pytest.MonkeyPatch
     """If the network stood still, T passes would grow what one online step does."""
     samples = random_samples()
     online = supervision_of(monkeypatch, build(), samples)
-    model, carried = build("SLD.MODE", "inner_loop"), None
-    for step in range(2):
-        carried = grown(copy.deepcopy(model), samples, step=step, carried=carried)
-    last = supervision_of(monkeypatch, model, samples, step=2, carried=carried)
+    model, labels = build("SLD.MODE", "inner_loop"), LabelsAtStep()
+    for _ in range(2):
+        labels = after(copy.deepcopy(model), samples, labels)
+    last = supervision_of(monkeypatch, model, samples, step=2, grid=labels.grid)
     assert torch.equal(last.labels, online.labels)
     assert torch.equal(last.weights, online.weights)
 
@@ -243,9 +260,8 @@ def test_inner_loop_with_frozen_scores_is_online(monkeypatch: pytest.MonkeyPatch
 def test_inner_loop_waits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     model, samples = build("SLD.MODE", "inner_loop", "SLD.START_ITER", 5), random_samples()
     assert torch.equal(supervision_of(monkeypatch, model, samples, iteration=4).labels, scribbles_of(samples)[0])
-    assert model.grown is None
-    run(model, samples, iteration=5)
-    assert model.grown is not None
+    assert after(model, samples, LabelsAtStep(), iteration=4).grid is None
+    assert after(model, samples, LabelsAtStep(), iteration=5).grid is not None
 
 
 def stored_samples() -> list[dict[str, Any]]:
@@ -392,9 +408,10 @@ def test_mixed_precision_is_finite_and_growth_stays_in_float32(mode: str) -> Non
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in found.values()), found
     sum(found.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-    if mode == "inner_loop":
-        assert model.grown is not None
-        assert model.grown.targets.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        grid = after(model, samples, LabelsAtStep()).grid
+    assert grid is not None
+    assert grid.targets.dtype == torch.float32
 
 
 def test_scores_on_the_grid_are_those_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from padding.data.streams import load_training_entries
 from padding.engine import TRAINER_REGISTRY
 from psi.label_store import LabelStore
 from psi.labeling import ScribbleReader, grow_labels
+from psi.meta_arch import LabelsAtStep
 from psi.trainer import ScribbleTrainer, round_at
 from tests.tiny_psi import NO_BATCH_NORM, tiny_psi_cfg, write_dozen_scribbled_shapes
 
@@ -145,18 +146,17 @@ def test_inner_loop_equals_a_loop_written_out(accumulate: int, tmp_path: Path) -
     assert_equal_weights(built.module, other.module)
     optimizer, model = other.optimizers["main"], other.network.train()
     batches = [other.next_batch() for _ in range(accumulate)]
-    carried = [None] * accumulate
+    labels = [LabelsAtStep()] * accumulate
     regions, totals = [], []
     with EventStorage(0):
-        for step in range(3):
+        for _ in range(3):
             optimizer.zero_grad()
             for index, batch in enumerate(batches):
-                found = model(batch, step=step, carried=carried[index])
+                found, labels[index] = model(batch, labels[index])
                 (sum(found.values()) / accumulate).backward()
-                carried[index] = model.grown  # type: ignore[call-overload]
                 totals.append(sum(loss.item() for loss in found.values()))
             optimizer.step()
-            regions.append(sum(int(state.region.sum()) for state in carried))  # type: ignore[attr-defined]
+            regions.append(sum(int(one.grid.region.sum()) for one in labels if one.grid is not None))
     assert regions[0] <= regions[1] == regions[2]
     steps: list[object] = []
     built.optimizers["main"].register_step_post_hook(lambda *given: steps.append(given))
