@@ -35,6 +35,16 @@ class MetaArchContract:
         return build_model(cfg)
 
     @staticmethod
+    def num_classes(model: nn.Module) -> int:
+        """Of the predictions."""
+        return model.num_classes
+
+    @staticmethod
+    def without_labels(sample: dict[str, Any]) -> dict[str, Any]:
+        """A training sample in which nothing is labeled."""
+        return {**sample, "sem_seg": torch.full_like(sample["sem_seg"], 255)} if "sem_seg" in sample else sample
+
+    @staticmethod
     def losses(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         with EventStorage(0):
             return model(batch)
@@ -67,7 +77,7 @@ class MetaArchContract:
         assert len(predictions) == len(test_batch)
         for prediction, sample in zip(predictions, test_batch, strict=True):
             scores = prediction["sem_seg"]
-            assert scores.shape == (model.num_classes, sample["height"], sample["width"])
+            assert scores.shape == (self.num_classes(model), sample["height"], sample["width"])
             assert scores.dtype == torch.float32
             assert torch.isfinite(scores).all()
 
@@ -94,11 +104,26 @@ class MetaArchContract:
             self.losses(model.train(), broken)
 
     def test_batch_without_a_labeled_pixel_is_finite(self, model: nn.Module, train_batch: list[dict[str, Any]]) -> None:
-        void = [
-            {**sample, "sem_seg": torch.full_like(sample["sem_seg"], 255)} if "sem_seg" in sample else sample
-            for sample in train_batch
-        ]
-        losses = self.losses(model.train(), void)
+        losses = self.losses(model.train(), [self.without_labels(sample) for sample in train_batch])
         assert all(torch.isfinite(loss) for loss in losses.values()), losses
         sum(losses.values()).backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+class MaskClassificationContract(MetaArchContract):
+    """The same for models whose training samples hold ``instances``: a class and a mask for each segment."""
+
+    def test_evaluation_does_not_depend_on_the_batch(self, model: nn.Module, test_batch: list[dict[str, Any]]) -> None:
+        """Images of one size: the published decoders attend to padding as they do to the image."""
+        first, second = test_batch
+        super().test_evaluation_does_not_depend_on_the_batch(
+            model, [first, {**second, "image": second["image"].transpose(1, 2).contiguous()}]
+        )
+
+    @staticmethod
+    def num_classes(model: nn.Module) -> int:
+        return model.num_test_classes
+
+    @staticmethod
+    def without_labels(sample: dict[str, Any]) -> dict[str, Any]:
+        return {**sample, "instances": sample["instances"][torch.zeros(len(sample["instances"]), dtype=torch.bool)]}

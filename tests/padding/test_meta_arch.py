@@ -3,14 +3,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from torch.nn import functional as F
 
 from padding.feature_bank import FeatureBatch
 from padding.losses import MmdOptions, mmd, moment_divergence, structure_alignment
 from padding.meta_arch import PADing
+from tests.meta_arch_contract import MaskClassificationContract
 from tests.tiny_padding import EMBEDDING_WIDTH, FEATURE_WIDTH, make_sample
 
 BuildModel = Callable[..., PADing]
@@ -45,6 +48,16 @@ def trained_parts(model: PADing, losses: dict[str, torch.Tensor]) -> set[str]:
     model.zero_grad()
     torch.stack(list(losses.values())).sum().backward()
     return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+
+
+class TestContract(MaskClassificationContract):
+    @pytest.fixture
+    def cfg(self, padding_cfg: Callable[..., CfgNode]) -> CfgNode:
+        return padding_cfg("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True)
+
+    @pytest.fixture
+    def train_batch(self) -> list[dict[str, Any]]:
+        return [make_sample([0, 3], 1), make_sample([1], 2)]
 
 
 def test_each_step_trains_its_own_parts_and_nothing_of_the_segmentor(padding_model: BuildModel) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from padding.modeling.inference import instance_inference, panoptic_inference, semantic_inference
 from padding.modeling.postprocessing import InferenceOptions, predict_image
+from tests.meta_arch_contract import MaskClassificationContract
 
 MakeSample = Callable[..., dict[str, Any]]
 
@@ -27,13 +28,19 @@ def eval_samples(make_sample: MakeSample) -> list[dict[str, Any]]:
     return samples
 
 
-def test_training_step_reaches_every_parameter(tiny_model: nn.Module, make_sample: MakeSample) -> None:
+class TestContract(MaskClassificationContract):
+    @pytest.fixture
+    def cfg(self, tiny_cfg: CfgNode) -> CfgNode:
+        return tiny_cfg
+
+    @pytest.fixture
+    def train_batch(self, make_sample: MakeSample) -> list[dict[str, Any]]:
+        return [make_sample([0, 3, 2], image_id=1), make_sample([1], (40, 50), image_id=2)]
+
+
+def test_every_layer_has_its_losses(tiny_model: nn.Module, make_sample: MakeSample) -> None:
     losses = tiny_model([make_sample([0, 3, 2], image_id=1), make_sample([1], (40, 50), image_id=2)])
     assert set(losses) == {f"loss_{term}{s}" for term in ("ce", "mask", "dice") for s in ("", "_0", "_1")}
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    sum(losses.values()).backward()
-    without = [name for name, parameter in tiny_model.named_parameters() if parameter.grad is None]
-    assert without == []
 
 
 @pytest.mark.parametrize("emptied", [False, True])
