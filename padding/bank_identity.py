@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from padding.data.class_split import ClassSplit
 from padding.feature_bank import weights_digest
-from padding.meta_arch import PADing
 
 __all__ = ["annotations_digest", "bank_origin", "relevant_configuration", "split_digest"]
 
@@ -31,23 +31,31 @@ _IRRELEVANT = (
 )
 
 
-def bank_origin(cfg: CfgNode, model: PADing, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Identity of the features that ``model`` gives for a training set.
+def bank_origin(
+    cfg: CfgNode,
+    segmentor: Sequence[nn.Module],
+    label_space: ClassSplit,
+    class_ids: Sequence[int],
+    entries: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Identity of the features that a segmentor gives for a training set.
 
     Args:
         cfg: the full configuration.
-        model: its segmentor counts, nothing else of it.
+        segmentor: modules that an image passes through, from the image to a query's embedding.
+        label_space: of the labels in the bank.
+        class_ids: per training class its id in ``label_space``.
         entries: the training set, in order.
 
     Returns:
         JSON values, part of the fingerprint of a bank.
     """
     return {
-        "segmentor": weights_digest([model.backbone, model.sem_seg_head]),
+        "segmentor": weights_digest(segmentor),
         "train_sets": list(cfg.DATASETS.TRAIN),
         "annotations": annotations_digest(entries),
-        "split": split_digest(model.label_space),
-        "class_ids": list(model.class_ids),
+        "split": split_digest(label_space),
+        "class_ids": list(class_ids),
         "configuration": relevant_configuration(cfg),
     }
 

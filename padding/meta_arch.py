@@ -196,10 +196,15 @@ class PADing(MaskFormer):
             "seen_bias": node.TEST.SEEN_BIAS,
         }
 
+    @property
+    def frozen_parts(self) -> tuple[nn.Module, nn.Module]:
+        """What a feature depends on: the way of an image to its queries."""
+        return self.backbone, self.sem_seg_head
+
     def train(self, mode: bool = True) -> "PADing":
         """Training mode for the new parts only: the segmentor must give the same features as in evaluation."""
         super().train(mode)
-        for frozen in (self.backbone, self.sem_seg_head, self.criterion):
+        for frozen in (*self.frozen_parts, self.criterion):
             frozen.eval()
         return self
 

@@ -126,7 +126,7 @@ class GeneratorClassifierTrainer(Trainer):
             self.cfg.OUTPUT_DIR,
             period=self.cfg.SOLVER.CHECKPOINT_PERIOD,
             images_per_step=self.cfg.SOLVER.IMS_PER_BATCH,
-            origin=lambda: weights_digest([self.segmentor.backbone, self.segmentor.sem_seg_head]),
+            origin=lambda: weights_digest(self.segmentor.frozen_parts),
             bank=self.open_feature_bank if self.cfg.MODEL.PADING.FEATURE_BANK.ENABLED else None,
         )
         return [*super().build_hooks(), self.statistics]
@@ -150,18 +150,18 @@ class GeneratorClassifierTrainer(Trainer):
         Raises:
             ValueError: if the folder holds the features of another segmentor, data set or configuration.
         """
-        cfg, options = self.cfg, self.cfg.MODEL.PADING.FEATURE_BANK
+        cfg, options, model = self.cfg, self.cfg.MODEL.PADING.FEATURE_BANK, self.segmentor
         entries = load_training_entries(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         spec = BankSpec(
             num_images=len(entries),
-            num_classes=self.segmentor.num_test_classes,
+            num_classes=model.num_test_classes,
             views=options.VIEWS,
             no_object_per_image=options.NO_OBJECT_PER_IMAGE,
             images_per_shard=options.SHARD_SIZE,
             batch_size=self.micro_batch_size,
             dtype=options.DTYPE,
             seed=options.SEED,
-            origin=bank_origin(cfg, self.segmentor, entries),
+            origin=bank_origin(cfg, model.frozen_parts, model.label_space, model.class_ids, entries),
         )
         mapper = build_mapper(cfg, is_train=True)
 
