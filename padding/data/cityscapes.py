@@ -10,8 +10,9 @@ from pathlib import Path
 
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
-from padding.data.class_split import ClassSplit, splits_dir
+from padding.data.class_split import ClassSplit
 from padding.data.registration import register_listed_images
+from padding.data.roots import splits_dir
 
 __all__ = ["TRAIN_ID_NAME", "cityscapes_label_map", "cityscapes_split", "register_cityscapes"]
 

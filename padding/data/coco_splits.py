@@ -11,7 +11,8 @@ from typing import Any
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-from padding.data.class_split import ClassSplit, read_name_list, splits_dir
+from padding.data.class_split import ClassSplit, read_name_list
+from padding.data.roots import splits_dir
 
 __all__ = ["INSTANCE_SPLITS", "coco_zsi_split", "coco_zsp_split", "coco_zss_split", "read_class_table"]
 

@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy.io
 
-from padding.data.class_split import ClassSplit, splits_dir
+from padding.data.class_split import ClassSplit
 from padding.data.listed_images import read_id_list
 from padding.data.registration import register_listed_images
+from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
 from padding.data.voc import voc_palette
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from padding.data.class_split import splits_dir
 from padding.data.panoptic_json import check_files
 from padding.data.pascal_context import CONTEXT_FOLDER, context_label_map, context_tags
 from padding.data.registration import class_split_of, register_data_set
+from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING, DatasetDict
 from padding.data.scribble_tags import ScribbleTags, read_tag_table
 from padding.data.voc import VOC_FOLDER

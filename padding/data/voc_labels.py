@@ -10,10 +10,10 @@ import numpy.typing as npt
 import scipy.io
 from scipy.io.matlab import MatReadError
 
-from padding.data.class_split import splits_dir
 from padding.data.label_conversion import LabelPair
 from padding.data.listed_images import read_id_list
 from padding.data.panoptic_png import PreparationError
+from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import read_label_map
 from padding.data.voc import VOC_NAMES
