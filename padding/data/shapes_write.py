@@ -31,7 +31,6 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as mask_util
 
 from padding.data.class_embeddings import save_class_embeddings
 from padding.data.shapes_classes import COARSE_NAMES, SPLITS, ShapesConfig, class_table, embed_classes, shapes_split
@@ -249,6 +248,8 @@ def _write_image(folder: Path, split: str, index: int, rendered: RenderedImage) 
 
 def _run_lengths(rendered: RenderedImage) -> list[str]:
     """Compressed COCO run lengths of the things, in the order of the segments."""
+    from pycocotools import mask as mask_util
+
     thing_ids = [segment.id for segment in rendered.segments if segment.isthing]
     masks = np.asfortranarray(rendered.panoptic_ids[..., None] == thing_ids, dtype=np.uint8)
     return [entry["counts"].decode("ascii") for entry in mask_util.encode(masks)]
