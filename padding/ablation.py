@@ -27,8 +27,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from padding.config import add_padding_config
-from padding.data.catalog import data_root, register_all
+from padding.data.catalog import register_all
 from padding.data.files import write_json, write_text
+from padding.data.roots import data_root
 from padding.data.shapes import ShapesConfig, write_shapes
 from padding.data.streams import build_eval_loader
 from padding.engine.setup import ConfigError, load_cfg

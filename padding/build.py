@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from padding.alignment import FeatureDecoder, FeatureEncoder, RelationNet
-from padding.data.catalog import data_root
 from padding.data.class_embeddings import load_class_embeddings
-from padding.data.class_split import ClassSplit, splits_dir
+from padding.data.class_split import ClassSplit
+from padding.data.roots import data_root, splits_dir
 from padding.generator import GENERATORS, Gmmn, PrimitivePaper, PrimitiveTransformer
 from padding.losses import DivergenceOptions, MmdOptions
 from padding.objective import DisentangleModules, LossWeights, StructureObjective

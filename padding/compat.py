@@ -2,19 +2,25 @@
 """Fixes that let Detectron2 v0.6 run on today's Python, numpy, Pillow and torch.
 
 The first import of this package, and the only module that patches anything. Each fix names what needs it. On upstream
-main, which has fixed these things itself, only three harmless aliases are set.
+main, which has fixed these things itself, only three harmless aliases are set. A module of torch or Detectron2 is
+patched when it has been imported, by whomever, or at once if it already is; nothing of either is imported here.
 """
 
 import importlib.util
 import random
+import sys
 import types
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch
 
-__all__ = ["is_detectron2_v06"]
+__all__ = ["is_detectron2_v06", "patch_module"]
+
+Patch = Callable[[Any], None]
 
 
 class _MissingOps:
@@ -36,9 +42,69 @@ class _SetSamplingRandom(random.Random):
         return super().sample(population, k, **kwargs)
 
 
+class _PatchingFinder(MetaPathFinder):
+    """Lets the other finders look for a module that waits for a patch."""
+
+    def __init__(self, name: str, patch: Patch) -> None:
+        self.name, self.patch = name, patch
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        following = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        specs = (finder.find_spec(fullname, path, target) for finder in following)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _PatchingLoader(spec.loader, self.patch)
+        return spec
+
+
+class _PatchingLoader(Loader):
+    """Executes a module with its own loader, which the module keeps, and patches it."""
+
+    def __init__(self, loader: Loader, patch: Patch) -> None:
+        self.loader, self.patch = loader, patch
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        self.patch(module)
+
+
+def patch_module(name: str, patch: Patch) -> None:
+    """Have a module patched as soon as its import ends, at once if it has been imported.
+
+    Args:
+        name: in full, such as ``detectron2.data.common``.
+        patch: changes the module that it is given.
+    """
+    if name in sys.modules:
+        patch(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _PatchingFinder(name, patch))
+
+
+def _has_module(name: str) -> bool:
+    """``find_spec`` that imports no parent: that of a submodule would load torch."""
+    spec, path = None, None
+    for depth in range(name.count(".") + 1):
+        part = ".".join(name.split(".")[: depth + 1])
+        spec = importlib.util.find_spec(part) if path is None else PathFinder.find_spec(part, path)
+        if spec is None:
+            return False
+        path = list(spec.submodule_search_locations or ())
+    return True
+
+
 def is_detectron2_v06() -> bool:
     """Tell the release v0.6 from upstream main, which carries the same version number."""
-    return importlib.util.find_spec("detectron2.utils.develop") is None
+    return not _has_module("detectron2.utils.develop")
 
 
 def _alias_removed_names() -> None:
@@ -48,43 +114,52 @@ def _alias_removed_names() -> None:
     for name, builtin in (("int", int), ("float", float), ("bool", bool)):
         if name not in vars(np):
             setattr(np, name, builtin)
+
+
+def _alias_scheduler(lr_scheduler: Any) -> None:
     # torch 2 split LRScheduler from _LRScheduler: hooks.LRScheduler would not checkpoint torch's own schedulers.
-    torch.optim.lr_scheduler._LRScheduler = torch.optim.lr_scheduler.LRScheduler  # type: ignore[assignment,misc]
+    lr_scheduler._LRScheduler = lr_scheduler.LRScheduler
 
 
-def _stub_compiled_ops() -> None:
-    if importlib.util.find_spec("detectron2._C") is None:
-        import detectron2
-
-        # An attribute, not an entry of sys.modules: collect_env's own import must still fail and report "not built".
-        detectron2._C = _MissingOps()
+def _stub_compiled_ops(detectron2: Any) -> None:
+    # An attribute, not an entry of sys.modules: collect_env's own import must still fail and report "not built".
+    detectron2._C = _MissingOps()
 
 
-def _patch_detectron2_v06() -> None:
-    import detectron2
-    import detectron2.data.common as data_common
-    import detectron2.evaluation.coco_evaluation as coco_evaluation
-    from detectron2.engine import DefaultTrainer
-
+def _sample_from_sets(data_common: Any) -> None:
     data_common.random = types.SimpleNamespace(Random=_SetSamplingRandom)
-    if isinstance(getattr(detectron2, "_C", None), _MissingOps):
-        coco_evaluation.COCOeval_opt = coco_evaluation.COCOeval  # its default use_fast_impl=True needs _C
+
+
+def _use_plain_coco_eval(coco_evaluation: Any) -> None:
+    coco_evaluation.COCOeval_opt = coco_evaluation.COCOeval  # its default use_fast_impl=True needs _C
+
+
+def _complete_trainer_state(defaults: Any) -> None:
+    trainer_class = defaults.DefaultTrainer
 
     def state_dict(self: Any) -> dict[str, Any]:
         # v0.6 forgets the optimizer and the gradient scaler (fixed upstream in ac6774fe).
-        state = super(DefaultTrainer, self).state_dict()
+        state = super(trainer_class, self).state_dict()
         state["_trainer"] = self._trainer.state_dict()
         return state
 
     def load_state_dict(self: Any, state: dict[str, Any]) -> None:
-        super(DefaultTrainer, self).load_state_dict(state)
+        super(trainer_class, self).load_state_dict(state)
         self._trainer.load_state_dict(state["_trainer"])
 
-    DefaultTrainer.state_dict = state_dict
-    DefaultTrainer.load_state_dict = load_state_dict
+    trainer_class.state_dict = state_dict
+    trainer_class.load_state_dict = load_state_dict
+
+
+def _patch_detectron2_v06() -> None:
+    if not _has_module("detectron2._C"):
+        patch_module("detectron2", _stub_compiled_ops)
+        patch_module("detectron2.evaluation.coco_evaluation", _use_plain_coco_eval)
+    patch_module("detectron2.data.common", _sample_from_sets)
+    patch_module("detectron2.engine.defaults", _complete_trainer_state)
 
 
 _alias_removed_names()
+patch_module("torch.optim.lr_scheduler", _alias_scheduler)
 if is_detectron2_v06():
-    _stub_compiled_ops()
     _patch_detectron2_v06()

@@ -11,7 +11,12 @@ __all__ = ["add_padding_config"]
 
 
 def add_padding_config(cfg: CfgNode) -> None:
-    """Add PADing's keys in place; the keys of the Mask2Former core and of the solver are added elsewhere."""
+    """Add PADing's keys in place; the keys of the Mask2Former core and of the solver are added elsewhere.
+
+    Model and training loop are registered, so that whatever the keys name can be built.
+    """
+    from padding import meta_arch, trainer  # noqa: F401  (importing registers)
+
     node = CfgNode()
     cfg.MODEL.PADING = node
     # "supervised" (the segmentor's own classes only), "projection" (class embeddings as classifier) or "generative".

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from padding.evaluation.panoptic_confusion import PanopticConfusion
@@ -33,6 +32,8 @@ def match_queries(masks: Tensor, truth: Tensor) -> tuple[npt.NDArray[np.int64], 
     Returns:
         Indices of queries and of segments whose IoU exceeds 0.5, (M,) int64 each.
     """
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = masks.flatten(1).float(), truth.flatten(1).float()
     shared = rows @ columns.T
     union = rows.sum(dim=1)[:, None] + columns.sum(dim=1)[None, :] - shared

@@ -9,7 +9,6 @@ alone, for MODEL.PADING.TEST.MODE "zsl".
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from padding.data.registration import (
     register_panoptic,
     register_sem_seg,
 )
+from padding.data.roots import data_root
 from padding.data.saliency_sets import register_saliency_sets
 from padding.data.sample import IGNORE_LABEL
 from padding.data.scribble_sets import register_scribble_sets, register_scribbles
@@ -34,7 +34,6 @@ from padding.data.voc import register_voc
 __all__ = [
     "class_split_of",
     "coco_zsp_split",
-    "data_root",
     "register_all",
     "register_instances",
     "register_listed_images",
@@ -50,11 +49,6 @@ _COCO_CURE = (
 _STUFF_CURE = "datasets/README.md lists the official downloads; python datasets/prepare_coco_zss.py writes the rest."
 _INSTANCE_CURE = "datasets/README.md lists the official downloads; python datasets/prepare_coco_zsi.py writes the rest."
 _SHAPES_CURE = "Generate the data with: python datasets/prepare_shapes.py"
-
-
-def data_root(root: str | Path | None = None) -> Path:
-    """The given folder, else ``$DETECTRON2_DATASETS``, else ``datasets`` (Detectron2's convention)."""
-    return Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def shapes_zsi_split() -> ClassSplit:

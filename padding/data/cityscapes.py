@@ -8,10 +8,9 @@ current versions, import a package that is not public.
 
 from pathlib import Path
 
-from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
-
-from padding.data.class_split import ClassSplit, splits_dir
+from padding.data.class_split import ClassSplit
 from padding.data.registration import register_listed_images
+from padding.data.roots import splits_dir
 
 __all__ = ["TRAIN_ID_NAME", "cityscapes_label_map", "cityscapes_split", "register_cityscapes"]
 
@@ -22,6 +21,8 @@ _CURE = "datasets/README.md lists the official downloads; python datasets/prepar
 
 def cityscapes_split() -> ClassSplit:
     """The 19 evaluated classes in the order of their train ids."""
+    from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+
     classes = sorted((c for c in CITYSCAPES_CATEGORIES if 0 <= c["trainId"] < 255), key=lambda c: c["trainId"])
     return ClassSplit(
         names=tuple(c["name"] for c in classes),
@@ -33,6 +34,8 @@ def cityscapes_split() -> ClassSplit:
 
 def cityscapes_label_map(ignore_label: int = 255) -> dict[int, int]:
     """Cityscapes' 34 ``labelIds`` (and 255, its license plate) -> 19 train ids, the rest ``ignore_label``."""
+    from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+
     label_map = dict.fromkeys((*range(_NUM_LABEL_IDS), 255), ignore_label)
     label_map.update({category["id"]: category["trainId"] for category in CITYSCAPES_CATEGORIES})
     return label_map

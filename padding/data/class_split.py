@@ -17,7 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ClassSplit", "read_name_list", "splits_dir"]
+from padding.data.roots import splits_dir
+
+__all__ = ["ClassSplit", "read_name_list"]
 
 _GREY = (128, 128, 128)
 
@@ -166,8 +168,3 @@ def read_name_list(path: str | Path) -> tuple[str, ...]:
     if repeated:
         raise ValueError(f"{path}: names {repeated} more than once; remove the repeated lines")
     return names
-
-
-def splits_dir() -> Path:
-    """Folder of the shipped lists, ``datasets/splits`` of the repository."""
-    return Path(__file__).resolve().parents[2] / "datasets" / "splits"

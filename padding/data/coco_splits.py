@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-
-from padding.data.class_split import ClassSplit, read_name_list, splits_dir
+from padding.data.class_split import ClassSplit, read_name_list
+from padding.data.roots import splits_dir
 
 __all__ = ["INSTANCE_SPLITS", "coco_zsi_split", "coco_zsp_split", "coco_zss_split", "read_class_table"]
 
@@ -21,6 +20,8 @@ _GOLDEN_RATIO = 0.618034
 
 def coco_zsp_split() -> ClassSplit:
     """The 133 classes of COCO panoptic with the published 14 unseen ones."""
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
     return ClassSplit.from_categories(COCO_CATEGORIES, read_name_list(splits_dir() / "coco_zsp_119_14.txt"))
 
 
@@ -47,6 +48,8 @@ def coco_zsi_split(name: str) -> ClassSplit:
     Raises:
         ValueError: for another name.
     """
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
     if name not in INSTANCE_SPLITS:
         raise ValueError(f"unknown split {name!r} of COCO instances; expected one of {', '.join(INSTANCE_SPLITS)}")
     seen, unseen = (read_name_list(splits_dir() / f"coco_zsi_{name}_{part}.txt") for part in ("seen", "unseen"))

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-
-from detectron2.config import CfgNode
+from typing import TYPE_CHECKING
 
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.registration import register_listed_images
 from padding.data.sample import IGNORE_LABEL
 from padding.data.voc import voc_palette
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 __all__ = ["OWN_NAMES", "folder_classes", "own_label_map", "register_folders", "register_own_data"]
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -181,6 +180,8 @@ def _selected(args: argparse.Namespace) -> tuple[list[Any], tuple[str, ...], Map
         names = folder_classes(args.classes).names
         listed: list[Any] = [*load_listed_images(image_root=args.images, label_root=args.labels, image_ids=args.list)]
         return listed, names, own_label_map(len(names), args.void)
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     register_all()
     entries = DatasetCatalog.get(args.dataset) if args.dataset in registered_names() else []
     if not entries or "sem_seg_file_name" not in entries[0]:

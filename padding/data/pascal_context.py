@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import scipy.io
 
-from padding.data.class_split import ClassSplit, splits_dir
+from padding.data.class_split import ClassSplit
 from padding.data.listed_images import read_id_list
 from padding.data.registration import register_listed_images
+from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
 from padding.data.voc import voc_palette
 
@@ -183,6 +183,8 @@ def read_context_mat(path: str | Path, lookup: npt.NDArray[np.uint8]) -> npt.NDA
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, has no ``LabelMap``, or other values.
     """
+    import scipy.io
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; unpack trainval.tar.gz of PASCAL-Context, 10 103 files")

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from padding.data.class_split import ClassSplit
 from padding.data.instances_json import load_instances
 from padding.data.listed_images import load_listed_images
@@ -47,6 +45,8 @@ def class_split_of(dataset_name: str) -> ClassSplit:
     Raises:
         ValueError: the set is unknown or names no classes.
     """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     known = dataset_name in DatasetCatalog
     metadata = MetadataCatalog.get(dataset_name) if known else None
     split = getattr(metadata, "class_split", None)
@@ -205,6 +205,8 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
     )
     register_data_set(name, loader, class_split, "sem_seg", unseen_only=False, label_map=label_map, files=files)
     if background_id is not None:
+        from detectron2.data import MetadataCatalog
+
         MetadataCatalog.get(name).background_id = background_id
 
 
@@ -270,6 +272,8 @@ def register_data_set(
     Raises:
         ValueError: ``name`` belongs to a data set that was registered by somebody else.
     """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     if name in DatasetCatalog:
         if name not in _registered:
             raise ValueError(f"a data set '{name}' is registered already, not by this project; choose another name")

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from padding.data.class_split import ClassSplit
 from padding.data.listed_images import images_by_id
 from padding.data.registration import class_split_of, register_data_set, registered_names
@@ -197,6 +195,8 @@ def load_derived_saliency(dense: str, salient_classes: Sequence[int]) -> list[Da
         dense: the semantic set.
         salient_classes: contiguous ids; the other classes are background.
     """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     split = class_split_of(dense)
     plain = {i: i for i in (*range(split.num_classes), IGNORE_LABEL)}
     label_map = dict(getattr(MetadataCatalog.get(dense), "sem_seg_label_map", None) or plain)
@@ -235,6 +235,8 @@ def register_derived_saliency(name: str, *, dense: str, salient: Sequence[str]) 
     Raises:
         ValueError: a class is unknown, or ``name`` belongs to somebody else.
     """
+    from detectron2.data import MetadataCatalog
+
     names = class_split_of(dense).names
     unknown = [one for one in salient if one not in names]
     if unknown or not salient:
@@ -250,6 +252,8 @@ def register_derived_saliency(name: str, *, dense: str, salient: Sequence[str]) 
 
 def registered_saliency() -> dict[str, Callable[[], list[DatasetDict]]]:
     """Name -> loader of the registered sets of this project whose evaluation is that of saliency."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     names = [name for name in registered_names() if MetadataCatalog.get(name).evaluator_type == "saliency"]
     return {name: partial(DatasetCatalog.get, name) for name in names}
 

@@ -8,10 +8,11 @@ points, Q queries, S seen classes, U unseen classes, T decoder layers.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
-from detectron2.structures import Instances
+if TYPE_CHECKING:
+    import torch
+    from detectron2.structures import Instances
 
 __all__ = [
     "IGNORE_LABEL",

@@ -8,14 +8,13 @@ tests every curve and asks again. The random numbers come from the generator tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter1d
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import dijkstra
-from scipy.spatial import cKDTree
-from skimage.morphology import skeletonize
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 __all__ = ["STYLES", "Points", "Region", "central_part", "resampled", "skeleton_path"]
 
@@ -36,6 +35,9 @@ def skeleton_path(region: Region) -> Points:
     Found by two searches: the pixel farthest from any pixel is one end, the pixel farthest from it the other. That is
     exact where the skeleton is a tree, and a long path where a hole makes it a ring.
     """
+    from scipy.sparse.csgraph import dijkstra
+    from skimage.morphology import skeletonize
+
     rows, columns = np.nonzero(skeletonize(region))
     if not len(rows):
         return np.zeros((0, 2))
@@ -53,6 +55,8 @@ def skeleton_path(region: Region) -> Points:
 
 def _pixel_graph(rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], shape: tuple[int, ...]) -> csr_matrix:
     """Graph of the pixels' 8-neighbourhood, weighted by distance; each edge once."""
+    from scipy.sparse import csr_matrix
+
     index = np.full((shape[0] + 2, shape[1] + 2), -1)
     index[rows + 1, columns + 1] = np.arange(len(rows))
     ends, weights = [], []
@@ -70,6 +74,8 @@ def _skeleton(region: Region, rng: np.random.Generator) -> Points:
     path = skeleton_path(region)
     if len(path) < _ROUND * np.sqrt(region.sum()):
         return _line(region, rng)
+    from scipy.ndimage import gaussian_filter1d
+
     return gaussian_filter1d(path, _SMOOTHING, axis=0, mode="nearest")
 
 
@@ -85,6 +91,9 @@ def _line(region: Region, rng: np.random.Generator) -> Points:
 
 def _polynomial(region: Region, rng: np.random.Generator) -> Points:
     """A quartic (after Scribbles4All): two far pixels, one near the centroid, and two of the skeleton between them."""
+    from scipy.spatial import cKDTree
+    from skimage.morphology import skeletonize
+
     pixels = _pixels(region, _CANDIDATES, rng)
     first = pixels[0]
     last = pixels[np.argmax(np.hypot(*(pixels - first).T))]

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
@@ -88,6 +87,8 @@ def tasks_of_dataset(
         tags: what tags mean in its annotation files.
         with_dense: whether its label files are looked at.
     """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     space = LabelSpace(class_split_of(name), tags, MetadataCatalog.get(name).get("sem_seg_label_map"))
     tasks = []
     for entry in DatasetCatalog.get(name):

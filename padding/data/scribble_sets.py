@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from padding.data.class_split import splits_dir
 from padding.data.panoptic_json import check_files
 from padding.data.pascal_context import CONTEXT_FOLDER, context_label_map, context_tags
 from padding.data.registration import class_split_of, register_data_set
+from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING, DatasetDict
 from padding.data.scribble_tags import ScribbleTags, read_tag_table
 from padding.data.voc import VOC_FOLDER
@@ -115,6 +113,8 @@ def load_scribbles(dense: str, *, label_root: str | Path, cure: str = "") -> lis
     Raises:
         FileNotFoundError: an image has none; a training set without it would teach nothing.
     """
+    from detectron2.data import DatasetCatalog
+
     entries: list[DatasetDict] = [
         {**entry, "sem_seg_file_name": str(Path(label_root) / f"{label_key(entry)}.png")}
         for entry in DatasetCatalog.get(dense)
@@ -141,6 +141,8 @@ def register_scribbles(
     Raises:
         ValueError: ``name`` belongs to somebody else, or ``dense`` is unknown.
     """
+    from detectron2.data import MetadataCatalog
+
     split = class_split_of(dense)
     values = {i: i for i in range(split.num_classes)} if label_map is None else dict(label_map)
     values |= {IGNORE_LABEL: IGNORE_LABEL, SCRIBBLE_PADDING: IGNORE_LABEL}

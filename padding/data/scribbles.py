@@ -17,7 +17,6 @@ from functools import cache
 import cv2
 import numpy as np
 import numpy.typing as npt
-from skimage.draw import line as line_pixels
 
 from padding.data.sample import IGNORE_LABEL
 from padding.data.scribble_tags import ScribbleTags
@@ -167,12 +166,14 @@ def line_mask(points: npt.NDArray[np.float64], size: tuple[int, int], width: int
 
     A part of the points therefore gives a part of the pixels. Width 3 is a 3 x 3 square.
     """
+    from skimage.draw import line
+
     mask = np.zeros(size, np.uint8)
     limits = np.array([size[1] - 1, size[0] - 1])
     corners = np.clip(np.rint(points), 0, limits).astype(int)
     mask[corners[:, 1], corners[:, 0]] = 1
     for (x0, y0), (x1, y1) in zip(corners[:-1].tolist(), corners[1:].tolist(), strict=True):
-        mask[line_pixels(y0, x0, y1, x1)] = 1
+        mask[line(y0, x0, y1, x1)] = 1
     if width > 1 and len(corners):
         # Only the surroundings of the line are worth thickening.
         low = np.maximum(corners.min(axis=0) - width, 0)

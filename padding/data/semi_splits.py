@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from padding.data.class_split import splits_dir
 from padding.data.listed_images import read_id_list
+from padding.data.roots import splits_dir
 
 __all__ = ["SemiSplit", "read_semi_split", "select_entries", "shipped_splits"]
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from padding.data.class_split import ClassSplit, read_name_list, splits_dir
+from padding.data.class_split import ClassSplit, read_name_list
+from padding.data.roots import splits_dir
 
 __all__ = [
     "COARSE_NAMES",

@@ -30,7 +30,6 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as mask_util
 
 from padding.data.class_embeddings import save_class_embeddings
 from padding.data.files import TEMPORARY, write_bytes
@@ -248,6 +247,8 @@ def _write_image(folder: Path, split: str, index: int, rendered: RenderedImage) 
 
 def _run_lengths(rendered: RenderedImage) -> list[str]:
     """Compressed COCO run lengths of the things, in the order of the segments."""
+    from pycocotools import mask as mask_util
+
     thing_ids = [segment.id for segment in rendered.segments if segment.isthing]
     masks = np.asfortranarray(rendered.panoptic_ids[..., None] == thing_ids, dtype=np.uint8)
     return [entry["counts"].decode("ascii") for entry in mask_util.encode(masks)]

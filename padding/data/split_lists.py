@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from padding.data.class_split import splits_dir
 from padding.data.files import write_text
 from padding.data.listed_images import IMAGE_ENDINGS, read_id_list
+from padding.data.roots import splits_dir
 from padding.data.semi_splits import LISTS, read_semi_split
 
 __all__ = [

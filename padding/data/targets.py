@@ -10,18 +10,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from detectron2.structures import Instances
-from fvcore.transforms.transform import Transform
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from padding.data.sample import VOID_INDEX, SegmentInfo
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
+    from fvcore.transforms.transform import Transform
 
 __all__ = [
     "annotation_mask",
@@ -233,6 +233,9 @@ def masks_to_instances(masks: npt.NDArray[np.bool_], classes: npt.NDArray[np.int
 
     A mask that the crop emptied would be matched, and would teach its query nothing but noise (Mask2Former issue 215).
     """
+    import torch
+    from detectron2.structures import Instances
+
     kept = masks.any(axis=(1, 2)) if len(masks) else np.zeros(0, bool)
     instances = Instances(tuple(masks.shape[1:]))
     instances.gt_classes = torch.from_numpy(np.ascontiguousarray(classes[kept], np.int64))
@@ -251,6 +254,8 @@ def annotation_mask(annotation: Mapping[str, Any], size: tuple[int, int], *, pat
     Raises:
         ValueError: the segmentation has another form or another size.
     """
+    from pycocotools import mask as coco_mask
+
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, Mapping) and tuple(segmentation.get("size", ())) == tuple(size):
         raw = isinstance(segmentation["counts"], list)

@@ -5,6 +5,8 @@ Every prompt is filled with every synonym of a class; the embeddings are normali
 Letters: K classes, N texts, E width of the embeddings, L tokens.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
@@ -12,14 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
 
 from padding.data.class_embeddings import FloatArray, normalise_rows
 from padding.data.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     # The selection that PADing's panoptic and semantic configurations use; the last one ends without a full stop.
@@ -86,7 +89,6 @@ def prompts_of(name: str, templates: Sequence[str]) -> list[str]:
     return [template.format(synonym) for synonym in name.split(SYNONYM_SEPARATOR) for template in templates]
 
 
-@torch.no_grad()
 def encode_texts(model: nn.Module, tokens: Tensor, *, cut_context: bool = True) -> FloatArray:
     """Normalised text embeddings of an open_clip model.
 
@@ -101,15 +103,19 @@ def encode_texts(model: nn.Module, tokens: Tensor, *, cut_context: bool = True) 
     Returns:
         (N, E) float32, rows of norm 1.
     """
+    import torch
+    from torch.func import functional_call
+
     device = next(model.parameters()).device
     tokens = tokens.to(device)
     shorter = _shorter_tensors(model, int(tokens.argmax(dim=1).max()) + 1) if cut_context else None
-    if shorter is None:
-        features = model.encode_text(tokens)  # type: ignore[operator]
-    else:
-        length = next(iter(shorter.values())).shape[0]
-        output = functional_call(model, shorter, args=(), kwargs={"text": tokens[:, :length]})
-        features = output["text_features"] if isinstance(output, dict) else output[1]
+    with torch.no_grad():
+        if shorter is None:
+            features = model.encode_text(tokens)  # type: ignore[operator]
+        else:
+            length = next(iter(shorter.values())).shape[0]
+            output = functional_call(model, shorter, args=(), kwargs={"text": tokens[:, :length]})
+            features = output["text_features"] if isinstance(output, dict) else output[1]
     return normalise_rows(features.float().cpu().numpy())
 
 
@@ -118,7 +124,7 @@ def class_text_embeddings(
     encode: Callable[[list[str]], FloatArray],
     templates: Sequence[str],
     *,
-    cache: "TextCache | None" = None,
+    cache: TextCache | None = None,
 ) -> FloatArray:
     """One embedding for each class text, (K, E) float32, rows of norm 1.
 
@@ -166,6 +172,8 @@ class TextCache:
 
 def _shorter_tensors(model: nn.Module, length: int) -> dict[str, Tensor] | None:
     """Positional embedding and causal mask for ``length`` tokens, by name; None: the model cannot be cut."""
+    from torch import Tensor, nn
+
     text = getattr(model, "text", None)
     tower, prefix = (text, "text.") if isinstance(text, nn.Module) else (model, "")
     position = getattr(tower, "positional_embedding", None)

@@ -7,8 +7,9 @@
 
 from pathlib import Path
 
-from padding.data.class_split import ClassSplit, splits_dir
+from padding.data.class_split import ClassSplit
 from padding.data.registration import register_listed_images
+from padding.data.roots import splits_dir
 
 __all__ = ["VOC_FOLDER", "VOC_NAMES", "register_voc", "voc_palette", "voc_split"]
 

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import scipy.io
-from scipy.io.matlab import MatReadError
 
-from padding.data.class_split import splits_dir
 from padding.data.label_conversion import LabelPair
 from padding.data.listed_images import read_id_list
 from padding.data.panoptic_png import PreparationError
+from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import read_label_map
 from padding.data.voc import VOC_NAMES
@@ -22,7 +20,7 @@ __all__ = ["SBD_LABELS", "read_voc_labels", "voc_label_pairs"]
 
 SBD_LABELS = Path("dataset") / "cls"
 # Cut, of another format, or without the field GTcls.Segmentation.
-_DAMAGED = (OSError, ValueError, KeyError, AttributeError, NotImplementedError, MatReadError, zlib.error)
+_DAMAGED = (OSError, ValueError, KeyError, AttributeError, NotImplementedError, zlib.error)
 
 
 def voc_label_pairs(folder: Path, sbd: Path) -> list[LabelPair]:
@@ -56,7 +54,13 @@ def read_voc_labels(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _read_sbd(path: Path) -> npt.NDArray[np.uint8]:
-    labels = np.asarray(scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation)
+    import scipy.io
+
+    try:
+        content = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)
+    except scipy.io.matlab.MatReadError as error:
+        raise ValueError(error) from error
+    labels = np.asarray(content["GTcls"].Segmentation)
     if labels.ndim != 2:
         raise ValueError(f"GTcls.Segmentation has {labels.ndim} dimensions")
     return labels

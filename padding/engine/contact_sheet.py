@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.data.catalog import Metadata
-from detectron2.utils.visualizer import Visualizer
 
 from padding.engine.random_state import preserved_random_state
 
@@ -48,6 +47,8 @@ def draw_panoptic(
     Returns:
         (h * scale, w * scale, 3) uint8, RGB.
     """
+    from detectron2.utils.visualizer import Visualizer
+
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     enlarged = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
     ids = cv2.resize(np.ascontiguousarray(segment_ids).astype(np.int32), size, interpolation=cv2.INTER_NEAREST)

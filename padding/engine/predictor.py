@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.utils.visualizer import Visualizer
 
 from padding.data.augmentation import View, resize_for_test
 from padding.data.catalog import class_split_of
@@ -170,6 +169,8 @@ class Predictor:
         Returns:
             (h, w, 3) uint8, RGB.
         """
+        from detectron2.utils.visualizer import Visualizer
+
         canvas = Visualizer(image, metadata=self.metadata)
         if "panoptic_seg" in prediction:
             segments, info = prediction["panoptic_seg"]

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of predicted saliency: a heat map over the image, from dark violet (0) to light yellow (1)."""
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -28,6 +27,8 @@ def draw_saliency(
     Raises:
         ValueError: if sizes differ or a value leaves [0, 1].
     """
+    import matplotlib as mpl
+
     values = np.asarray(saliency, dtype=np.float64)
     if values.shape != image.shape[:2]:
         raise ValueError(f"saliency has shape {values.shape}, the image is {image.shape[:2]}; resize one of them")

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -74,6 +73,8 @@ def setup_cfg(args: argparse.Namespace, add_config_fns: Sequence[AddConfig]) -> 
     Returns:
         The frozen configuration.
     """
+    from detectron2.engine import default_setup
+
     cfg = load_cfg(args.config_file, args.opts or [], add_config_fns)
     packages = {"padding", *(function.__module__.split(".")[0] for function in add_config_fns)}
     _reset_loggers({"detectron2", "fvcore", *packages})

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that methods share; importing this package registers them with Detectron2."""
+"""Models that methods share; whoever adds their keys to a configuration registers them with Detectron2."""
 
-from padding.modeling import head, maskformer, segment_classifier, small_resnet, timm_backbone
+__all__ = ["register_models"]
 
-__all__ = ["head", "maskformer", "segment_classifier", "small_resnet", "timm_backbone"]
+
+def register_models() -> None:
+    """Make the models, heads and backbones of this package known to Detectron2; a second call changes nothing."""
+    from padding.modeling import head, maskformer, segment_classifier, small_resnet, timm_backbone  # noqa: F401

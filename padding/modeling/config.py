@@ -3,6 +3,8 @@
 
 from detectron2.config import CfgNode
 
+from padding.modeling import register_models
+
 # Keys of official Mask2Former configs that have no effect on the core: accepted, so that those files load unchanged.
 ACCEPTED_AND_IGNORED: tuple[str, ...] = (
     "MODEL.MASK_FORMER.ENC_LAYERS",  # encoder of MaskFormer, absent from Mask2Former
@@ -14,12 +16,15 @@ ACCEPTED_AND_IGNORED: tuple[str, ...] = (
 def add_mask2former_config(cfg: CfgNode) -> None:
     """Add ``MODEL.MASK_FORMER``, the nodes of our backbones and what ``MODEL.SEM_SEG_HEAD`` lacks in Detectron2.
 
+    The models themselves are registered with Detectron2, so that whatever the keys name can be built.
+
     Defaults are the official ones, so that an official file means the same here, except where those name parts that
     do not exist here. They are no recommendation; ``configs/_base_/mask2former_r50.yaml`` holds the published model.
 
     Args:
         cfg: Detectron2's config, changed in place.
     """
+    register_models()
     cfg.MODEL.MASK_FORMER = _mask_former_node()
     cfg.MODEL.SMALL_RESNET = _small_resnet_node()
     cfg.MODEL.TIMM = _timm_node()

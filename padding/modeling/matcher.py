@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from padding.modeling.point_sampling import Generators, draw_points, sample_at
@@ -93,6 +92,8 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: if a cost is NaN or infinite; names the image.
         """
+        from scipy.optimize import linear_sum_assignment
+
         logits, masks = outputs["pred_logits"], outputs["pred_masks"]
         points = draw_points([1] * len(targets), self.num_points, device=masks.device, generators=generator)
         with torch.autocast(device_type=masks.device.type, enabled=False):

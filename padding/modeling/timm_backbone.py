@@ -9,11 +9,9 @@ end in bare convolutions).
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from timm.layers import BatchNormAct2d, LayerNorm2d
 from torch import Tensor, nn
 
 __all__ = ["TimmBackbone", "build_timm_backbone"]
@@ -96,6 +94,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
 
 def _check(name: str, output_stride: int, out_features: Sequence[str]) -> None:
+    import timm
+
     # Also refuses "hf-hub:…", which timm would look up in the network.
     if not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} has no network called '{name}'; timm.list_models() names them all")
@@ -107,6 +107,8 @@ def _check(name: str, output_stride: int, out_features: Sequence[str]) -> None:
 
 
 def _create(name: str, output_stride: int, drop_path: float, **options: Any) -> Any:
+    import timm
+
     is_densenet = name.startswith("densenet")  # timm cannot dilate it
     if drop_path > 0:
         options["drop_path_rate"] = drop_path
@@ -125,6 +127,8 @@ def _create(name: str, output_stride: int, drop_path: float, **options: Any) -> 
 
 
 def _output_norm(name: str, stage: str, spec: ShapeSpec) -> nn.Module:
+    from timm.layers import BatchNormAct2d, LayerNorm2d
+
     if name.startswith("convnext"):
         return LayerNorm2d(spec.channels)
     if name.startswith("densenet") and stage != _STAGES[-1]:  # the last map carries timm's own

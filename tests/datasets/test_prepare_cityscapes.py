@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from padding.data.class_split import splits_dir
 from padding.data.listed_images import read_id_list
+from padding.data.roots import splits_dir
 from tests.scripts import load_script
 
 main = load_script("prepare_cityscapes").main

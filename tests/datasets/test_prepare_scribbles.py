@@ -125,7 +125,7 @@ def test_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def split_lists(folder: Path, monkeypatch: pytest.MonkeyPatch, **lists: str) -> None:
     """Lists of images shorter than the official ones, beside the tables that stay."""
-    from padding.data.class_split import splits_dir
+    from padding.data.roots import splits_dir
 
     for name in ("voc", "pascal_context", "cityscapes"):
         (folder / name).mkdir(parents=True)

@@ -10,8 +10,8 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from padding.data.catalog import register_all
-from padding.data.class_split import splits_dir
 from padding.data.listed_images import read_id_list
+from padding.data.roots import splits_dir
 from padding.data.voc import voc_palette
 from tests.scripts import load_script
 

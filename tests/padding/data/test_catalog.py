@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from padding.data.catalog import class_split_of, coco_zsp_split, data_root, register_all, register_panoptic
+from padding.data.catalog import class_split_of, coco_zsp_split, register_all, register_panoptic
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
 NAMES = (
@@ -115,14 +115,6 @@ def test_missing_data_error_says_how_to_make_them(tmp_path: Path) -> None:
         DatasetCatalog.get("coco_2017_train_stuff_zss")
     with pytest.raises(FileNotFoundError, match=r"instances_val2014_gzsi_65_15\.json.*prepare_coco_zsi"):
         DatasetCatalog.get("coco_2014_val_instances_zsi_65_15")
-
-
-def test_data_root_follows_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", "/somewhere")
-    assert data_root() == Path("/somewhere")
-    assert data_root("here") == Path("here")
-    monkeypatch.delenv("DETECTRON2_DATASETS")
-    assert data_root() == Path("datasets")
 
 
 def test_own_data_set_loads_and_may_be_registered_again(tiny: TinyPanoptic) -> None:

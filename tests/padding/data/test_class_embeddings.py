@@ -18,7 +18,8 @@ from padding.data.class_embeddings import (
     read_word2vec_csv,
     save_class_embeddings,
 )
-from padding.data.class_split import read_name_list, splits_dir
+from padding.data.class_split import read_name_list
+from padding.data.roots import splits_dir
 
 NAMES = ("cow", "horse", "sky-other-merged", "hair drier")
 EMBEDDINGS = np.arange(1, 13, dtype=np.float32).reshape(4, 3)

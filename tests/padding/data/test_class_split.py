@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from padding.data.class_split import ClassSplit, read_name_list, splits_dir
+from padding.data.class_split import ClassSplit, read_name_list
+from padding.data.roots import splits_dir
 
 CATEGORIES = [
     {"id": 3, "name": "cat", "isthing": 1, "color": [1, 2, 3]},

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from padding.data.class_split import read_name_list, splits_dir
+from padding.data.class_split import read_name_list
 from padding.data.coco_splits import coco_zsi_split, coco_zsp_split, coco_zss_split, read_class_table
+from padding.data.roots import splits_dir
 
 # Values below 182 that COCO-Stuff's PNGs never hold (its paper's labels.txt).
 UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}

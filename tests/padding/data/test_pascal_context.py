@@ -11,7 +11,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from padding.data import registration
-from padding.data.class_split import splits_dir
 from padding.data.pascal_context import (
     CONTEXT_FOLDER,
     CONTEXT_LABELS,
@@ -26,6 +25,7 @@ from padding.data.pascal_context import (
     register_pascal_context,
 )
 from padding.data.registration import class_split_of
+from padding.data.roots import splits_dir
 from padding.data.voc import VOC_NAMES
 
 

@@ -39,7 +39,7 @@ def test_keys_are_the_documented_ones(tmp_path: Path, mapper: str) -> None:
     assert sample is not None
     added = set(sample) - set(entry)
     assert added
-    assert added <= set(get_type_hints(TrainSample))
+    assert added <= set(TrainSample.__annotations__)
 
 
 def test_keys_of_saliency_are_the_documented_ones(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_keys_of_saliency_are_the_documented_ones(tmp_path: Path) -> None:
     for entry in (derived, own):
         sample = SaliencyMapper(cfg, is_train=True)(entry)
         assert sample is not None
-        assert set(sample) - set(entry) <= set(get_type_hints(TrainSample))
+        assert set(sample) - set(entry) <= set(TrainSample.__annotations__)
 
 
 def test_constants_do_not_collide_with_classes_or_instances() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from padding.data.class_split import splits_dir
 from padding.data.listed_images import read_id_list
+from padding.data.roots import splits_dir
 from padding.data.semi_splits import read_semi_split, select_entries, shipped_splits
 
 SPLITS = splits_dir()

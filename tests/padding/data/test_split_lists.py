@@ -8,7 +8,7 @@ import pytest
 
 import padding.data.semi_splits
 import padding.data.split_lists
-from padding.data.class_split import splits_dir
+from padding.data.roots import splits_dir
 from padding.data.semi_splits import read_semi_split, shipped_splits
 from padding.data.split_lists import (
     check_pools,
