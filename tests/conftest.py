@@ -1,38 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared fixtures: one thread, fixed seeds, a private data root, golden refresh."""
+"""Shared fixtures: threads, fixed seeds, a private data root, golden refresh; and a quick set-up of Detectron2."""
 
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import functools
 import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import padding  # noqa: F401  (applies the Detectron2 fixes before any test imports it)
 
 # isort: split
+import detectron2.engine.defaults
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from padding.data import registration
 
 GOLDENS = Path(__file__).parent / "goldens"
+# OMP_NUM_THREADS asks for more; two threads on contended cores are slower than one.
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="rewrite tests/goldens with what this run computes")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_setup() -> Iterator[None]:
+    """What every set-up does again and takes most of its time: parse the same YAML, ask for the same environment.
+
+    libyaml reads and writes what the YAML package in Python does; Detectron2 turns the whole configuration into an
+    OmegaConf tree for each key it asks for.
+    """
+    slow = detectron2.engine.defaults._try_get_key
+
+    def look_up(cfg: Any, *keys: str, default: Any = None) -> Any:
+        if not isinstance(cfg, CfgNode):
+            return slow(cfg, *keys, default=default)
+        return next((cfg[key] for key in keys if key in cfg), default)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if yaml.__with_libyaml__:
+            patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)
+            patch.setattr(yaml, "SafeDumper", yaml.CSafeDumper)
+        patch.setattr(detectron2.engine.defaults, "_try_get_key", look_up)
+        for name in ("collect_env_info", "_highlight"):
+            patch.setattr(detectron2.engine.defaults, name, functools.cache(getattr(detectron2.engine.defaults, name)))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _reproducible() -> Iterator[None]:
-    """Two threads on contended cores are slower than one, and a fixed seed makes a failure repeatable."""
+    """A fixed number of threads and fixed seeds make a failure repeatable."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (Detectron2's augmentations draw from the global state)
     torch.manual_seed(0)

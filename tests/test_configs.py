@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every YAML loads, builds and says how it is run; every key that this project defines is read by some code."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
+from torch.overrides import TorchFunctionMode
 
 import train_net
 from padding.data.catalog import class_split_of, register_all
@@ -35,6 +37,27 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(CONFIGS))
 
 
+@functools.cache
+def cfg_of(path: Path) -> CfgNode:
+    """The frozen configuration of a file; GPU or not is of no interest here."""
+    return load_cfg(str(path), ["MODEL.DEVICE", "cpu"], train_net.METHODS)
+
+
+class WithoutDraws(TorchFunctionMode):
+    """Initial values are zeros: random ones of a hundred large networks take minutes."""
+
+    DRAWS = frozenset({"normal_", "uniform_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_"})
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func.__name__ in self.DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            with torch.no_grad():
+                return tensor if tensor.is_meta else tensor.zero_()
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> None:
     register_all()
@@ -51,19 +74,17 @@ def test_header_says_how_it_is_run_and_what_to_expect(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 def test_config_builds_its_model_optimisers_and_mapper(path: Path, tmp_path: Path) -> None:
-    # Names and shapes are what is checked: initial values of a hundred large networks would take minutes.
-    device = "cpu" if load_cfg(str(path), [], train_net.METHODS).MODEL.PADING.EMBEDDINGS.PATH else "meta"
-    cfg = load_cfg(str(path), ["MODEL.DEVICE", device], train_net.METHODS)
+    # Names and shapes are what is checked.
+    cfg = cfg_of(path).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu" if cfg.MODEL.PADING.EMBEDDINGS.PATH else "meta"
     if cfg.MODEL.PADING.EMBEDDINGS.PATH:
         names = class_split_of(cfg.DATASETS.TEST[0]).names
         save_class_embeddings(tmp_path / "table.npz", names, random_class_embeddings(names, 64, seed=0))
-        cfg = load_cfg(
-            str(path),
-            ["MODEL.DEVICE", "cpu", "MODEL.PADING.EMBEDDINGS.PATH", str(tmp_path / "table.npz")],
-            train_net.METHODS,
-        )
+        cfg.MODEL.PADING.EMBEDDINGS.PATH = str(tmp_path / "table.npz")
+    cfg.freeze()
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
-    with torch.device(device):
+    with torch.device(cfg.MODEL.DEVICE), WithoutDraws():
         model = build_model(cfg)
     trainer = trainer_class.__new__(trainer_class)
     trainer.cfg, trainer.max_iter = cfg, cfg.SOLVER.MAX_ITER
@@ -84,19 +105,19 @@ def test_config_builds_its_model_optimisers_and_mapper(path: Path, tmp_path: Pat
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 def test_fixed_crops_fit_backbones_of_every_stride(path: Path) -> None:
     """Maps of strides 16 and 32 then cover the same pixels, and no row of a crop is padding of the network."""
-    cfg = load_cfg(str(path), [], train_net.METHODS)
+    cfg = cfg_of(path)
     if cfg.INPUT.DATASET_MAPPER_NAME == "semantic_scale_crop":
         assert all(size >= 32 and size % 32 == 0 for size in cfg.INPUT.CROP.SIZE)
 
 
 @pytest.fixture(scope="module")
 def outputs() -> set[str]:
-    return {load_cfg(str(path), [], train_net.METHODS).OUTPUT_DIR for path in RUNNABLE}
+    return {cfg_of(path).OUTPUT_DIR for path in RUNNABLE}
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 def test_weights_come_from_another_config_or_a_model_zoo(path: Path, outputs: set[str]) -> None:
-    weights = load_cfg(str(path), [], train_net.METHODS).MODEL.WEIGHTS
+    weights = cfg_of(path).MODEL.WEIGHTS
     if not weights or "://" in weights:
         return
     assert Path(weights).name == "model_final.pth"
