@@ -37,9 +37,10 @@ from tqdm import tqdm
 
 from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
-from padding.engine import ConfigError, Predictor, load_cfg
+from padding.engine import Predictor, load_cfg
 from padding.engine.label_map import UNLABELED, class_colors, label_map_of, write_label_map
 from padding.engine.saliency_picture import beside, draw_saliency
+from padding.errors import ConfigError, UserError
 from padding.evaluation.report import write_text_atomically
 from train_net import METHODS
 
@@ -48,7 +49,7 @@ VIDEO_ENDINGS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
 KNOWN_ENDINGS = IMAGE_ENDINGS | VIDEO_ENDINGS
 
 
-class DemoError(ValueError):
+class DemoError(UserError, ValueError):
     """An input cannot be found or read."""
 
 

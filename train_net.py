@@ -26,8 +26,9 @@ import salseg
 import tcc
 from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
-from padding.engine import TRAINER_REGISTRY, ConfigError, load_cfg, setup_cfg
+from padding.engine import TRAINER_REGISTRY, load_cfg, setup_cfg
 from padding.engine.distributed import launched_by_torchrun, torchrun_process_group
+from padding.errors import ConfigError
 
 METHODS = (padding.add_padding_config, tcc.add_tcc_config, psi.add_psi_config, salseg.add_salseg_config)
 

@@ -21,7 +21,7 @@ from padding.data.camvid import camvid_label_map, camvid_split
 from padding.data.catalog import data_root
 from padding.data.label_audit import audit_labels
 from padding.data.listed_images import load_listed_images
-from padding.data.panoptic_png import PreparationError
+from padding.errors import PreparationError
 
 _COUNTS = {"train": 367, "val": 101}
 _LAYOUTS = (("{part}", "{part}annot"), ("images/{part}", "labels/{part}"))

@@ -24,8 +24,8 @@ from padding.data.catalog import data_root
 from padding.data.cityscapes import cityscapes_split
 from padding.data.cityscapes_labels import cityscapes_label_pairs, read_label_ids
 from padding.data.label_conversion import LabelPair, conclude, convert_labels, existing_pairs
-from padding.data.panoptic_png import PreparationError
 from padding.data.sample import DatasetDict
+from padding.errors import PreparationError
 
 _CURE = "datasets/README.md lists the official downloads; unpack gtFine_trainvaltest.zip."
 

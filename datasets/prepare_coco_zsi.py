@@ -32,7 +32,7 @@ from padding.data.coco_instances import (
     filter_instances,
 )
 from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split
-from padding.data.panoptic_png import PreparationError
+from padding.errors import PreparationError
 
 _SHOWN_PROBLEMS = 20
 _TARGETS = {

@@ -26,14 +26,8 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from padding.data.annotation_file import read_summary
 from padding.data.class_split import ClassSplit, read_name_list, splits_dir
-from padding.data.coco_panoptic import (
-    POLICIES,
-    FilterSummary,
-    PanopticFiles,
-    PreparationError,
-    filter_panoptic_json,
-    label_tasks,
-)
+from padding.data.coco_panoptic import POLICIES, FilterSummary, PanopticFiles, filter_panoptic_json, label_tasks
+from padding.errors import PreparationError
 from padding.data.panoptic_audit import check_all_labels, write_all_labels
 
 _SHOWN_PROBLEMS = 20

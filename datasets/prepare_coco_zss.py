@@ -22,7 +22,7 @@ import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
 from padding.data.class_split import ClassSplit
 from padding.data.coco_splits import coco_zss_split
 from padding.data.coco_stuff import FULL_IMAGES, StuffTask, check_stuff, stuff_tasks, write_stuff
-from padding.data.panoptic_png import PreparationError
+from padding.errors import PreparationError
 
 _SHOWN_PROBLEMS = 20
 

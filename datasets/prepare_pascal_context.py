@@ -25,7 +25,6 @@ import numpy.typing as npt
 import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
 from padding.data.catalog import data_root
 from padding.data.label_conversion import LabelPair, conclude, convert_labels, existing_pairs
-from padding.data.panoptic_png import PreparationError
 from padding.data.pascal_context import (
     CONTEXT_FOLDER,
     CONTEXT_LABELS,
@@ -37,6 +36,7 @@ from padding.data.pascal_context import (
 )
 from padding.data.sample import DatasetDict
 from padding.data.voc import voc_palette
+from padding.errors import PreparationError
 
 _CURE = "datasets/README.md lists the official downloads: trainval.tar.gz with trainval/*.mat, images of VOC 2010."
 

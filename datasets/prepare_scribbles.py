@@ -31,7 +31,6 @@ if __name__ == "__main__":
 import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
 from padding.data.catalog import data_root, register_all
 from padding.data.folders import OWN_NAMES, register_folders
-from padding.data.panoptic_png import PreparationError
 from padding.data.pascal_context import context_classes
 from padding.data.scribble_curves import STYLES
 from padding.data.scribble_files import (
@@ -49,6 +48,7 @@ from padding.data.scribble_simulator import SimulatorConfig
 from padding.data.scribble_sources import FORMATS, ScribbleReader, find_scribbles
 from padding.data.scribble_statistics import ScribbleStatistics
 from padding.data.scribbles import DEFAULT_WIDTH
+from padding.errors import PreparationError
 
 _SHOWN_PROBLEMS = 20
 _SUSPICIOUS_PCT = 25.0

@@ -22,10 +22,10 @@ from padding.data.catalog import data_root
 from padding.data.class_split import splits_dir
 from padding.data.label_conversion import LabelPair, conclude, convert_labels, existing_pairs
 from padding.data.listed_images import read_id_list
-from padding.data.panoptic_png import PreparationError
 from padding.data.sample import DatasetDict
 from padding.data.voc import VOC_FOLDER, VOC_NAMES, voc_palette
 from padding.data.voc_labels import read_voc_labels, voc_label_pairs
+from padding.errors import PreparationError
 
 _CURE = "datasets/README.md lists the official downloads; --sbd names the unpacked benchmark_RELEASE."
 

@@ -30,7 +30,8 @@ from padding.config import add_padding_config
 from padding.data.catalog import data_root, register_all
 from padding.data.shapes import ShapesConfig, write_shapes
 from padding.data.streams import build_eval_loader
-from padding.engine.setup import ConfigError, load_cfg
+from padding.engine.setup import load_cfg
+from padding.errors import ConfigError
 from padding.evaluation.instance import InstanceEvaluator
 from padding.evaluation.report import write_json_atomically, write_text_atomically
 from padding.evaluation.semantic import SemSegEvaluator

@@ -23,6 +23,7 @@ import torch
 from padding.checkpoint import LABEL_SPACE_ENTRY, describe_label_space
 from padding.data.catalog import register_all
 from padding.engine.setup import load_cfg
+from padding.errors import ConfigError, MethodError
 from padding.extension import STATISTICS_ENTRY, ExtensionReport, add_classes_to, find_statistics
 from padding.meta_arch import PADing
 from padding.seen_bias import load_model
@@ -77,12 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> ExtensionReport:
     args = parse_arguments(arguments)
     output = Path(args.output)
     if output.suffix != ".pth":
-        raise ValueError(f"--output {output}: a checkpoint is a .pth file; add the suffix")
+        raise ConfigError(f"--output {output}: a checkpoint is a .pth file; add the suffix")
     cfg = load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights], (padding.add_padding_config,))
     register_all()
     model = load_model(cfg)
     if not isinstance(model, PADing):
-        raise TypeError(f"{args.config_file} describes a {type(model).__name__}; only PADing learns classes from names")
+        raise MethodError(
+            f"{args.config_file} describes a {type(model).__name__}; only PADing learns classes from names"
+        )
     names = split_names(args.names)
     stuff = [] if args.stuff is None else split_names(args.stuff) or names
     statistics = find_statistics(cfg, model, args.statistics)

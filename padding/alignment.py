@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
+
 __all__ = ["ARCHITECTURES", "Disentangled", "FeatureDecoder", "FeatureEncoder", "RelationNet", "disentangle"]
 
 ARCHITECTURES = ("ours", "official")
@@ -19,7 +21,7 @@ NEGATIVE_SLOPE = 0.2
 
 def _check_architecture(arch: str) -> None:
     if arch not in ARCHITECTURES:
-        raise ValueError(f"MODEL.PADING.DISENTANGLE.ARCH is '{arch}'; expected one of {', '.join(ARCHITECTURES)}.")
+        raise ConfigError(f"MODEL.PADING.DISENTANGLE.ARCH is '{arch}'; expected one of {', '.join(ARCHITECTURES)}.")
 
 
 class FeatureEncoder(nn.Module):

@@ -23,16 +23,11 @@ from padding.checkpoint import CLASSIFIER, HEAD, load_padding_weights, repair_cl
 from padding.config import add_padding_config
 from padding.data.catalog import register_all
 from padding.data.class_split import read_name_list
-from padding.engine.setup import ConfigError, load_cfg
+from padding.engine.setup import load_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
+from padding.errors import CheckpointError, ConfigError
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import (
-    CheckpointError,
-    CheckpointReport,
-    load_into,
-    normalise_keys,
-    read_checkpoint,
-)
+from padding.modeling.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint
 from padding.modeling.importers import (
     Imported,
     finish_import,

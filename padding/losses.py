@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from padding.errors import ConfigError
+
 __all__ = [
     "BANDWIDTHS",
     "DIRECTIONS",
@@ -43,7 +45,7 @@ EPSILON = 1e-12
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} is '{value}'; expected one of {', '.join(choices)}.")
+        raise ConfigError(f"{name} is '{value}'; expected one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class MmdOptions:
         normalize: means over pairs of rows; without, their plain sums, over all groups.
 
     Raises:
-        ValueError: for an unknown option or widths that are not positive.
+        ConfigError: for an unknown option or widths that are not positive.
     """
 
     sigmas: tuple[float, ...]
@@ -74,7 +76,7 @@ class MmdOptions:
         _check_choice("MMD bandwidth", self.bandwidth, BANDWIDTHS)
         _check_choice("MMD grouping", self.grouping, GROUPINGS)
         if not self.sigmas or min(self.sigmas) <= 0:
-            raise ValueError(f"MMD sigmas are {self.sigmas}; expected at least one, all positive.")
+            raise ConfigError(f"MMD sigmas are {self.sigmas}; expected at least one, all positive.")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from padding.data.catalog import register_all
 from padding.data.streams import build_eval_loader
 from padding.engine.random_state import preserved_random_state
 from padding.engine.setup import load_cfg
+from padding.errors import DataError
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.panoptic_confusion import confusion_results
@@ -57,12 +58,12 @@ def embed_in_plane(features: Tensor, *, seed: int) -> np.ndarray:
     """t-SNE of (n, D) features from their principal components: (n, 2).
 
     Raises:
-        ValueError: for fewer than four features.
+        DataError: for fewer than four features.
     """
     from sklearn.manifold import TSNE  # slow to import, and only needed here
 
     if len(features) < 4:
-        raise ValueError(f"t-SNE needs at least 4 features, got {len(features)}; is the evaluation set empty?")
+        raise DataError(f"t-SNE needs at least 4 features, got {len(features)}; is the evaluation set empty?")
     perplexity = min(MAX_PERPLEXITY, (len(features) - 1) / 3)
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features.numpy())
 

@@ -29,6 +29,7 @@ from padding.data.catalog import register_all
 from padding.data.streams import build_eval_loader
 from padding.engine.setup import load_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
+from padding.errors import DataError
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.instance import InstanceGroundTruth, mask_entries
 from padding.evaluation.panoptic import PanopticGroundTruth
@@ -222,7 +223,7 @@ def limited_to_data(cfg: CfgNode, model: MaskFormer) -> AbstractContextManager[N
 def _evaluator_type(dataset: str) -> str:
     found = MetadataCatalog.get(dataset).get("evaluator_type")
     if found not in QUANTITIES:
-        raise ValueError(f"data set '{dataset}' has evaluator_type {found!r}; gamma is swept on {sorted(QUANTITIES)}")
+        raise DataError(f"data set '{dataset}' has evaluator_type {found!r}; gamma is swept on {sorted(QUANTITIES)}")
     return found
 
 

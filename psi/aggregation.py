@@ -18,6 +18,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
 from psi.pattern_graph import PatternGraph
 from psi.pattern_propagation import BACKENDS, SIMILARITIES, Propagation, edge_terms, propagate_patterns
 
@@ -102,7 +103,7 @@ def build_aggregation(
         The module; None for "none".
 
     Raises:
-        ValueError: for an unknown name, option or destination.
+        ConfigError: for an unknown name, option or destination.
     """
     if name == "none":
         return None
@@ -112,9 +113,9 @@ def build_aggregation(
         "sf": SemanticFlowAggregation,
     }
     if name not in builders:
-        raise ValueError(f"MODEL.PSI.AGGREGATION is '{name}'; expected none, {', '.join(builders)}")
+        raise ConfigError(f"MODEL.PSI.AGGREGATION is '{name}'; expected none, {', '.join(builders)}")
     if options.destination not in input_shapes:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.PSI.CPP.DESTINATION is '{options.destination}', which is none of MODEL.PSI.IN_FEATURES "
             f"({', '.join(input_shapes)})"
         )
@@ -387,7 +388,7 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"MODEL.PSI.CPP.{key} is '{value}'; expected one of {', '.join(choices)}")
+        raise ConfigError(f"MODEL.PSI.CPP.{key} is '{value}'; expected one of {', '.join(choices)}")
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

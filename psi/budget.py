@@ -14,6 +14,7 @@ from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
 from padding.data.scribble_folder import ScribbleFolder
 from padding.engine import load_cfg
+from padding.errors import MissingFileError
 from psi.config import add_psi_config
 
 __all__ = ["BudgetCurve", "BudgetPoint", "Run", "budget_curves", "read_runs"]
@@ -73,12 +74,12 @@ def read_runs(folder: Path, *, metric: str = "sem_seg/mIoU") -> list[Run]:
         metric: as task/metric.
 
     Raises:
-        FileNotFoundError: there is none, or the statistics of its scribbles are missing.
+        MissingFileError: there is none, or the statistics of its scribbles are missing.
     """
     register_all()
     runs = [run for path in sorted(folder.rglob("config.yaml")) if (run := _read_run(path.parent, metric)) is not None]
     if not runs:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: no finished training below it; expected folders with config.yaml and {metric} in {_LOG} "
             "(train_net.py writes both into OUTPUT_DIR)"
         )
@@ -122,13 +123,13 @@ def _budget_of(dataset: str) -> tuple[float | None, float | None]:
     if settings is None:
         if metadata.get("dense_set") is None:
             return None, None
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{scribbles.manifest}: not there, so it is unknown how much the scribbles of {dataset} cover; make them "
             "with datasets/prepare_scribbles.py"
         )
     statistics = json.loads(scribbles.manifest.read_text(encoding="utf-8")).get("statistics")
     if statistics is None:
-        raise FileNotFoundError(f"{scribbles.manifest}: not complete; run datasets/prepare_scribbles.py once more")
+        raise MissingFileError(f"{scribbles.manifest}: not complete; run datasets/prepare_scribbles.py once more")
     return float(statistics["coverage_pct"]), settings.get("length")
 
 

@@ -24,6 +24,7 @@ from padding.data.scribble_sets import label_key
 from padding.data.streams import load_training_entries
 from padding.engine import TRAINER_REGISTRY
 from padding.engine.trained import trained_cfg
+from padding.errors import ConfigError, DataError
 from padding.modeling.label_space import training_split
 from psi.config import add_psi_config
 from psi.label_quality import LabelQuality
@@ -102,13 +103,13 @@ class Inspection:
             ValueError: labels of the model do not grow, an id is unknown, or the truth is needed and not known.
         """
         if model.threshold_net is None:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.PSI.SLD.STEPS is 0: labels do not grow, there is nothing to look at; take a configuration and "
                 "weights with SLD.STEPS of at least 1"
             )
         self._read, self._dense, self._model = ScribbleReader(cfg), DenseReader(cfg), model
         if need_truth and self._dense.missing:
-            raise ValueError(
+            raise DataError(
                 f"DATASETS.TRAIN: no dense labels are known for {', '.join(self._dense.missing)}; accuracy can be "
                 "measured on the scribble sets of datasets/README.md, or on one of your own that "
                 "padding.data.scribble_sets.register_scribbles registers"

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from padding.data.sample import IGNORE_LABEL
+from padding.errors import ConfigError
 from padding.modeling.criterion import mean_over_processes, world_size
 from psi.label_diffusion import DiffusionStep
 from psi.supervision import PixelSupervision
@@ -49,10 +50,10 @@ def check_choice(key: str, value: str) -> None:
     """Check a key of ``CHOICES``.
 
     Raises:
-        ValueError: names the key and what it may be.
+        ConfigError: names the key and what it may be.
     """
     if value not in CHOICES[key]:
-        raise ValueError(f"MODEL.PSI.LOSS.{key} is '{value}'; expected one of {', '.join(CHOICES[key])}")
+        raise ConfigError(f"MODEL.PSI.LOSS.{key} is '{value}'; expected one of {', '.join(CHOICES[key])}")
 
 
 def partial_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

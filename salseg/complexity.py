@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
 from padding.engine import load_cfg
+from padding.errors import MethodError
 from salseg.config import add_salseg_config
 from salseg.meta_arch import SalSeg
 
@@ -103,7 +104,7 @@ def _on_meta(cfg: CfgNode) -> SalSeg:
     with torch.device("meta"):
         model = build_model(cfg)
     if not isinstance(model, SalSeg):
-        raise TypeError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; this command counts SalSeg")
+        raise MethodError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; this command counts SalSeg")
     return model
 
 

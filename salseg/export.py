@@ -28,7 +28,8 @@ from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
 from padding.engine.part_export import check_export, standalone_cfg, write_export
 from padding.engine.setup import load_cfg
-from padding.modeling.checkpoint import CheckpointError, read_checkpoint
+from padding.errors import CheckpointError, ConfigError
+from padding.modeling.checkpoint import read_checkpoint
 from salseg.config import add_salseg_config
 from salseg.task_weighting import tasks_of
 
@@ -65,11 +66,11 @@ def segmentation_cfg(cfg: CfgNode, weights: Path) -> CfgNode:
         A frozen copy.
 
     Raises:
-        ValueError: the segmentation was not trained.
+        ConfigError: the segmentation was not trained.
     """
     node = cfg.MODEL.SALSEG
     if "seg" not in tasks_of(node.WEIGHTING):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SALSEG.WEIGHTING is '{node.WEIGHTING}': segmentation was not trained; take the training that "
             "started from this one"
         )

@@ -22,6 +22,7 @@ from padding.data.scribble_sets import label_key
 from padding.engine import Predictor
 from padding.engine.label_map import label_map_of
 from padding.engine.trained import trained_cfg
+from padding.errors import ConfigError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.saliency import saliency_at_size
 from padding.evaluation.semantic import SemanticGroundTruth, read_label_map
@@ -94,14 +95,14 @@ class Inspection:
             ids: images by id or stem of their file, in place of a number.
 
         Raises:
-            ValueError: a set has neither class labels nor saliency, there is no semantic set, or an id is unknown.
+            ConfigError: a set has neither class labels nor saliency, there is no semantic set, or an id is unknown.
         """
         self._predictor = predictor
         kinds = {name: MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
         others = [name for name, kind in kinds.items() if kind not in ("sem_seg", "saliency")]
         semantic = [name for name, kind in kinds.items() if kind == "sem_seg"]
         if others or not semantic:
-            raise ValueError(
+            raise ConfigError(
                 f"DATASETS.TEST is {tuple(kinds)}; expected semantic and saliency sets, at least one semantic set, "
                 "whose classes have the names and colors"
             )

@@ -25,7 +25,8 @@ from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
 from padding.engine.part_export import check_export, standalone_cfg, write_export
 from padding.engine.setup import load_cfg
-from padding.modeling.checkpoint import CheckpointError, read_checkpoint
+from padding.errors import CheckpointError
+from padding.modeling.checkpoint import read_checkpoint
 from tcc.config import add_tcc_config
 from tcc.meta_arch import STUDENTS
 

@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from padding.data.class_split import ClassSplit, read_name_list, splits_dir
+from padding.errors import DataError
 
 __all__ = ["INSTANCE_SPLITS", "coco_zsi_split", "coco_zsp_split", "coco_zss_split", "read_class_table"]
 
@@ -61,7 +62,7 @@ def read_class_table(path: str | Path) -> list[dict[str, Any]]:
         COCO-style entries in the order of the lines; colours are spread over the hues.
 
     Raises:
-        ValueError: naming the line that has another form.
+        DataError: naming the line that has another form.
     """
     path = Path(path)
     categories: list[dict[str, Any]] = []
@@ -70,7 +71,7 @@ def read_class_table(path: str | Path) -> list[dict[str, Any]]:
             continue
         fields = line.split("\t")
         if len(fields) != 3 or not fields[0].isdigit() or fields[1] not in ("thing", "stuff"):
-            raise ValueError(f"{path}, line {number}: expected 'id<tab>thing or stuff<tab>name', found {line!r}")
+            raise DataError(f"{path}, line {number}: expected 'id<tab>thing or stuff<tab>name', found {line!r}")
         hue = len(categories) * _GOLDEN_RATIO % 1.0
         color = [round(255 * channel) for channel in colorsys.hls_to_rgb(hue, 0.5, 0.7)]
         categories.append({"id": int(fields[0]), "isthing": fields[1] == "thing", "name": fields[2], "color": color})

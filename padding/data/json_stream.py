@@ -9,11 +9,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from padding.errors import DataError
+
 _CHUNK_CHARS = 1 << 20
 _BLANKS = " \t\n\r"
 
 
-class JsonStreamError(ValueError):
+class JsonStreamError(DataError):
     """A file that is not the JSON object it should be; the message names the file and the cure."""
 
 

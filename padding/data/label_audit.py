@@ -29,6 +29,7 @@ from padding.data.registration import registered_names
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.semi_splits import select_entries
 from padding.data.targets import read_label_map
+from padding.errors import ConfigError, DataError
 
 __all__ = ["LabelAudit", "audit_labels", "displayed_size", "main"]
 
@@ -156,7 +157,7 @@ def displayed_size(path: str) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: the image cannot be decoded ({error})") from error
+        raise DataError(f"{path}: the image cannot be decoded ({error})") from error
     return (width, height) if turned else (height, width)
 
 
@@ -184,7 +185,7 @@ def _selected(args: argparse.Namespace) -> tuple[list[Any], tuple[str, ...], Map
     register_all()
     entries = DatasetCatalog.get(args.dataset) if args.dataset in registered_names() else []
     if not entries or "sem_seg_file_name" not in entries[0]:
-        raise ValueError(f"'{args.dataset}' is no data set with semantic label files; known are {registered_names()}")
+        raise ConfigError(f"'{args.dataset}' is no data set with semantic label files; known are {registered_names()}")
     if args.list:
         entries = select_entries(entries, read_id_list(args.list), split=args.list, data=(args.dataset,))
     label_map = getattr(MetadataCatalog.get(args.dataset), "sem_seg_label_map", None)

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from padding.data.label_audit import audit_labels
 from padding.data.panoptic_audit import map_tasks
-from padding.data.panoptic_png import PreparationError, save_png
+from padding.data.panoptic_png import save_png
 from padding.data.sample import DatasetDict
 from padding.data.targets import read_label_map
+from padding.errors import PreparationError
 
 __all__ = ["Conversion", "LabelPair", "conclude", "convert_labels", "existing_pairs"]
 

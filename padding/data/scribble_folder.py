@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from padding.data.panoptic_png import PreparationError
+from padding.errors import PreparationError
 
 __all__ = ["ScribbleFolder", "write_bytes"]
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from padding.data.class_embeddings import FloatArray, normalise_rows
+from padding.errors import DataError
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     # The selection that PADing's panoptic and semantic configurations use; the last one ends without a full stop.
@@ -72,13 +73,13 @@ def clean_names(names: Sequence[str]) -> list[str]:
     """`clean_name` of all; two classes must not end up with the same text.
 
     Raises:
-        ValueError: naming the classes that would.
+        DataError: naming the classes that would.
     """
     cleaned = [clean_name(name) for name in names]
     counts = Counter(cleaned)
     merged = [name for name, text in zip(names, cleaned, strict=True) if counts[text] > 1]
     if merged:
-        raise ValueError(f"cleaning gives these classes the same text: {', '.join(merged)}; clean the names by hand")
+        raise DataError(f"cleaning gives these classes the same text: {', '.join(merged)}; clean the names by hand")
     return cleaned
 
 

@@ -13,10 +13,10 @@ from scipy.io.matlab import MatReadError
 from padding.data.class_split import splits_dir
 from padding.data.label_conversion import LabelPair
 from padding.data.listed_images import read_id_list
-from padding.data.panoptic_png import PreparationError
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import read_label_map
 from padding.data.voc import VOC_NAMES
+from padding.errors import DataError, PreparationError
 
 __all__ = ["SBD_LABELS", "read_voc_labels", "voc_label_pairs"]
 
@@ -58,7 +58,7 @@ def read_voc_labels(path: Path) -> npt.NDArray[np.uint8]:
 def _read_sbd(path: Path) -> npt.NDArray[np.uint8]:
     labels = np.asarray(scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation)
     if labels.ndim != 2:
-        raise ValueError(f"GTcls.Segmentation has {labels.ndim} dimensions")
+        raise DataError(f"GTcls.Segmentation has {labels.ndim} dimensions")
     return labels
 
 

@@ -9,8 +9,8 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from padding.engine.checkpointer import write_atomically
+from padding.errors import CheckpointError, ConfigError
 from padding.evaluation.report import write_text_atomically
-from padding.modeling.checkpoint import CheckpointError
 
 __all__ = ["check_export", "standalone_cfg", "write_export"]
 
@@ -23,13 +23,13 @@ def check_export(weights: str | Path, output: str | Path) -> None:
         output: weight file to write.
 
     Raises:
-        ValueError: the output is no .pth file, or the checkpoint itself.
+        ConfigError: the output is no .pth file, or the checkpoint itself.
     """
     output = Path(output)
     if output.suffix != ".pth":
-        raise ValueError(f"{output}: weights are written to a .pth file; change the ending")
+        raise ConfigError(f"{output}: weights are written to a .pth file; change the ending")
     if output.resolve() == Path(weights).resolve():
-        raise ValueError(f"{output} is the checkpoint to be read; choose another name")
+        raise ConfigError(f"{output} is the checkpoint to be read; choose another name")
 
 
 def standalone_cfg(cfg: CfgNode, weights: str | Path) -> CfgNode:

@@ -17,15 +17,12 @@ from detectron2.utils.logger import setup_logger
 
 from padding.data.config import add_input_config
 from padding.engine.config import add_solver_config
+from padding.errors import ConfigError
 from padding.modeling.config import add_mask2former_config
 
 __all__ = ["ConfigError", "add_core_config", "load_cfg", "setup_cfg"]
 
 AddConfig = Callable[[CfgNode], None]
-
-
-class ConfigError(ValueError):
-    """A configuration file or a KEY VALUE pair of the command line is wrong."""
 
 
 def add_core_config(cfg: CfgNode) -> None:

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
 from padding.engine.setup import load_cfg
+from padding.errors import MethodError
 
 __all__ = ["add_strip_command", "positive", "trained_cfg"]
 
@@ -33,11 +34,11 @@ def trained_cfg(
         meta_architecture: the method's.
 
     Raises:
-        TypeError: the configuration is of another method.
+        MethodError: the configuration is of another method.
     """
     cfg = load_cfg(str(config_file), [*opts, "MODEL.WEIGHTS", weights], [add_config], drop_unknown=True)
     if meta_architecture != cfg.MODEL.META_ARCHITECTURE:
-        raise TypeError(
+        raise MethodError(
             f"{config_file} configures {cfg.MODEL.META_ARCHITECTURE}; this command looks at {meta_architecture} alone"
         )
     register_all()

@@ -36,7 +36,7 @@ from padding.engine.hooks import CheckpointHook, ScheduleHook
 from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
 from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
 from padding.engine.weights import load_weights
-from padding.modeling.checkpoint import CheckpointError
+from padding.errors import CheckpointError, ConfigError, MethodError
 
 __all__ = ["TRAINER_REGISTRY", "Trainer", "micro_batch_size", "training_entries"]
 
@@ -48,11 +48,11 @@ def micro_batch_size(images_per_step: int, accumulate_steps: int, world_size: in
     """Number of images in one forward pass of one process.
 
     Raises:
-        ValueError: if the images of a step cannot be split evenly.
+        ConfigError: if the images of a step cannot be split evenly.
     """
     parts = accumulate_steps * world_size
     if accumulate_steps < 1 or images_per_step < parts or images_per_step % parts:
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.IMS_PER_BATCH = {images_per_step} images per optimiser step cannot be split evenly into "
             f"SOLVER.ACCUMULATE_STEPS = {accumulate_steps} parts on {world_size} process(es); it must be a multiple "
             f"of {max(parts, 1)}"
@@ -139,9 +139,9 @@ class Trainer(TrainerBase):
         """Add classes to a trained model by their names; a method that can overrides this.
 
         Raises:
-            TypeError: always.
+            MethodError: always.
         """
-        raise TypeError(
+        raise MethodError(
             f"{type(model).__name__} (TRAINER {cls.__name__}) cannot learn {', '.join(names)} from "
             "names alone; PADing can"
         )

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from padding.modeling.checkpoint import CheckpointError, CheckpointReport, load_into, normalise_keys, read_checkpoint
+from padding.errors import CheckpointError
+from padding.modeling.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint
 
 __all__ = ["BackboneWeights", "convert_backbone_weights", "load_backbone_weights"]
 

@@ -11,7 +11,8 @@ from detectron2.modeling import build_model
 
 from padding.data.catalog import register_all
 from padding.engine import load_cfg
-from padding.modeling.checkpoint import CheckpointError, load_into, read_checkpoint
+from padding.errors import CheckpointError
+from padding.modeling.checkpoint import load_into, read_checkpoint
 from salseg.config import add_salseg_config
 from salseg.export import export_segmentation, main, num_parameters, segmentation_cfg, segmentation_state
 from salseg.meta_arch import SalSeg

@@ -11,8 +11,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from padding.engine import load_cfg
-from padding.engine.setup import ConfigError
-from padding.modeling.checkpoint import CheckpointError, read_checkpoint
+from padding.errors import CheckpointError, ConfigError
+from padding.modeling.checkpoint import read_checkpoint
 from tcc.config import add_tcc_config
 from tcc.export_student import export_student, main, student_cfg, student_state
 

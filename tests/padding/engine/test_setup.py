@@ -10,7 +10,8 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
-from padding.engine.setup import ConfigError, load_cfg, setup_cfg
+from padding.engine.setup import load_cfg, setup_cfg
+from padding.errors import ConfigError
 
 
 def add_method_config(cfg: CfgNode) -> None:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that a user can cause and mend, and how a command reports them: one line instead of a traceback.
+
+Each class is also the built-in error that fits, so that callers may catch either. What only a bug in code can cause is
+an ordinary ``ValueError``, ``TypeError`` or ``RuntimeError``, and keeps its traceback.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "EmptyDataError",
+    "MethodError",
+    "MissingFileError",
+    "PreparationError",
+    "SampleError",
+    "UserError",
+    "run_command",
+]
+
+DEBUG_OPTION, DEBUG_VARIABLE = "--debug", "SEGMENTATION_DEBUG"
+INTERRUPTED = "interrupted"
+
+
+class UserError(Exception):
+    """Something that whoever runs a command can mend; its message says how."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # a KeyError would show its message in quotes
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration file, a KEY VALUE pair or an argument of the command line is wrong."""
+
+
+class MethodError(ConfigError, TypeError):
+    """The configuration or the model is of another method than what was asked of it."""
+
+
+class DeviceError(ConfigError, RuntimeError):
+    """The machine has not the devices that were asked for."""
+
+
+class DataError(UserError, ValueError):
+    """A data set, a list of images or classes, or one of their files does not hold what it should."""
+
+
+class PreparationError(DataError):
+    """The original files are not as expected; the message names the file and the cure."""
+
+
+class EmptyDataError(DataError, RuntimeError):
+    """Training data whose images hold nothing to learn from."""
+
+
+class SampleError(DataError, KeyError):
+    """A sample lacks an entry that the model trains on; the configuration names a mapper that does not make it."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A weight file cannot be read, or does not fit the network."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that was named, or that a data set lists, does not exist."""
+
+
+def run_command(
+    main: Callable[[Sequence[str] | None], object],
+    arguments: Sequence[str] | None = None,
+    *,
+    failure: int = 1,
+    interrupted: str = INTERRUPTED,
+) -> int:
+    """Run the main function of a command; an error of the user becomes one line.
+
+    ``--debug`` among the arguments, or SEGMENTATION_DEBUG=1 in the environment, shows the traceback as well.
+
+    Args:
+        main: takes the arguments; an integer that it returns is the exit status, anything else means success.
+        arguments: of the command line; None: those of this process.
+        failure: exit status after a ``UserError``, or an ``OSError`` that names a file.
+        interrupted: what to say after Ctrl-C.
+
+    Returns:
+        The exit status.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = DEBUG_OPTION in words or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+    try:
+        result = main(arguments)
+    except (UserError, OSError) as error:
+        if not isinstance(error, UserError) and error.filename is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  (the command line's result)
+        return failure
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print(interrupted, file=sys.stderr)  # noqa: T201
+        return 130
+    return result if isinstance(result, int) else 0
