@@ -13,9 +13,8 @@ from detectron2.data import MetadataCatalog
 from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
 from padding.data.scribble_folder import ScribbleFolder
-from padding.engine import load_cfg
+from padding.engine.commands import load_config
 from padding.errors import MissingFileError
-from psi.config import add_psi_config
 
 __all__ = ["BudgetCurve", "BudgetPoint", "Run", "budget_curves", "read_runs"]
 
@@ -102,7 +101,7 @@ def budget_curves(name: str, runs: Sequence[Run]) -> BudgetCurve:
 
 def _read_run(folder: Path, metric: str) -> Run | None:
     """None for a training that is not finished."""
-    cfg = load_cfg(str(folder / "config.yaml"), [], [add_psi_config], drop_unknown=True)
+    cfg = load_config(folder / "config.yaml")
     score = _score(folder, metric, max_iter=cfg.SOLVER.MAX_ITER)
     if score is None:
         return None

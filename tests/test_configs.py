@@ -11,12 +11,12 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 
-import train_net
 from padding.data.catalog import class_split_of, register_all
 from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
 from padding.data.folders import register_own_data
 from padding.data.mappers import build_mapper
-from padding.engine import TRAINER_REGISTRY, add_core_config, load_cfg
+from padding.engine import TRAINER_REGISTRY, add_core_config
+from padding.engine.commands import load_config, method_configs
 from padding.evaluation.build import build_evaluator
 from padding.extension import ExtensionOptions
 from padding.modeling.config import ACCEPTED_AND_IGNORED
@@ -52,16 +52,13 @@ def test_header_says_how_it_is_run_and_what_to_expect(path: Path) -> None:
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 def test_config_builds_its_model_optimisers_and_mapper(path: Path, tmp_path: Path) -> None:
     # Names and shapes are what is checked: initial values of a hundred large networks would take minutes.
-    device = "cpu" if load_cfg(str(path), [], train_net.METHODS).MODEL.PADING.EMBEDDINGS.PATH else "meta"
-    cfg = load_cfg(str(path), ["MODEL.DEVICE", device], train_net.METHODS)
+    device = "cpu" if load_config(path, []).MODEL.PADING.EMBEDDINGS.PATH else "meta"
+    cfg = load_config(path, ["MODEL.DEVICE", device])
     if cfg.MODEL.PADING.EMBEDDINGS.PATH:
         names = class_split_of(cfg.DATASETS.TEST[0]).names
         save_class_embeddings(tmp_path / "table.npz", names, random_class_embeddings(names, 64, seed=0))
-        cfg = load_cfg(
-            str(path),
-            ["MODEL.DEVICE", "cpu", "MODEL.PADING.EMBEDDINGS.PATH", str(tmp_path / "table.npz")],
-            train_net.METHODS,
-        )
+        table = ["MODEL.PADING.EMBEDDINGS.PATH", str(tmp_path / "table.npz")]
+        cfg = load_config(path, ["MODEL.DEVICE", "cpu", *table])
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
     with torch.device(device):
         model = build_model(cfg)
@@ -84,19 +81,19 @@ def test_config_builds_its_model_optimisers_and_mapper(path: Path, tmp_path: Pat
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 def test_fixed_crops_fit_backbones_of_every_stride(path: Path) -> None:
     """Maps of strides 16 and 32 then cover the same pixels, and no row of a crop is padding of the network."""
-    cfg = load_cfg(str(path), [], train_net.METHODS)
+    cfg = load_config(path, [])
     if cfg.INPUT.DATASET_MAPPER_NAME == "semantic_scale_crop":
         assert all(size >= 32 and size % 32 == 0 for size in cfg.INPUT.CROP.SIZE)
 
 
 @pytest.fixture(scope="module")
 def outputs() -> set[str]:
-    return {load_cfg(str(path), [], train_net.METHODS).OUTPUT_DIR for path in RUNNABLE}
+    return {load_config(path, []).OUTPUT_DIR for path in RUNNABLE}
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 def test_weights_come_from_another_config_or_a_model_zoo(path: Path, outputs: set[str]) -> None:
-    weights = load_cfg(str(path), [], train_net.METHODS).MODEL.WEIGHTS
+    weights = load_config(path, []).MODEL.WEIGHTS
     if not weights or "://" in weights:
         return
     assert Path(weights).name == "model_final.pth"
@@ -162,7 +159,7 @@ def our_keys() -> set[str]:
     cfg = get_cfg()
     theirs = set(leaves(cfg))
     add_core_config(cfg)
-    for add_config in train_net.METHODS:
+    for add_config in method_configs():
         add_config(cfg)
     return set(leaves(cfg)) - theirs
 

@@ -215,7 +215,7 @@ def test_new_classes_take_part_in_evaluation_as_competitors_only(
 
 
 def run(cfg: CfgNode, folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
-    monkeypatch.setattr(padding.add_classes, "register_all", lambda: None)
+    monkeypatch.setattr("padding.data.catalog.register_all", lambda: None)
     (folder / "config.yaml").write_text(cfg.dump())
     output = folder / "new.pth"
     arguments = ["--config-file", str(folder / "config.yaml"), "--weights", cfg.MODEL.WEIGHTS, "--output", str(output)]
