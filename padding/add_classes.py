@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from padding.checkpoint import LABEL_SPACE_ENTRY, describe_label_space
+from padding.engine.checkpointer import write_atomically
 from padding.engine.commands import add_config_arguments, command_parser, load_model, open_config, parse
 from padding.errors import ConfigError, run_command
 from padding.extension import STATISTICS_ENTRY, ExtensionReport, add_classes_to, find_statistics
@@ -42,11 +41,8 @@ def extended_checkpoint(model: PADing, statistics: SeenStatistics) -> dict[str, 
 
 
 def save_extended(path: Path, model: PADing, statistics: SeenStatistics) -> None:
-    """Write ``extended_checkpoint``, under another name first: a killed process leaves the old file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(extended_checkpoint(model, statistics), temporary)
-    temporary.replace(path)
+    """Write ``extended_checkpoint``."""
+    write_atomically(path, extended_checkpoint(model, statistics))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -16,6 +16,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "EmptyDataError",
+    "ExistingFileError",
     "MethodError",
     "MissingFileError",
     "PreparationError",
@@ -67,12 +68,16 @@ class CheckpointError(UserError, ValueError):
     """A weight file cannot be read, or does not fit the network."""
 
 
+class ExistingFileError(UserError, FileExistsError):
+    """A file is in the way of one that would be written."""
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named, or that a data set lists, does not exist."""
 
 
 def run_command(
-    main: Callable[[Sequence[str] | None], object],
+    main: Callable[[Sequence[str]], object],
     arguments: Sequence[str] | None = None,
     *,
     failure: int = 1,
@@ -91,10 +96,10 @@ def run_command(
     Returns:
         The exit status.
     """
-    words = sys.argv[1:] if arguments is None else arguments
+    words = list(sys.argv[1:] if arguments is None else arguments)
     debug = DEBUG_OPTION in words or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     try:
-        result = main(arguments)
+        result = main([word for word in words if word != DEBUG_OPTION])
     except (UserError, OSError) as error:
         if not isinstance(error, UserError) and error.filename is None:
             raise

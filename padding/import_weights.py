@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from padding.checkpoint import CLASSIFIER, HEAD, load_padding_weights, repair_class_head
 from padding.data.class_split import read_name_list
+from padding.engine.checkpointer import write_atomically
 from padding.engine.commands import add_config_arguments, command_parser, open_config, parse, start_log
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import CheckpointError, run_command
@@ -189,24 +190,17 @@ def main(arguments: Sequence[str] | None = None) -> CheckpointReport:
         parser.error(f"--output {args.output} must end in .pth")
     start_log()
     logger = logging.getLogger("padding")
+    cfg = open_config(args.config_file, args.opts) if args.config_file else None
     imported = import_weights(read_checkpoint(args.input), args.source)
     state, report = imported.state, imported.report()
-    if args.config_file:
-        cfg = open_config(args.config_file, args.opts)
+    if cfg is not None:
         names = read_name_list(args.class_names) if args.class_names else ()
         state, report = fit_to_network(cfg, imported, names)
     for note in imported.notes:
         logger.info("%s", note)
-    _save(args.output, state)
+    write_atomically(args.output, {"model": state})
     logger.info("%s -> %s\n%s", args.input, args.output, report)
     return report
-
-
-def _save(path: Path, state: State) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save({"model": state}, temporary)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ alone, for MODEL.PADING.TEST.MODE "zsl".
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from padding.data.cityscapes import register_cityscapes
 from padding.data.class_split import ClassSplit
 from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split, coco_zsp_split, coco_zss_split
 from padding.data.pascal_context import register_pascal_context
+from padding.data.preparation import data_root
 from padding.data.registration import (
     class_split_of,
     register_instances,
@@ -50,11 +50,6 @@ _COCO_CURE = (
 _STUFF_CURE = "datasets/README.md lists the official downloads; python datasets/prepare_coco_zss.py writes the rest."
 _INSTANCE_CURE = "datasets/README.md lists the official downloads; python datasets/prepare_coco_zsi.py writes the rest."
 _SHAPES_CURE = "Generate the data with: python datasets/prepare_shapes.py"
-
-
-def data_root(root: str | Path | None = None) -> Path:
-    """The given folder, else ``$DETECTRON2_DATASETS``, else ``datasets`` (Detectron2's convention)."""
-    return Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def shapes_zsi_split() -> ClassSplit:

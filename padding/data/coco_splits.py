@@ -9,12 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-
 from padding.data.class_split import ClassSplit, read_name_list, splits_dir
 from padding.errors import DataError
 
-__all__ = ["INSTANCE_SPLITS", "coco_zsi_split", "coco_zsp_split", "coco_zss_split", "read_class_table"]
+__all__ = [
+    "INSTANCE_SPLITS",
+    "coco_panoptic_split",
+    "coco_zsi_split",
+    "coco_zsp_split",
+    "coco_zss_split",
+    "read_class_table",
+]
 
 INSTANCE_SPLITS = ("48_17", "65_15")
 _GOLDEN_RATIO = 0.618034
@@ -22,7 +27,14 @@ _GOLDEN_RATIO = 0.618034
 
 def coco_zsp_split() -> ClassSplit:
     """The 133 classes of COCO panoptic with the published 14 unseen ones."""
-    return ClassSplit.from_categories(COCO_CATEGORIES, read_name_list(splits_dir() / "coco_zsp_119_14.txt"))
+    return coco_panoptic_split(splits_dir() / "coco_zsp_119_14.txt")
+
+
+def coco_panoptic_split(unseen: str | Path) -> ClassSplit:
+    """The 133 classes of COCO panoptic, those unseen that a list of class names holds."""
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    return ClassSplit.from_categories(COCO_CATEGORIES, read_name_list(unseen))
 
 
 @cache
@@ -51,6 +63,8 @@ def coco_zsi_split(name: str) -> ClassSplit:
     if name not in INSTANCE_SPLITS:
         raise ValueError(f"unknown split {name!r} of COCO instances; expected one of {', '.join(INSTANCE_SPLITS)}")
     seen, unseen = (read_name_list(splits_dir() / f"coco_zsi_{name}_{part}.txt") for part in ("seen", "unseen"))
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
     things = [category for category in COCO_CATEGORIES if category["isthing"]]
     return ClassSplit.from_categories(things, unseen).restricted_to((*seen, *unseen))
 

@@ -14,7 +14,7 @@ import numpy as np
 from padding.data.class_split import splits_dir
 from padding.data.listed_images import IMAGE_ENDINGS, read_id_list
 from padding.data.semi_splits import LISTS, read_semi_split
-from padding.errors import DataError, MissingFileError
+from padding.errors import DataError, ExistingFileError, MissingFileError
 
 __all__ = [
     "ListedFile",
@@ -227,13 +227,13 @@ def write_split(folder: str | Path, labeled: Sequence[str], unlabeled: Sequence[
     """Write the two lists, each under a temporary name that is renamed.
 
     Raises:
-        FileExistsError: one of them is there already, perhaps that of a finished training.
+        ExistingFileError: one of them is there already, perhaps that of a finished training.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for file in LISTS:
         if (folder / file).exists():
-            raise FileExistsError(f"{folder / file} exists; choose another folder, or delete both lists")
+            raise ExistingFileError(f"{folder / file} exists; choose another folder, or delete both lists")
     for file, ids in zip(LISTS, (labeled, unlabeled), strict=True):
         temporary = folder / f".{file}.tmp"
         temporary.write_text("".join(f"{one}\n" for one in ids), encoding="utf-8", newline="\n")

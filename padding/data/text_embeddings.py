@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from padding.data.class_embeddings import FloatArray, normalise_rows
-from padding.errors import DataError
+from padding.errors import ConfigError, DataError
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     # The selection that PADing's panoptic and semantic configurations use; the last one ends without a full stop.
@@ -55,7 +55,7 @@ def templates_of(name: str) -> tuple[str, ...]:
 
         return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
     if name not in TEMPLATE_SETS:
-        raise ValueError(f"unknown template set {name!r}; choose one of {TEMPLATE_SET_NAMES}")
+        raise ConfigError(f"unknown template set {name!r}; choose one of {TEMPLATE_SET_NAMES}")
     return TEMPLATE_SETS[name]
 
 

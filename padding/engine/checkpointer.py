@@ -54,7 +54,11 @@ def _other_checkpoints(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: Mapping[str, Any] | str) -> None:
-    """Write under a temporary name, flush to disk, rename: a reader sees the old file or the whole new one."""
+    """Write under a temporary name, flush to disk, rename: a reader sees the old file or the whole new one.
+
+    The folder is made if missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         if isinstance(content, str):

@@ -106,7 +106,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     Returns:
         What the parser makes of the rest; ``opts`` are the pairs as a list, KEY, VALUE, ...
     """
-    words, pairs = _split_pairs([w for w in (sys.argv[1:] if arguments is None else arguments) if w != DEBUG_OPTION])
+    words, pairs = _split_pairs(sys.argv[1:] if arguments is None else arguments)
     args, rest = parser.parse_known_args(words)
     if unknown := [word for word in rest if word.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

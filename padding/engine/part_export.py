@@ -152,7 +152,6 @@ def write_export(
     """
     _check_complete(cfg, state, str(source), what)
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, {"model": dict(state)})
     target = output.with_suffix(".yaml")
     write_text_atomically(target, f"# {header}\n" + cfg.dump())

@@ -15,6 +15,7 @@ from detectron2.utils.visualizer import Visualizer
 from padding.data.augmentation import View, resize_for_test
 from padding.data.catalog import class_split_of
 from padding.data.class_split import ClassSplit
+from padding.engine.commands import load_model
 from padding.engine.label_map import semantic_labels
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import ConfigError, MethodError
@@ -73,17 +74,12 @@ class Predictor:
         Raises:
             ConfigError: without MODEL.WEIGHTS or DATASETS.TEST.
         """
-        if not cfg.MODEL.WEIGHTS:
-            raise ConfigError("MODEL.WEIGHTS is empty; set it to a trained checkpoint, for example model_final.pth")
         if not cfg.DATASETS.TEST:
             raise ConfigError("DATASETS.TEST is empty; its first data set gives the class names")
-        trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
         self.cfg = cfg
         display_metadata(cfg.DATASETS.TEST[0])  # an unknown data set is reported before the model is built
-        self._trainer_class = trainer_class
-        self.model = trainer_class.build_model(cfg)
-        trainer_class.load_weights(self.model, cfg.MODEL.WEIGHTS, complete=True)
-        self.model.eval()
+        self._trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
+        self.model = load_model(cfg)
         self._show_label_space()
         self._resize = resize_for_test(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
 

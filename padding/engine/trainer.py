@@ -18,7 +18,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation import verify_results
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from fvcore.common.registry import Registry
@@ -40,7 +40,18 @@ from padding.errors import CheckpointError, ConfigError, MethodError
 
 __all__ = ["TRAINER_REGISTRY", "Trainer", "micro_batch_size", "training_entries"]
 
-TRAINER_REGISTRY = Registry("TRAINER")
+
+class TrainerRegistry(Registry):
+    """Training loops by name; an unknown name is an error of the configuration."""
+
+    def get(self, name: str) -> Any:
+        """The training loop that the key TRAINER names."""
+        if name not in self:
+            raise ConfigError(f"TRAINER is '{name}'; expected one of {', '.join(sorted(key for key, _ in self))}")
+        return super().get(name)
+
+
+TRAINER_REGISTRY = TrainerRegistry("TRAINER")
 TRAINER_REGISTRY.__doc__ = "Training loops by the name that the key TRAINER holds."
 
 
@@ -107,7 +118,13 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE."""
+        """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE.
+
+        Raises:
+            ConfigError: for an unknown name.
+        """
+        if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
+            raise ConfigError(f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}'; no model has this name")
         model = build_model(cfg)
         logging.getLogger(__name__).info(
             "%s: %.2f M parameters, %.2f M trainable",
