@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command of the project: found by its guard, run on the config.yaml that a training writes, one kind of error."""
+"""Every command of the project: found by its guard, run on the config.yaml of a training, one kind of error."""
 
 import ast
 import importlib
@@ -142,7 +142,7 @@ def test_file_that_a_training_wrote_is_accepted(name: str, dumped: dict[str, str
 @pytest.mark.parametrize("name", [name for name, command in WITH_CONFIG.items() if command.method])
 def test_configuration_of_another_method_is_refused(name: str, dumped: dict[str, str]) -> None:
     other = "psi" if WITH_CONFIG[name].method != "psi" else "salseg"
-    with pytest.raises(MethodError, match="this command (looks at|counts) ") as caught:
+    with pytest.raises(MethodError, match=r"this command (looks at|counts) ") as caught:
         main_of(name)(words_of(name, dumped[other]))
     assert "\n" not in str(caught.value)
 

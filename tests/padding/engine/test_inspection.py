@@ -31,7 +31,7 @@ def run(words: list[str]) -> tuple[Path, list[Any]]:
     drawn: list[Any] = []
 
     def inspect(args: Namespace) -> Stems:
-        entries = [{"file_name": f"{name}.png"} for name in "abcdef"]
+        entries = [{"file_name": f"{name}.png", "image_id": name} for name in "abcdef"]
         return Stems(entries, tiny_split(), number=args.images, ids=args.ids, what="image")
 
     strip = Strip("images", inspect, lambda path, images, inspection: drawn.extend([*images, len(inspection)]))
