@@ -12,7 +12,7 @@ from padding.alignment import FeatureDecoder, FeatureEncoder, RelationNet
 from padding.data.catalog import data_root
 from padding.data.class_embeddings import load_class_embeddings
 from padding.data.class_split import ClassSplit, splits_dir
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from padding.generator import GENERATORS, Gmmn, PrimitivePaper, PrimitiveTransformer
 from padding.losses import DivergenceOptions, MmdOptions
 from padding.objective import DisentangleModules, LossWeights, StructureObjective
@@ -92,13 +92,8 @@ def build_classifier_options(node: CfgNode) -> ClassifierOptions:
         ConfigError: for an unknown INIT or UNSEEN_INIT.
     """
     options = node.CLASSIFIER
-    if options.INIT not in ("pretrained", "random"):
-        raise ConfigError(f"MODEL.PADING.CLASSIFIER.INIT is '{options.INIT}'; expected 'pretrained' or 'random'.")
-    if options.UNSEEN_INIT not in UNSEEN_INITS:
-        raise ConfigError(
-            f"MODEL.PADING.CLASSIFIER.UNSEEN_INIT is '{options.UNSEEN_INIT}'; expected one of "
-            f"{', '.join(UNSEEN_INITS)}."
-        )
+    check_choice("MODEL.PADING.CLASSIFIER.INIT", options.INIT, ("pretrained", "random"))
+    check_choice("MODEL.PADING.CLASSIFIER.UNSEEN_INIT", options.UNSEEN_INIT, UNSEEN_INITS)
     return ClassifierOptions(
         unseen_weight=options.UNSEEN_WEIGHT,
         no_object_weight=options.NO_OBJECT_WEIGHT,
@@ -137,8 +132,7 @@ def _build_generator(
 ) -> tuple[nn.Module, nn.Linear | None, nn.Embedding | None]:
     """Generator, projection of embeddings and primitives, as MODEL.PADING.GENERATOR says."""
     options = node.GENERATOR
-    if options.NAME not in GENERATORS:
-        raise ConfigError(f"MODEL.PADING.GENERATOR.NAME is '{options.NAME}'; expected one of {', '.join(GENERATORS)}.")
+    check_choice("MODEL.PADING.GENERATOR.NAME", options.NAME, GENERATORS)
     if options.NAME == "gmmn":
         return Gmmn(width, channels, dropout=options.DROPOUT, noise_std=options.NOISE_STD), None, None
     shared = {
@@ -161,10 +155,7 @@ def _build_disentangle(node: CfgNode, channels: int, width: int) -> DisentangleM
     options = node.DISENTANGLE
     if not options.ENABLED:
         return None
-    if options.RELATION not in ("dot", "relation_net"):
-        raise ConfigError(
-            f"MODEL.PADING.DISENTANGLE.RELATION is '{options.RELATION}'; expected 'dot' or 'relation_net'."
-        )
+    check_choice("MODEL.PADING.DISENTANGLE.RELATION", options.RELATION, ("dot", "relation_net"))
     shared = {"arch": options.ARCH, "dropout": options.DROPOUT}
     unrelated_channels = 2 * channels if options.UNRELATED == "vae" else channels
     return DisentangleModules(
@@ -187,8 +178,7 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
         ConfigError: for an unknown choice, or choices that exclude each other; names the keys.
     """
     align, weights = node.ALIGN, node.LOSS_WEIGHT
-    if align.TARGET not in ("raw", "projected"):
-        raise ConfigError(f"MODEL.PADING.ALIGN.TARGET is '{align.TARGET}'; expected 'raw' or 'projected'.")
+    check_choice("MODEL.PADING.ALIGN.TARGET", align.TARGET, ("raw", "projected"))
     generator, projection, primitives = _build_generator(node, channels, width)
     project_targets = align.TARGET == "projected"
     if project_targets and projection is None:

@@ -8,7 +8,7 @@ an ordinary ``ValueError``, ``TypeError`` or ``RuntimeError``, and keeps its tra
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
     "CheckpointError",
@@ -22,6 +22,7 @@ __all__ = [
     "PreparationError",
     "SampleError",
     "UserError",
+    "check_choice",
     "run_command",
 ]
 
@@ -74,6 +75,16 @@ class ExistingFileError(UserError, FileExistsError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named, or that a data set lists, does not exist."""
+
+
+def check_choice(key: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse a value of a configuration key that is none of some.
+
+    Raises:
+        ConfigError: names the key, the value and the choices.
+    """
+    if value not in (known := tuple(choices)):
+        raise ConfigError(f"{key} is '{value}'; expected one of {', '.join(map(str, known))}")
 
 
 def run_command(

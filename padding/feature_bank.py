@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from padding.engine.random_state import preserved_random_state
-from padding.errors import ConfigError, DataError
+from padding.errors import ConfigError, DataError, check_choice
 
 __all__ = [
     "RELEASE_BYTES",
@@ -116,8 +116,7 @@ class BankSpec:
     origin: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float16", "float32"):
-            raise ConfigError(f"MODEL.PADING.FEATURE_BANK.DTYPE is '{self.dtype}'; expected 'float16' or 'float32'.")
+        check_choice("MODEL.PADING.FEATURE_BANK.DTYPE", self.dtype, ("float16", "float32"))
         if min(self.num_images, self.views, self.images_per_shard, self.batch_size) < 1:
             raise ConfigError(
                 f"A feature bank of {self.num_images} images, {self.views} views, {self.images_per_shard} images per "

@@ -26,7 +26,7 @@ from padding.build import (
 )
 from padding.data.class_split import ClassSplit
 from padding.data.sample import Prediction
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from padding.feature_bank import FeatureBatch
 from padding.losses import mmd, weighted_cross_entropy
 from padding.modeling.batching import prepare_targets, require_keys, sample_name
@@ -90,10 +90,8 @@ class PADing(MaskFormer):
             segmentor: arguments of ``MaskFormer``.
         """
         super().__init__(**segmentor)
-        if method not in METHODS:
-            raise ConfigError(f"MODEL.PADING.METHOD is '{method}'; expected one of {', '.join(METHODS)}.")
-        if test_mode not in TEST_MODES:
-            raise ConfigError(f"MODEL.PADING.TEST.MODE is '{test_mode}'; expected one of {', '.join(TEST_MODES)}.")
+        check_choice("MODEL.PADING.METHOD", method, METHODS)
+        check_choice("MODEL.PADING.TEST.MODE", test_mode, TEST_MODES)
         self.method = method
         self.test_mode = test_mode
         self.seen_bias = seen_bias

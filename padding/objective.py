@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from padding.alignment import Disentangled, disentangle
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from padding.losses import (
     DivergenceOptions,
     dot_relation,
@@ -86,18 +86,9 @@ class StructureObjective:
     reconstruction_reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        if self.align_space not in ("related", "visual"):
-            raise ConfigError(f"MODEL.PADING.ALIGN.SPACE is '{self.align_space}'; expected 'related' or 'visual'.")
-        if self.unrelated_prior not in ("moment", "vae", "official"):
-            raise ConfigError(
-                f"MODEL.PADING.DISENTANGLE.UNRELATED is '{self.unrelated_prior}'; expected 'moment', 'vae' or "
-                "'official'."
-            )
-        if self.reconstruction_reduction not in ("mean", "sum"):
-            raise ConfigError(
-                f"MODEL.PADING.DISENTANGLE.RECONSTRUCTION is '{self.reconstruction_reduction}'; expected 'mean' or "
-                "'sum'."
-            )
+        check_choice("MODEL.PADING.ALIGN.SPACE", self.align_space, ("related", "visual"))
+        check_choice("MODEL.PADING.DISENTANGLE.UNRELATED", self.unrelated_prior, ("moment", "vae", "official"))
+        check_choice("MODEL.PADING.DISENTANGLE.RECONSTRUCTION", self.reconstruction_reduction, ("mean", "sum"))
         if self.align and self.align_space == "related" and not self.disentangle:
             raise ConfigError(
                 "MODEL.PADING.ALIGN.SPACE is 'related', but DISENTANGLE.ENABLED is False, so that there are no related "

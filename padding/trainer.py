@@ -22,7 +22,7 @@ from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.distributed import unwrap
 from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer
-from padding.errors import ConfigError, MethodError
+from padding.errors import ConfigError, MethodError, check_choice
 from padding.extension import ExtensionReport, add_classes_to
 from padding.feature_bank import (
     BankSpec,
@@ -83,8 +83,7 @@ class GeneratorClassifierTrainer(Trainer):
         if not isinstance(model, PADing):
             raise MethodError(f"TRAINER 'GeneratorClassifierTrainer' trains PADing, not {type(model).__name__}.")
         schedule, share = cfg.MODEL.PADING.SCHEDULE, cfg.MODEL.PADING.GENERATOR_SHARE
-        if schedule not in ("interleaved", "sequential"):
-            raise ConfigError(f"MODEL.PADING.SCHEDULE is '{schedule}'; expected 'interleaved' or 'sequential'.")
+        check_choice("MODEL.PADING.SCHEDULE", schedule, ("interleaved", "sequential"))
         if not 0 < share < 1:
             raise ConfigError(f"MODEL.PADING.GENERATOR_SHARE is {share}; expected a number between 0 and 1.")
         optimizers = {

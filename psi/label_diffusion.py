@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from psi.supervision import EMPTY_SLOT, Supervision
 
 __all__ = [
@@ -36,11 +36,6 @@ __all__ = [
 
 MAX_THRESHOLD = 0.999  # a higher one could select nothing, and would not get a gradient to come down
 _VARIANCE_FLOOR = 1e-6  # the root has no finite slope at 0
-
-
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"MODEL.PSI.SLD.{key} is '{value}'; expected one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -69,9 +64,9 @@ class DiffusionOptions:
     target: str = "hard"
 
     def __post_init__(self) -> None:
-        _check_choice("SCOPE", self.scope, ("window", "global"))
-        _check_choice("BINARIZER", self.binarizer, ("relu_sigmoid", "rescaled", "sigmoid"))
-        _check_choice("TARGET", self.target, ("hard", "soft"))
+        check_choice("MODEL.PSI.SLD.SCOPE", self.scope, ("window", "global"))
+        check_choice("MODEL.PSI.SLD.BINARIZER", self.binarizer, ("relu_sigmoid", "rescaled", "sigmoid"))
+        check_choice("MODEL.PSI.SLD.TARGET", self.target, ("hard", "soft"))
         if self.sharpness <= 0:
             raise ConfigError(f"MODEL.PSI.SLD.SHARPNESS is {self.sharpness}; expected a positive number")
 
@@ -157,7 +152,7 @@ def window_radii(
     Raises:
         ConfigError: for an unknown growth, too few radii, or radii that shrink or are not positive.
     """
-    _check_choice("GROWTH", growth, ("linear", "geometric", "list"))
+    check_choice("MODEL.PSI.SLD.GROWTH", growth, ("linear", "geometric", "list"))
     if growth == "list" and len(radii) < steps:
         raise ConfigError(
             f"MODEL.PSI.SLD.RADII has {len(radii)} entries; GROWTH 'list' needs one for each of {steps} steps"

@@ -11,7 +11,7 @@ from detectron2.modeling import Backbone, build_backbone
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from padding.modeling.deeplab import ASPP, DeepLabDecoder, DeepLabOptions
 from psi.aggregation import Aggregation, AggregationOptions, build_aggregation
 
@@ -54,10 +54,7 @@ class SegmentationHead(nn.Module):
             ConfigError: for an unknown ``high_level``, or a choice that needs an aggregation.
         """
         super().__init__()
-        if high_level not in HIGH_LEVELS:
-            raise ConfigError(
-                f"MODEL.PSI.DECODER.HIGH_LEVEL is '{high_level}'; expected one of {', '.join(HIGH_LEVELS)}"
-            )
+        check_choice("MODEL.PSI.DECODER.HIGH_LEVEL", high_level, HIGH_LEVELS)
         if aggregation is None and (high_level == "res5" or pre_reduce):
             raise ConfigError(
                 "MODEL.PSI.DECODER.HIGH_LEVEL 'res5' and PRE_REDUCE concern the aggregation; with "

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from psi.label_diffusion import DiffusionOptions
-from psi.losses import CHOICES, check_choice
+from psi.losses import CHOICES, check_loss_choice
 
 __all__ = ["MODES", "GrowthOptions", "LossOptions"]
 
@@ -34,8 +34,7 @@ class GrowthOptions:
     stride: int = 4
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigError(f"MODEL.PSI.SLD.MODE is '{self.mode}'; expected one of {', '.join(MODES)}")
+        check_choice("MODEL.PSI.SLD.MODE", self.mode, MODES)
 
     @property
     def steps(self) -> int:
@@ -80,7 +79,7 @@ class LossOptions:
     def __post_init__(self) -> None:
         # Here, because labels may start to grow long after the first step.
         for key in CHOICES:
-            check_choice(key, getattr(self, key.lower()))
+            check_loss_choice(key, getattr(self, key.lower()))
         if self.smooth_stride < 1:
             raise ConfigError(
                 f"MODEL.PSI.LOSS.SMOOTH_STRIDE is {self.smooth_stride}; expected input pixels per cell, >= 1"

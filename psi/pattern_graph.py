@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 
 __all__ = ["DISTANCES", "PatternGraph", "Window", "window_offsets"]
 
@@ -105,8 +105,7 @@ def window_offsets(radius: float, distance: str = "chebyshev", inclusive: bool =
     Raises:
         ConfigError: for an unknown distance or a radius without any cell.
     """
-    if distance not in DISTANCES:
-        raise ConfigError(f"CPP.DISTANCE is '{distance}'; expected one of {', '.join(DISTANCES)}")
+    check_choice("CPP.DISTANCE", distance, DISTANCES)
     if radius < 0 or (radius == 0 and not inclusive):
         raise ConfigError(f"CPP.RADII has {radius}, which leaves not even the cell itself; the smallest window has 1")
     measure = {"chebyshev": lambda y, x: max(abs(y), abs(x)), "l2": math.hypot, "l1": lambda y, x: abs(y) + abs(x)}

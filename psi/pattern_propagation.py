@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from padding.errors import ConfigError
+from padding.errors import check_choice
 from psi.pattern_backends import BACKENDS, Level
 from psi.pattern_graph import PatternGraph
 
@@ -68,8 +68,7 @@ def edge_terms(levels: Sequence[Tensor], destination: int, similarity: str = "in
     Raises:
         ConfigError: for an unknown similarity.
     """
-    if similarity not in SIMILARITIES:
-        raise ConfigError(f"CPP.SIMILARITY is '{similarity}'; expected one of {', '.join(SIMILARITIES)}")
+    check_choice("CPP.SIMILARITY", similarity, SIMILARITIES)
     if similarity == "inner":
         return levels[destination], list(levels)
     wide = [maps.to(torch.promote_types(maps.dtype, torch.float32)) for maps in levels]
@@ -120,8 +119,7 @@ def propagate_patterns(
     Raises:
         ConfigError: for an unknown back end or levels whose sizes do not fit the destination.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise ConfigError(f"CPP.BACKEND is '{backend}'; expected auto, {', '.join(BACKENDS)}")
+    check_choice("CPP.BACKEND", backend, ("auto", *BACKENDS))
     _check_sizes(query, keys, graph)
     if backend == "auto":
         backend = choose_backend(query.shape[2] * query.shape[3])

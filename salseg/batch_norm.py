@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from padding.errors import ConfigError
+from padding.errors import check_choice
 
 __all__ = ["POLICIES", "SaliencyStatistics"]
 
@@ -38,8 +38,7 @@ class SaliencyStatistics(nn.Module):
             ConfigError: for another policy.
         """
         super().__init__()
-        if policy not in POLICIES:
-            raise ConfigError(f"MODEL.SALSEG.SALIENCY.BN_STATS is '{policy}'; expected one of {', '.join(POLICIES)}")
+        check_choice("MODEL.SALSEG.SALIENCY.BN_STATS", policy, POLICIES)
         self.policy = policy
         # In a tuple, so that they do not become children of this module.
         self._norms = tuple(

@@ -18,7 +18,7 @@ from detectron2.projects import deeplab  # noqa: F401  (registers "build_resnet_
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from padding.modeling.deeplab import ASPP, DeepLabDecoder, DeepLabOptions
 
 __all__ = [
@@ -60,8 +60,7 @@ class SaliencyBranch(nn.Module):
             ConfigError: for another reading, or too few maps for it.
         """
         super().__init__()
-        if reading not in READINGS:
-            raise ConfigError(f"MODEL.SALSEG.SALIENCY.READING is '{reading}'; expected one of {', '.join(READINGS)}")
+        check_choice("MODEL.SALSEG.SALIENCY.READING", reading, READINGS)
         least = 3 if reading == "softmax_no_background" else 2 if reading == "softmax" else 1
         if num_maps < least:
             raise ConfigError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from salseg.losses import LossSum
 
 __all__ = ["TASKS", "WEIGHTINGS", "TaskWeighting", "liebel_terms", "tasks_of", "uncertainty_terms"]
@@ -35,8 +35,7 @@ def tasks_of(weighting: str) -> tuple[str, ...]:
     Raises:
         ConfigError: for an unknown weighting.
     """
-    if weighting not in WEIGHTINGS:
-        raise ConfigError(f"MODEL.SALSEG.WEIGHTING is '{weighting}'; expected one of {', '.join(WEIGHTINGS)}")
+    check_choice("MODEL.SALSEG.WEIGHTING", weighting, WEIGHTINGS)
     alone = {"seg_only": ("seg",), "saliency_only": ("saliency",)}
     return alone.get(weighting, TASKS)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from tcc.losses import confident, mean_over_pixels, sum_over_processes
 
 __all__ = ["ConsistencyOptions", "PixelLabels", "class_similarity", "feature_consistency", "labels_of", "on_grid"]
@@ -53,8 +53,7 @@ class ConsistencyOptions:
         """
         for key, known in _CHOICES.items():
             value = getattr(self, key.lower())
-            if value not in known:
-                raise ConfigError(f"MODEL.TCC.CFCD.{key} is '{value}'; expected {', '.join(known)}")
+            check_choice(f"MODEL.TCC.CFCD.{key}", value, known)
         if self.stride < 1 or self.min_pixels < 1:
             raise ConfigError(
                 f"MODEL.TCC.CFCD has STRIDE {self.stride} and MIN_PIXELS {self.min_pixels}; expected at least 1"

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 
 __all__ = ["CutMix", "Mixing", "box_mask", "build_cutmix"]
 
@@ -91,10 +91,7 @@ class CutMix:
         Raises:
             ConfigError: names the key.
         """
-        if self.partner not in ("roll", "second_stream", "self"):
-            raise ConfigError(
-                f"MODEL.TCC.CUTMIX.PARTNER is '{self.partner}'; expected 'roll', 'second_stream' or 'self'"
-            )
+        check_choice("MODEL.TCC.CUTMIX.PARTNER", self.partner, ("roll", "second_stream", "self"))
         if not (0 <= self.prob <= 1 and self.num_boxes >= 1 and 0 < self.area[0] <= self.area[1] <= 1):
             raise ConfigError(
                 f"MODEL.TCC.CUTMIX has PROB {self.prob}, NUM_BOXES {self.num_boxes} and AREA {self.area}; expected a "

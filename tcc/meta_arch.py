@@ -16,7 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
 from padding.modeling.batching import batch_images, batch_label_maps, batch_valid_masks, require_keys
 from padding.modeling.label_space import evaluation_split, training_split
 from padding.modeling.observations import note_observations, training_iteration
@@ -132,8 +132,7 @@ class TCC(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Constructor arguments from a config; the classes are those of the training set, else of the test set."""
         node = cfg.MODEL.TCC
-        if node.STUDENTS not in ("both", *STUDENTS):
-            raise ConfigError(f"MODEL.TCC.STUDENTS is '{node.STUDENTS}'; expected 'both', 'cnn' or 'vit'")
+        check_choice("MODEL.TCC.STUDENTS", node.STUDENTS, ("both", *STUDENTS))
         names = STUDENTS if node.STUDENTS == "both" else (node.STUDENTS,)
         split = training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)
         students = {name: build_student(cfg, name.upper(), split.num_classes) for name in names}
