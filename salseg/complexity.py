@@ -90,7 +90,7 @@ COUNTING = Counting(
     size=(512, 1024),
     num_classes=0,
     table=lambda name, cfg, size, _: complexity_table({name: complexity.build_on_meta(cfg)}, size),
-    reference=lambda size, opts: reference_table(size, opts),
+    reference=lambda opts, size, _: reference_table(size, opts),
 )
 
 

@@ -85,8 +85,7 @@ COUNTING = Counting(
     size=(512, 512),
     num_classes=21,
     table=lambda _, cfg, size, num_classes: complexity_table(cfg, size, num_classes),
-    reference=lambda *_: reference_table(),
-    pairs_suffice=True,
+    reference=lambda opts, *size: complexity_table(load_config("", opts), *size) if opts else reference_table(),
 )
 
 

@@ -6,7 +6,6 @@ activations and resizing do not. A method counts in its own way in ``<method>/co
 how; of others the parameters of each part are shown.
 """
 
-import argparse
 import importlib
 import importlib.util
 import sys
@@ -22,8 +21,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from padding.engine.commands import add_config_arguments, command_parser, load_config, parse, register_data
-from padding.errors import MethodError, run_command
+from padding.engine.commands import add_config_arguments, command_parser, open_config, parse
+from padding.errors import run_command
 
 __all__ = ["Counting", "build_on_meta", "count_command", "markdown", "millions", "operations"]
 
@@ -37,18 +36,16 @@ class Counting:
     Attributes:
         architecture: MODEL.META_ARCHITECTURE.
         size: (H, W) of the image without ``--size``.
-        num_classes: without ``--num-classes``; 0: those of the configuration, there is no such option.
-        table: configuration file or "", configuration, size, number of classes -> Markdown.
-        reference: size, KEY VALUE pairs -> Markdown of the published models.
-        pairs_suffice: KEY VALUE pairs without a file are a configuration, not changes of the published models.
+        num_classes: without ``--num-classes``.
+        table: configuration file, configuration, size, number of classes -> Markdown.
+        reference: KEY VALUE pairs, size, number of classes -> Markdown of the published models.
     """
 
     architecture: str
     size: Size
     num_classes: int
     table: Callable[[str, CfgNode, Size, int], str]
-    reference: Callable[[Size, Sequence[str]], str]
-    pairs_suffice: bool = False
+    reference: Callable[[Sequence[str], Size, int], str]
 
 
 def millions(module: nn.Module) -> float:
@@ -81,47 +78,53 @@ def markdown(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def count_command(arguments: Sequence[str] | None, description: str | None, counting: Counting) -> None:
-    """Print the table of a configuration or, without one, of the method's published models."""
-    args = _parse(arguments, description, counting)
-    if not (args.config_file or (args.opts and counting.pairs_suffice)):
-        print(counting.reference(args.size, args.opts))  # noqa: T201  (the command's result)
-        return
-    cfg = load_config(args.config_file, args.opts)
-    if args.config_file and counting.architecture != cfg.MODEL.META_ARCHITECTURE:
-        raise MethodError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; this command counts {counting.architecture}"
-        )
-    _print_table(args, cfg, counting)
+def count_command(arguments: Sequence[str] | None, description: str | None, counting: Counting | None = None) -> None:
+    """Print the table of a configuration; of a method's command without one, that of its published models.
+
+    Args:
+        arguments: None: those of this process.
+        description: of the command.
+        counting: of the method whose command this is; None: that of the configuration, which must be given.
+
+    Raises:
+        MethodError: the configuration is of another method.
+    """
+    parser = command_parser(description)
+    add_config_arguments(parser, required=counting is None)
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the image")
+    parser.add_argument("--num-classes", type=int, help="of methods that count without a data set")
+    args = parse(parser, arguments)
+    if args.config_file:
+        cfg = open_config(args.config_file, args.opts, architectures=(counting.architecture,) if counting else ())
+        counting = counting or _counting_of(cfg)
+    if counting is None:
+        text = _parts_table(cfg)
+    else:
+        last = (tuple(args.size or counting.size), args.num_classes or counting.num_classes)
+        if args.config_file:
+            text = counting.table(args.config_file, cfg, *last)
+        else:
+            text = counting.reference(args.opts, *last)
+    print(text)  # noqa: T201  (the command's result)
+
+
+def _counting_of(cfg: CfgNode) -> Counting | None:
+    package = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).__module__.split(".")[0]
+    if importlib.util.find_spec(f"{package}.complexity") is None:
+        return None
+    counting: Counting = importlib.import_module(f"{package}.complexity").COUNTING
+    return counting
+
+
+def _parts_table(cfg: CfgNode) -> str:
+    model = build_on_meta(cfg)
+    rows = [[name, f"{millions(part):.2f}"] for name, part in [*model.named_children(), ("all", model)]]
+    return markdown(rows, ["part", "M parameters"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of a configuration of any method."""
-    args = _parse(arguments, __doc__, None)
-    cfg = load_config(args.config_file, args.opts)
-    package = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).__module__.split(".")[0]
-    if importlib.util.find_spec(f"{package}.complexity") is None:
-        register_data(cfg)
-        model = build_on_meta(cfg)
-        rows = [[name, f"{millions(part):.2f}"] for name, part in model.named_children()]
-        print(markdown([*rows, ["all", f"{millions(model):.2f}"]], ["part", "M parameters"]))  # noqa: T201
-        return
-    _print_table(args, cfg, importlib.import_module(f"{package}.complexity").COUNTING)
-
-
-def _print_table(args: argparse.Namespace, cfg: CfgNode, counting: Counting) -> None:
-    register_data(cfg)
-    size = tuple(args.size or counting.size)
-    print(counting.table(args.config_file, cfg, size, args.num_classes or counting.num_classes))  # noqa: T201
-
-
-def _parse(arguments: Sequence[str] | None, description: str | None, counting: Counting | None) -> argparse.Namespace:
-    parser = command_parser(description)
-    add_config_arguments(parser, required=counting is None, help_text="without it, the published models")
-    size = None if counting is None else counting.size
-    parser.add_argument("--size", type=int, nargs=2, default=size, metavar=("H", "W"), help="of the image")
-    parser.add_argument("--num-classes", type=int, default=0, help="of methods that count without a data set")
-    return parse(parser, arguments)
+    count_command(arguments, __doc__)
 
 
 if __name__ == "__main__":

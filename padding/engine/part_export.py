@@ -70,17 +70,7 @@ def export_command(
     *,
     architecture: str,
 ) -> Path:
-    """Run the command line of a method's export.
-
-    Args:
-        arguments: None: those of this process.
-        parser: with what the part is chosen by.
-        part_of: arguments -> the part.
-        architecture: MODEL.META_ARCHITECTURE of the whole.
-
-    Returns:
-        The configuration file.
-    """
+    """Run the command line of a method's export; ``part_of`` makes its arguments a part. Returns the configuration."""
     add_config_arguments(parser, help_text="configuration of the training", weights="its checkpoint")
     parser.add_argument("--output", required=True, metavar="FILE", help="weight file to write, *.pth")
     args = parse(parser, arguments)
