@@ -10,24 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "DeviceError",
-    "EmptyDataError",
-    "ExistingFileError",
-    "MethodError",
-    "MissingFileError",
-    "PreparationError",
-    "SampleError",
-    "UserError",
-    "check_choice",
-    "run_command",
-]
-
 DEBUG_OPTION, DEBUG_VARIABLE = "--debug", "SEGMENTATION_DEBUG"
-INTERRUPTED = "interrupted"
 
 
 class UserError(Exception):
@@ -92,7 +75,7 @@ def run_command(
     arguments: Sequence[str] | None = None,
     *,
     failure: int = 1,
-    interrupted: str = INTERRUPTED,
+    interrupted: str = "interrupted",
 ) -> int:
     """Run the main function of a command; an error of the user becomes one line.
 
@@ -111,16 +94,12 @@ def run_command(
     debug = DEBUG_OPTION in words or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     try:
         result = main([word for word in words if word != DEBUG_OPTION])
-    except (UserError, OSError) as error:
-        if not isinstance(error, UserError) and error.filename is None:
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        if isinstance(error, OSError) and not isinstance(error, UserError) and error.filename is None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  (the command line's result)
-        return failure
-    except KeyboardInterrupt:
-        if debug:
-            traceback.print_exc()
-        print(interrupted, file=sys.stderr)  # noqa: T201
-        return 130
+        stopped = isinstance(error, KeyboardInterrupt)
+        print(interrupted if stopped else f"error: {error}", file=sys.stderr)  # noqa: T201  (the command's result)
+        return 130 if stopped else failure
     return result if isinstance(result, int) else 0

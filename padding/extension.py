@@ -198,7 +198,7 @@ def new_class_embeddings(
         width: E of the model.
 
     Raises:
-        FileNotFoundError, DataError: naming the table, and how to write one.
+        MissingFileError, DataError: naming the table, and how to write one.
     """
     normalize = cfg.MODEL.PADING.EMBEDDINGS.L2_NORMALIZE
     if given is not None and not isinstance(given, str | Path):
@@ -374,7 +374,7 @@ def add_classes_to(
         refit: fit all rows of the classifier; by default the old ones stay.
 
     Raises:
-        FileNotFoundError, ConfigError: saying what is missing.
+        MissingFileError, ConfigError: saying what is missing.
     """
     split = extended_split(model.label_space, names, stuff)
     if model.method == "supervised":

@@ -164,7 +164,7 @@ class PADing(MaskFormer):
         """Constructor arguments from a config.
 
         Raises:
-            FileNotFoundError, ConfigError: naming the key at fault.
+            MissingFileError, ConfigError: naming the key at fault.
         """
         node = cfg.MODEL.PADING
         arguments = super().from_config(cfg)

@@ -193,7 +193,7 @@ class LabelStore:
         """Labels of one image (B = 1) as they were stored; weights to 1/255.
 
         Raises:
-            FileNotFoundError: there are none.
+            MissingFileError: there are none.
         """
         label_file, weight_file = _files(self._final(number), image_id)
         weights, scribbles = decoded_weights(read_label_map(weight_file))

@@ -164,7 +164,7 @@ def load_class_embeddings(
         (len(names), E) float32.
 
     Raises:
-        FileNotFoundError: no such file.
+        MissingFileError: no such file.
         ValueError: unreadable or invalid table, missing or doubled names, another width.
     """
     table = read_class_embeddings(path)
@@ -192,7 +192,8 @@ def save_class_embeddings(path: str | Path, names: Sequence[str], embeddings: np
         source: one line that says where the numbers come from.
 
     Raises:
-        ConfigError: if the table is invalid or the name does not end in ``.npz``.
+        DataError: if the table is invalid.
+        ConfigError: if the name does not end in ``.npz``.
     """
     path = Path(path)
     if path.suffix != ".npz":

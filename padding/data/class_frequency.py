@@ -121,7 +121,7 @@ def class_counts(source: str | CfgNode, *, cache: str | Path | None) -> ClassCou
 
     Raises:
         ValueError: unknown set, or labels that are no class.
-        FileNotFoundError: a label file is missing.
+        MissingFileError: a label file is missing.
     """
     found = _counts_of_main(source, cache) if comm.is_main_process() else None
     result = comm.all_gather(found)[0]
@@ -162,7 +162,7 @@ def count_classes(entries: Entries, names: Sequence[str], *, label_map: Mapping[
 
     Raises:
         ValueError: an entry has no label file, or a file holds what is no class.
-        FileNotFoundError: a label file is missing.
+        MissingFileError: a label file is missing.
     """
     pixels, void = np.zeros(len(names), np.int64), 0
     for entry in tqdm(entries, desc="class frequencies", unit="img", disable=None):

@@ -28,7 +28,7 @@ def folder_classes(path: str | Path) -> ClassSplit:
     """Label space of a text file: the name in line n, from 0 on, is the class of label value n.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_name_list``.
+        MissingFileError, DataError: see ``read_name_list``.
     """
     names = read_name_list(path)
     return ClassSplit(
@@ -106,7 +106,7 @@ def register_own_data(cfg: CfgNode) -> None:
     """Register what DATASETS.FOLDERS names; nothing if its IMAGES is empty.
 
     Raises:
-        FileNotFoundError, ConfigError: see ``register_folders``.
+        MissingFileError, ConfigError: see ``register_folders``.
     """
     keys = cfg.DATASETS.FOLDERS
     settings = {

@@ -45,7 +45,7 @@ def load_instances(
         Entries in the order of the file, ``annotations[i]["category_id"]`` contiguous in ``class_split``.
 
     Raises:
-        FileNotFoundError: the JSON, the folder or an image is missing.
+        MissingFileError: the JSON, the folder or an image is missing.
         DataError: the file contradicts itself or ``class_split``.
     """
     content = read_json(json_file, required=("images", "annotations", "categories"), cure=cure)

@@ -108,7 +108,7 @@ def stream_json(
         ``(key, value)``; for a key of ``arrays`` one pair for each entry, none for an empty array.
 
     Raises:
-        FileNotFoundError: no such file.
+        MissingFileError: no such file.
         JsonStreamError: cut or damaged text, or a named key that is not an array.
     """
     path = Path(path)

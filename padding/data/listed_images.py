@@ -66,7 +66,7 @@ def load_listed_images(
         listed, so that no image is opened.
 
     Raises:
-        FileNotFoundError: the list, the image folder or an image is missing.
+        MissingFileError: the list, the image folder or an image is missing.
         ValueError: two images share a stem, or the folder has none.
     """
     image_root, label_root = Path(image_root), Path(label_root)

@@ -86,7 +86,7 @@ def load_panoptic(
         Entries in the order of the file, ``category_id`` contiguous in ``class_split``.
 
     Raises:
-        FileNotFoundError: the JSON, a folder, an image or a PNG is missing.
+        MissingFileError: the JSON, a folder, an image or a PNG is missing.
         ValueError: the file contradicts itself or ``class_split``, or the policy "error" met such a segment.
     """
     if unseen_policy not in get_args(UnseenPolicy):

@@ -45,7 +45,7 @@ def read_saliency(entry: Mapping[str, Any]) -> tuple[npt.NDArray[np.float32], np
         Saliency (h, w) float32 in [0, 1], 0 where it is unknown, and the mask (h, w) bool of pixels where it is known.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
         ConfigError: the entry has no saliency, or its file cannot be used.
     """
     if _MAP in entry:

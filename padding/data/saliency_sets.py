@@ -137,7 +137,7 @@ def pair_saliency(
         cure: sentence for error messages: how the files are obtained.
 
     Raises:
-        FileNotFoundError: ``folder`` or one of the two folders is missing.
+        MissingFileError: ``folder`` or one of the two folders is missing.
         ValueError: a folder is empty, or two of its files have one stem.
     """
     folder = Path(folder)

@@ -43,7 +43,7 @@ def load_segmentation_entries(cfg: CfgNode) -> Entries:
     """Entries of DATASETS.TRAIN; with DATASETS.SPLIT those of its ``labeled.txt``, in the order of the list.
 
     Raises:
-        FileNotFoundError, ValueError: a list, an image or an id is missing.
+        MissingFileError, DataError: a list, an image or an id is missing.
     """
     data = cfg.DATASETS
     pool = load_training_entries(data.TRAIN, filter_empty=False)
@@ -60,7 +60,7 @@ def load_saliency_entries(cfg: CfgNode) -> Entries:
     stay complete.
 
     Raises:
-        FileNotFoundError, ValueError: a list, an image or an id is missing, or a set has no saliency.
+        MissingFileError, DataError: a list, an image or an id is missing, or a set has no saliency.
     """
     names = tuple(cfg.DATASETS.TRAIN_SALIENCY)
     sets = {name: _with_saliency(name) for name in names}
@@ -82,7 +82,7 @@ def load_joint_entries(cfg: CfgNode) -> Entries:
     DATASETS.TRAIN_SALIENCY.
 
     Raises:
-        FileNotFoundError, ConfigError: a list, an image or an id is missing; no image has both; or saliency would be
+        MissingFileError, ConfigError: a list, an image or an id is missing; no image has both; or saliency would be
             derived from other labels than those of the entry.
     """
     found = load_segmentation_entries(cfg)

@@ -95,7 +95,7 @@ def find_scribbles(path: str | Path, *, below: str = "", wanted_format: str = ""
         wanted_format: one of ``FORMATS`` where there are several; "" finds out.
 
     Raises:
-        FileNotFoundError: there is no such folder or file.
+        MissingFileError: there is no such folder or file.
         DataError: no scribble files, several formats, or two files for one image.
     """
     path = Path(path)
@@ -167,7 +167,7 @@ class ScribbleReader:
             size: (h, w) of the image.
 
         Raises:
-            FileNotFoundError: the image has no file.
+            MissingFileError: the image has no file.
             ValueError: the file cannot be read, has another size, an unknown tag or a value that is no class.
         """
         content, where = self.source.read(key)

@@ -47,7 +47,7 @@ def load_sem_seg(
         Entries in the order of the list.
 
     Raises:
-        FileNotFoundError: the list, a folder, an image or a PNG is missing.
+        MissingFileError: the list, a folder, an image or a PNG is missing.
         ValueError: an unknown policy, or a list without the counts that the policy needs.
     """
     if unseen_policy not in get_args(ImagePolicy):

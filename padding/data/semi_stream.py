@@ -26,7 +26,7 @@ def load_semi_supervised_entries(cfg: CfgNode) -> tuple[Entries, Entries]:
     """Labeled and unlabeled entries as DATASETS.{TRAIN,TRAIN_UNLABELED,SPLIT} say.
 
     Raises:
-        FileNotFoundError, ValueError: a list, an image or an id is missing, or an image is in both lists.
+        MissingFileError, DataError: a list, an image or an id is missing, or an image is in both lists.
     """
     data = cfg.DATASETS
     pool = load_training_entries(data.TRAIN, filter_empty=False)

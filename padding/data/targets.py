@@ -50,7 +50,7 @@ def read_panoptic_ids(path: str | Path) -> npt.NDArray[np.uint32]:
     """Segment ids of a panoptic PNG, (h, w): R + 256 G + 65536 B.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
         ValueError: it cannot be decoded.
     """
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -64,7 +64,7 @@ def read_label_map(path: str | Path) -> LabelMap:
     """Label map of a PNG, (h, w) uint8 or uint16; a palette image gives its indices, never its colours.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
         DataError: it cannot be decoded, or is a colour image.
     """
     try:

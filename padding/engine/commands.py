@@ -24,22 +24,6 @@ from padding.errors import DEBUG_OPTION, DEBUG_VARIABLE, ConfigError, MethodErro
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = [
-    "METHODS",
-    "add_config_arguments",
-    "add_pairs_argument",
-    "command_parser",
-    "load_config",
-    "load_model",
-    "method_configs",
-    "open_config",
-    "parse",
-    "positive",
-    "register_data",
-    "start_log",
-    "training_parser",
-]
-
 # The methods, each a package that exposes add_<method>_config and registers its parts when it is imported.
 METHODS = ("padding", "tcc", "psi", "salseg")
 

@@ -166,7 +166,7 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path, *, key: str) ->
         What was used, renamed, left out, and what the file does not have; names start with ``backbone.``.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        MissingFileError: if there is no such file.
         CheckpointError: if it cannot be read, or does not hold the whole backbone; the backbone is then unchanged.
     """
     weights = convert_backbone_weights(read_checkpoint(path))
