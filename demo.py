@@ -17,55 +17,51 @@ A model that predicts saliency (SalSeg with ``MODEL.SALSEG.TEST.SALIENCY True``)
 ``--input`` takes images, folders, glob patterns and videos, several at once.
 """
 
-import padding  # noqa: F401  (first: it applies the fixes that Detectron2 needs)
+from __future__ import annotations
 
-# isort: split
 import argparse
 import glob
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
-from padding.data.catalog import register_all
-from padding.data.files import write_text
-from padding.data.folders import register_own_data
-from padding.engine import ConfigError, Predictor, load_cfg
-from padding.engine.label_map import UNLABELED, class_colors, label_map_of, write_label_map
-from padding.engine.saliency_picture import beside, draw_saliency
-from train_net import METHODS
+from padding.engine.commands import add_config_arguments, command_parser, load_config, parse, register_data
+from padding.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from padding.engine import Predictor
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 VIDEO_ENDINGS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"})
 KNOWN_ENDINGS = IMAGE_ENDINGS | VIDEO_ENDINGS
 
 
-class DemoError(ValueError):
+class DemoError(UserError, ValueError):
     """An input cannot be found or read."""
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="configuration of the trained model")
+    parser = command_parser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument("--input", required=True, nargs="+", help="images, folders, glob patterns or videos")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the overlays, made if missing")
     parser.add_argument("--confidence", type=float, metavar="P", help="least class probability of a segment, 0 to 1")
-    parser.add_argument("--weights", metavar="FILE", help="trained model, short for --opts MODEL.WEIGHTS FILE")
+    parser.add_argument("--weights", metavar="FILE", help="trained model, short for MODEL.WEIGHTS FILE")
     parser.add_argument(
         "--classes", metavar="NAMES", help='only these classes, "zebra,traffic cone"; all others are left unlabelled'
     )
     parser.add_argument("--label-maps", action="store_true", help="write index images of the labels too")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; the last option")
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Path]:
@@ -100,6 +96,8 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         DemoError: if the file is no readable image.
     """
+    from detectron2.data.detection_utils import read_image
+
     try:
         return np.ascontiguousarray(read_image(str(path), format="RGB"))
     except (OSError, SyntaxError, ValueError) as error:
@@ -159,6 +157,9 @@ class Demo:
         ]
 
     def _begin_label_maps(self, folder: Path, inputs: Sequence[Path]) -> None:
+        from padding.data.files import write_text
+        from padding.engine.label_map import UNLABELED
+
         videos = [path.name for path in inputs if path.suffix.lower() in VIDEO_ENDINGS]
         if videos:
             raise DemoError(f"--label-maps is for images; leave out {', '.join(videos)}")
@@ -168,6 +169,8 @@ class Demo:
 
     def _overlay(self, image: npt.NDArray[np.uint8], prediction: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
         """Draw the segments and, of a model that predicts it, saliency beside them."""
+        from padding.engine.saliency_picture import beside, draw_saliency
+
         segments = self._predictor.draw(image, dict(prediction), confidence=self._confidence)
         if "saliency" not in prediction:
             return segments
@@ -183,6 +186,8 @@ class Demo:
         return self._output / name
 
     def _draw_image(self, path: Path) -> Path:
+        from padding.engine.label_map import class_colors, label_map_of, write_label_map
+
         target = self._target(path, ".png")
         image = read_rgb(path)
         prediction = self._predictor(image)
@@ -225,7 +230,7 @@ def demo_cfg(args: argparse.Namespace) -> CfgNode:
         if not 0.0 <= args.confidence <= 1.0:
             raise DemoError(f"--confidence must lie between 0 and 1, got {args.confidence}")
         opts += ["MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", str(args.confidence)]
-    return load_cfg(args.config_file, opts, METHODS)
+    return load_config(args.config_file, opts)
 
 
 def restrict_classes(predictor: Predictor, listed: str) -> None:
@@ -247,9 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     """Run the demo; return the written files."""
     args = parse_arguments(arguments)
     inputs = find_inputs(args.input)
+    from padding.engine.predictor import Predictor
+
     cfg = demo_cfg(args)
-    register_all()
-    register_own_data(cfg)
+    register_data(cfg)
     predictor = Predictor(cfg)
     if args.classes is not None:
         restrict_classes(predictor, args.classes)
@@ -260,7 +266,4 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ConfigError, DemoError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

@@ -1,40 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train or evaluate any method of this project; the only place that lists the methods.
+"""Train or evaluate any method of this project.
 
 Examples:
   python train_net.py --config-file configs/shapes_zsp.yaml [--num-gpus N] [--resume] [--eval-only] KEY VALUE ...
   torchrun --nproc-per-node 2 train_net.py --config-file ... KEY VALUE ...     (CPU or GPU, one or several machines)
 """
 
-import padding  # first: it applies the fixes that Detectron2 needs
+from __future__ import annotations
 
-# isort: split
 import argparse
-import logging
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
+from padding.engine.commands import load_config, method_configs, parse, register_data, training_parser
+from padding.errors import ConfigError, run_command
 
-import psi
-import salseg
-import tcc
-from padding.data.catalog import register_all
-from padding.data.folders import register_own_data
-from padding.engine import TRAINER_REGISTRY, ConfigError, load_cfg, setup_cfg
-from padding.engine.distributed import launched_by_torchrun, torchrun_process_group
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
-METHODS = (padding.add_padding_config, tcc.add_tcc_config, psi.add_psi_config, salseg.add_salseg_config)
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return parse(training_parser(__doc__), arguments)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Return the frozen configuration, with logging and random generators set up."""
-    return setup_cfg(args, METHODS)
+    from padding.engine.setup import setup_cfg
+
+    return setup_cfg(args, method_configs())
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -43,19 +38,25 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Metrics on rank 0, {} elsewhere.
     """
+    from padding.engine.trainer import TRAINER_REGISTRY
+
     cfg = setup(args)
-    register_all()
-    register_own_data(cfg)
-    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
+    register_data(cfg)
     if args.eval_only:
         return evaluate_only(cfg, resume=args.resume)
-    trainer = trainer_class(cfg)
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER)(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
 def evaluate_only(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
     """Evaluate MODEL.WEIGHTS or, with ``resume``, the last checkpoint of OUTPUT_DIR."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
+
+    from padding.engine.trainer import TRAINER_REGISTRY
+
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
     model = trainer_class.build_model(cfg)
     checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -73,7 +74,12 @@ def evaluate_only(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
 
 def start(args: argparse.Namespace) -> None:
     """Start as many processes as the command line or torchrun asks for."""
-    device = load_cfg(args.config_file, args.opts or [], METHODS).MODEL.DEVICE
+    import torch
+    from detectron2.engine import launch
+
+    from padding.engine.distributed import launched_by_torchrun, torchrun_process_group
+
+    device = load_config(args.config_file, args.opts or []).MODEL.DEVICE
     if launched_by_torchrun():
         with torchrun_process_group(device):
             main(args)
@@ -94,8 +100,4 @@ def start(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        start(default_argument_parser(epilog=__doc__).parse_args())
-    except ConfigError as error:
-        logging.getLogger(__name__).debug("configuration error", exc_info=True)
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(lambda words: start(parse_arguments(words))))

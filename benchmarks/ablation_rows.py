@@ -10,23 +10,21 @@ Example:
   python -m benchmarks.ablation_rows --method tcc --data shapes --seeds 3
 """
 
-import argparse
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import train_net  # before anything of detectron2: it applies the fixes
-
-# isort: split
-from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
+import train_net
 from padding.data.files import write_json, write_text
-from padding.engine.setup import load_cfg
+from padding.engine.commands import add_pairs_argument, command_parser, load_config, parse, positive
+from padding.errors import ConfigError, MissingFileError, run_command
 from padding.rows import process_cpu_seconds, spread_text
 
 RESULT = "row_result.json"
@@ -37,7 +35,7 @@ def find_rows(method: str, data: str, only: Sequence[str] = (), configs: Path = 
     """Configurations of a table by row name, in alphabetical order, the method itself last.
 
     Raises:
-        FileNotFoundError: if there are none, or one of ``only`` is not among them.
+        MissingFileError: if there are none, or one of ``only`` is not among them.
     """
     own = configs / f"{data}_{method}.yaml"
     found = sorted((configs / "ablations" / method).glob(f"{data}_*.yaml"))
@@ -46,7 +44,7 @@ def find_rows(method: str, data: str, only: Sequence[str] = (), configs: Path = 
         rows[method] = own
     unknown = [name for name in only if name not in rows]
     if not rows or unknown:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no row {', '.join(unknown) or 'at all'} in {configs}/ablations/{method}/{data}_*.yaml; "
             f"there are: {', '.join(rows) or 'none'}"
         )
@@ -65,14 +63,14 @@ def run_row(config: Path, output: Path, options: Sequence[str]) -> dict[str, Any
     if path.is_file() and (kept := json.loads(path.read_text()))["identity"] == identity:
         return kept
     if _belongs_to_another(output, identity):
-        raise ValueError(
+        raise ConfigError(
             f"{output} holds a run of another configuration; remove it, or choose another folder with --output"
         )
     command = ["--config-file", str(config), "--resume", *words]
     print(f"\npython train_net.py {' '.join(command)}", flush=True)
     write_text(output / "row_identity.txt", identity)
     start, before = time.perf_counter(), process_cpu_seconds()
-    metrics = train_net.main(default_argument_parser().parse_args(command))
+    metrics = train_net.main(train_net.parse_arguments(command))
     result = {
         "identity": identity,
         "metrics": metrics,
@@ -85,7 +83,7 @@ def run_row(config: Path, output: Path, options: Sequence[str]) -> dict[str, Any
 
 def identity_of(config: Path, options: Sequence[str]) -> str:
     """Digest of everything in a configuration that can change its result."""
-    cfg = load_cfg(str(config), list(options), train_net.METHODS).clone()
+    cfg = load_config(config, options).clone()
     cfg.defrost()
     for key in _PLACE_AND_RHYTHM:
         *nodes, leaf = key.split(".")
@@ -142,24 +140,23 @@ def to_table(summary: Mapping[str, Mapping[str, Sequence[float]]], names: Sequen
     return tabulate(lines, headers=["row", *names, "seeds"], tablefmt="github", disable_numparse=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing of a table and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--method", required=True, help="folder below configs/ablations, for example tcc")
     parser.add_argument("--data", required=True, help="first word of the configurations' names, for example shapes")
     parser.add_argument("--rows", nargs="*", default=[], help="rows by name; default: all")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default 3)")
+    parser.add_argument("--seeds", type=positive, default=3, help="seeds 0 to N - 1 (default 3)")
     parser.add_argument("--metrics", nargs="*", default=["sem_seg/mIoU"], help="columns, as task/metric")
     parser.add_argument("--output", type=Path, help="folder of the runs; default output/ablations/<method>/<data>")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="-- KEY VALUE ... for every row")
-    args = parser.parse_args()
+    add_pairs_argument(parser)
+    args = parse(parser, arguments)
     output = args.output or Path("output/ablations") / args.method / args.data
-    options = [word for word in args.opts if word != "--"]
     rows = find_rows(args.method, args.data, args.rows)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
     for seed in range(args.seeds):  # seed by seed: an interrupted table compares all rows on the seeds it has
         for name, config in rows.items():
-            results[name].append(run_row(config, output / name / f"seed_{seed}", [*options, "SEED", str(seed)]))
+            results[name].append(run_row(config, output / name / f"seed_{seed}", [*args.opts, "SEED", str(seed)]))
     logging.disable(logging.INFO)
     summary = summarise(results, args.metrics)
     table = to_table(summary, args.metrics)
@@ -170,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -9,11 +9,8 @@ old logit on 1000 stored features.
     python -m benchmarks.add_classes [--num-added 2] [--refit] [--threads 2]
 """
 
-import padding  # first: it applies the fixes that Detectron2 needs
-
-# isort: split
-import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,7 +23,8 @@ from detectron2.modeling import build_model
 from padding.add_classes import save_extended
 from padding.data.catalog import coco_zsp_split, register_all
 from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
-from padding.engine.setup import load_cfg
+from padding.engine.commands import add_pairs_argument, command_parser, load_config, parse
+from padding.errors import run_command
 from padding.extension import add_classes_to
 from padding.feature_bank import FeatureBatch, weights_digest
 from padding.meta_arch import PADing
@@ -58,7 +56,7 @@ def measure(opts: Sequence[str], *, num_added: int, refit: bool) -> dict[str, fl
         known = (*coco_zsp_split().names, *names)
         save_class_embeddings(table, known, random_class_embeddings(known, EMBEDDING_WIDTH, seed=0))
         forced = ("MODEL.PADING.EMBEDDINGS.PATH", str(table), "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu")
-        cfg = load_cfg(CONFIG, [*forced, *opts], (padding.add_padding_config,))
+        cfg = load_config(CONFIG, [*forced, *opts])
         model: PADing = build_model(cfg).eval()
         num_old = model.num_test_classes
         statistics = random_statistics(model, cfg)
@@ -80,12 +78,12 @@ def measure(opts: Sequence[str], *, num_added: int, refit: bool) -> dict[str, fl
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print one JSON object."""
-    parser = argparse.ArgumentParser(description="time of adding classes to a trained PADing at COCO scale")
+    parser = command_parser("time of adding classes to a trained PADing at COCO scale")
     parser.add_argument("--num-added", type=int, default=2)
     parser.add_argument("--refit", action="store_true", help="fit the rows of the old classes again too")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the configuration")
-    args = parser.parse_args(argv)
+    add_pairs_argument(parser)
+    args = parse(parser, argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -97,4 +95,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -19,15 +19,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import padding  # before anything of detectron2: it applies the fixes
-
-# isort: split
 import torch
 from detectron2.config import CfgNode
 
 from padding.data.catalog import register_all
 from padding.data.shapes import ShapesConfig, write_shapes
-from padding.engine.setup import load_cfg
+from padding.engine.commands import load_config
 from padding.trainer import GeneratorClassifierTrainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -54,7 +51,7 @@ def configure(config: str, root: Path, options: Sequence[object]) -> CfgNode:
         "SEED": 1,
     }
     words = [str(word) for pair in common.items() for word in pair] + [str(word) for word in options]
-    return load_cfg(str(CONFIGS / f"{config}.yaml"), words, (padding.add_padding_config,))
+    return load_config(CONFIGS / f"{config}.yaml", words)
 
 
 def seconds_per_iteration(trainer: GeneratorClassifierTrainer, iterations: int) -> float:

@@ -6,18 +6,14 @@ of one thread, the median of alternating runs; ratios are SalSeg over Detectron2
 Operations are multiply-adds of convolutions. Weights are random: time does not depend on them.
 """
 
-import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-
-import train_net  # before anything of detectron2: it applies the fixes
-
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_backbone, build_model
 from detectron2.projects.deeplab import add_deeplab_config
@@ -25,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from padding.data.catalog import register_all
-from padding.engine import load_cfg
+from padding.engine.commands import add_pairs_argument, command_parser, load_config, parse
+from padding.errors import run_command
 from salseg.meta_arch import SalSeg
 
 CONFIG = "configs/cityscapes_salseg.yaml"
@@ -71,7 +68,7 @@ def build_networks(size: tuple[int, int], opts: Sequence[str] = ()) -> dict[str,
         "MODEL.SALSEG.WEIGHTING",
         "seg_only",
     ]
-    cfg = load_cfg(CONFIG, [*norms, *opts], train_net.METHODS).clone()
+    cfg = load_config(CONFIG, [*norms, *opts]).clone()
     model = build_model(cfg)
     assert isinstance(model, SalSeg)
     cfg.defrost()
@@ -108,14 +105,14 @@ def compare(networks: dict[str, nn.Module], images: Tensor, repeats: int) -> dic
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print one JSON object."""
-    parser = argparse.ArgumentParser(description="SalSeg against Detectron2's DeepLabV3+ with the same backbone")
+    parser = command_parser("SalSeg against Detectron2's DeepLabV3+ with the same backbone")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each network")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="-- KEY VALUE pairs for both")
-    args = parser.parse_args(argv)
+    add_pairs_argument(parser)
+    args = parse(parser, argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    networks = build_networks(tuple(args.size), [word for word in args.opts if word != "--"])
+    networks = build_networks(tuple(args.size), args.opts)
     images = torch.randn(1, 3, *args.size)
     counts = {name: gmacs(network, images) for name, network in networks.items()}
     sizes = {name: sum(p.numel() for p in network.parameters()) / 1e6 for name, network in networks.items()}
@@ -133,4 +130,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -6,7 +6,6 @@ seed, sweeps the seen bias gamma and draws the results. Every stage is a call of
 command a user would type; a finished stage is not repeated, an interrupted one continues.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -18,9 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import padding  # before anything of detectron2: it applies the fixes
-
-# isort: split
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -32,14 +28,15 @@ from padding.data.catalog import register_all
 from padding.data.files import write_json, write_text
 from padding.data.shapes import ShapesConfig, write_shapes
 from padding.data.streams import build_eval_loader
+from padding.engine.commands import command_parser, load_config, load_model
 from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
 from padding.engine.predictor import display_metadata
-from padding.engine.setup import load_cfg
+from padding.errors import run_command
 from padding.evaluation.panoptic import PanopticGroundTruth, panoptic_results
 from padding.evaluation.sweep import draw_curve, sweep_results
 from padding.modeling.maskformer import MaskFormer
 from padding.rows import Study, run_once, sweep_table
-from padding.seen_bias import QUANTITIES, load_model, postprocess_with_bias, raw_predictions, sweep_model
+from padding.seen_bias import QUANTITIES, postprocess_with_bias, raw_predictions, sweep_model
 
 BACKBONE, SEGMENTOR, SECOND_STAGE = (
     f"configs/{name}.yaml" for name in ("shapes_backbone", "shapes_zsp_pretrain", "shapes_zsp")
@@ -151,7 +148,7 @@ def run(preset: Preset, output: Path) -> dict[str, Any]:
     prepare_data(output / "data", preset)
     options = ("MODEL.WEIGHTS", train_segmentor(output, preset), *_iterations(preset.second_stage_iterations))
     study = Study(SECOND_STAGE, options, output)
-    every_row = rows_of_table("1", load_cfg(SECOND_STAGE, [], (padding.add_padding_config,)))
+    every_row = rows_of_table("1", load_config(SECOND_STAGE))
     rows = {row.label: row for row in every_row if row.name in preset.rows}
     results = {
         label: [
@@ -198,7 +195,7 @@ def shortfalls(metrics: dict[str, Any], preset: Preset) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit status is 1 when a floor is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
     parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR")
     args = parser.parse_args(arguments)
@@ -213,4 +210,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

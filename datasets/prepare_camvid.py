@@ -10,31 +10,27 @@ sound, 1 problems found, 2 input that cannot be used.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     # `python datasets/prepare_camvid.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
-from padding.data.camvid import camvid_label_map, camvid_split
-from padding.data.catalog import data_root
-from padding.data.label_audit import audit_labels
-from padding.data.listed_images import load_listed_images
-from padding.data.panoptic_png import PreparationError
+from padding.data.preparation import add_options, preparation_parser, report, run_preparation
+from padding.errors import PreparationError
 
 _COUNTS = {"train": 367, "val": 101}
 _LAYOUTS = (("{part}", "{part}annot"), ("images/{part}", "labels/{part}"))
 _CURE = "datasets/README.md says where CamVid comes from; --source names an unpacked copy."
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=data_root(), help="folder of camvid (default: %(default)s)")
+    parser = preparation_parser(__doc__, root="folder of camvid")
     parser.add_argument("--source", type=Path, metavar="DIR", help="unpacked copy to link")
-    parser.add_argument("--check", action="store_true", help="write nothing (the default without --source)")
-    parser.add_argument("--subset", action="store_true", help="accept another number of images")
+    help_texts = {"check": "write nothing (the default without --source)", "subset": "accept another number of images"}
+    add_options(parser, "--check", "--subset", **help_texts)
     args = parser.parse_args(arguments)
     if args.check and args.source:
         parser.error("--check writes nothing, --source writes links; give one of them")
@@ -72,6 +68,10 @@ def link(source: Path, target: Path) -> None:
 
 def check(folder: Path, *, subset: bool) -> int:
     """Read every image and label; returns the exit status."""
+    from padding.data.camvid import camvid_label_map, camvid_split
+    from padding.data.label_audit import audit_labels
+    from padding.data.listed_images import load_listed_images
+
     names, problems = camvid_split().names, []
     for part, expected in _COUNTS.items():
         entries = load_listed_images(
@@ -82,21 +82,20 @@ def check(folder: Path, *, subset: bool) -> int:
         audit = audit_labels(entries, names, label_map=camvid_label_map())
         problems += [f"{part}: {line}" for line in audit.problems(all_labeled=True)]
         print("\n".join([f"{part}:", *audit.lines()]))
-    print("\n".join([*(f"problem: {line}" for line in problems), f"{len(problems)} kinds of problems"]))
-    return 1 if problems else 0
+    return report(problems)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    args = parse_arguments(arguments)
+def prepare(args: argparse.Namespace) -> int:
+    """Link, if there is something to link, and check; returns the exit status."""
     folder = args.root / "camvid"
-    try:
-        if args.source:
-            link(args.source, folder)
-        return check(folder, subset=args.subset)
-    except (PreparationError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.source:
+        link(args.source, folder)
+    return check(folder, subset=args.subset)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run_preparation(prepare, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

@@ -10,60 +10,48 @@ Class names: the 133 of COCO panoptic, or the lists given by --names, one after 
 nearest to each unseen one are printed. Only `clip --download` uses the network. Exit status: 0 done, 2 unusable input.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # `python datasets/prepare_class_embeddings.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import padding  # noqa: F401, I001  (the Detectron2 fixes come before Detectron2)
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-import numpy as np
-from torch import nn
-
-from padding.data.class_embeddings import (
-    FloatArray,
-    nearest_known_classes,
-    random_class_embeddings,
-    read_class_embeddings,
-    read_word2vec_csv,
-    save_class_embeddings,
-)
 from padding.data.class_split import read_name_list
-from padding.data.text_embeddings import (
-    TEMPLATE_SET_NAMES,
-    TextCache,
-    class_text_embeddings,
-    clean_names,
-    encode_texts,
-    templates_of,
-)
-from padding.data.word_vectors import read_word_vectors, word_embeddings
+from padding.data.preparation import preparation_parser, run_preparation
+from padding.errors import CheckpointError, DataError, MissingFileError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from padding.data.class_embeddings import FloatArray
 
 # Files of one set of weights on the Hugging Face Hub, in the order of preference.
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # Largest difference that storing the vectors as text can make.
 _SAME_COLUMN = 1e-6
 
-Table = tuple[FloatArray, str]
+Table = tuple["FloatArray", str]
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line with one subcommand for each kind of table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preparation_parser(__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     clip = kinds.add_parser("clip", help="text embeddings by open_clip")
     clip.add_argument("--model", default="ViT-B-16-quickgelu", help="open_clip model (default: %(default)s)")
     clip.add_argument("--pretrained", default="openai", help="open_clip tag of the weights (default: %(default)s)")
     clip.add_argument("--checkpoint", type=Path, help="local weights of the model, instead of --pretrained")
     clip.add_argument("--download", action="store_true", help="allow fetching the weights from the network")
-    clip.add_argument("--templates", choices=TEMPLATE_SET_NAMES, default="imagenet_select", help="set of prompts")
+    clip.add_argument("--templates", default="imagenet_select", help="set of prompts (default: %(default)s)")
     clip.add_argument("--clean-names", action="store_true", help="write sky-other-merged as sky, and so on")
     clip.add_argument("--full-context", action="store_true", help="do not cut the context (slower, same numbers)")
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "class_embeddings"
@@ -87,9 +75,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def clip_table(args: argparse.Namespace, names: list[str]) -> Table:
     """CLIP text embeddings of the names."""
+    from padding.data.text_embeddings import TextCache, class_text_embeddings, clean_names, templates_of
+
     weights = args.checkpoint or find_weights(args.model, args.pretrained, download=args.download, output=args.output)
     if not weights.is_file():
-        raise FileNotFoundError(f"No weights at {weights}; give the file of an open_clip checkpoint of {args.model}.")
+        raise MissingFileError(f"No weights at {weights}; give the file of an open_clip checkpoint of {args.model}.")
     with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     templates = templates_of(args.templates)
@@ -127,8 +117,8 @@ def find_weights(model: str, tag: str, *, download: bool, output: Path) -> Path:
         output: table to be written, for the command in the error.
 
     Raises:
-        FileNotFoundError: not on disk and not allowed to fetch, with the command that fetches them.
-        ValueError: unknown model or tag.
+        MissingFileError: not on disk and not allowed to fetch, with the command that fetches them.
+        CheckpointError: unknown model or tag.
     """
     import open_clip
     from huggingface_hub import try_to_load_from_cache
@@ -136,7 +126,9 @@ def find_weights(model: str, tag: str, *, download: bool, output: Path) -> Path:
     config = open_clip.get_pretrained_cfg(model, tag)
     if not config or not config.get("hf_hub"):
         tags = open_clip.list_pretrained_tags_by_model(model)
-        raise ValueError(f"open_clip knows no weights {tag!r} of {model!r}; its tags: {tags or 'none, unknown model'}")
+        raise CheckpointError(
+            f"open_clip knows no weights {tag!r} of {model!r}; its tags: {tags or 'none, unknown model'}"
+        )
     repository, _, name = str(config["hf_hub"]).rpartition("/")
     candidates = (name,) if name else _HUB_FILES
     for candidate in candidates:
@@ -144,7 +136,7 @@ def find_weights(model: str, tag: str, *, download: bool, output: Path) -> Path:
         if isinstance(found, str):
             return Path(found)
     if not download:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"The weights {tag} of {model} are not on disk and nothing is downloaded by default. Run\n"
             f"  python datasets/prepare_class_embeddings.py clip --model {model} --pretrained {tag} --output {output} "
             "--download\n"
@@ -158,7 +150,7 @@ def _fetch(repository: str, candidates: tuple[str, ...]) -> Path:
     """The first of the files that a Hub repository holds.
 
     Raises:
-        FileNotFoundError: none of them could be fetched.
+        MissingFileError: none of them could be fetched.
     """
     from huggingface_hub import hf_hub_download
 
@@ -168,7 +160,7 @@ def _fetch(repository: str, candidates: tuple[str, ...]) -> Path:
             return Path(hf_hub_download(repository, candidate))
         except Exception as error:  # no such file, no connection, refused: many kinds, one consequence
             reasons.append(f"{candidate}: {str(error).splitlines()[0]}")
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"Nothing could be fetched from the Hub repository {repository} ({'; '.join(reasons)}). "
         "Fetch the weights elsewhere and give the file with --checkpoint."
     )
@@ -178,14 +170,14 @@ def load_model(model: str, weights: Path) -> nn.Module:
     """An open_clip model with local weights, in eval mode on the CPU.
 
     Raises:
-        ValueError: the weights do not belong to the model or cannot be read safely.
+        CheckpointError: the weights do not belong to the model or cannot be read safely.
     """
     import open_clip
 
     try:
         network: nn.Module = open_clip.create_model(model, pretrained=str(weights), weights_only=True)
     except Exception as error:  # open_clip and torch raise many kinds; each means "not these weights"
-        raise ValueError(
+        raise CheckpointError(
             f"{weights} cannot be loaded as {model}: {error}. Give a plain state dict (.safetensors, .bin, .pt) of "
             "that model; OpenAI's original TorchScript archives are not read."
         ) from error
@@ -194,6 +186,8 @@ def load_model(model: str, weights: Path) -> nn.Module:
 
 def word2vec_table(args: argparse.Namespace, names: list[str]) -> Table:
     """Word vectors of the names."""
+    from padding.data.word_vectors import read_word_vectors, word_embeddings
+
     rows, notes = word_embeddings(names, read_word_vectors(args.vectors, limit=args.limit))
     for name, note in notes.items():
         print(f"{name}: {note}")
@@ -204,8 +198,12 @@ def csv_table(args: argparse.Namespace, names: list[str]) -> Table:
     """The comma-separated vectors, with what can be checked about their columns.
 
     Raises:
-        ValueError: the columns are in another order than the names, as far as the reference can tell.
+        DataError: the columns are in another order than the names, as far as the reference can tell.
     """
+    import numpy as np
+
+    from padding.data.class_embeddings import read_class_embeddings, read_word2vec_csv
+
     rows, background = read_word2vec_csv(args.csv, names)
     pool, pool_name = rows, "its own classes"
     if args.reference is not None:
@@ -214,7 +212,7 @@ def csv_table(args: argparse.Namespace, names: list[str]) -> Table:
         shared = [(name, row) for name, row in zip(names, rows, strict=True) if name in known]
         differing = [name for name, row in shared if not np.array_equal(row, known[name])]
         if differing or not shared:
-            raise ValueError(
+            raise DataError(
                 f"{args.csv}: {len(differing)} of {len(shared)} shared classes differ from {args.reference} "
                 f"({', '.join(differing[:5])}). The class lists are not in the order of the columns."
             )
@@ -223,7 +221,7 @@ def csv_table(args: argparse.Namespace, names: list[str]) -> Table:
     difference = float(np.abs(background - pool.mean(axis=0, dtype=np.float64)).max())
     # Both published files carry the mean of the 80 classes of the 65/15 file, so for 48/17 only --reference can match.
     if args.reference is not None and difference > _SAME_COLUMN:
-        raise ValueError(
+        raise DataError(
             f"{args.csv}: the first column differs from the mean of {pool_name} by {difference:.1e}; it should be the "
             "background. Is the first column missing, or the reference another table?"
         )
@@ -233,22 +231,28 @@ def csv_table(args: argparse.Namespace, names: list[str]) -> Table:
 
 def random_table(args: argparse.Namespace, names: list[str]) -> Table:
     """Seeded unit vectors."""
+    from padding.data.class_embeddings import random_class_embeddings
+
     return random_class_embeddings(names, args.width, args.seed), f"random unit vectors, seed {args.seed}"
 
 
 def class_names(files: list[Path] | None) -> list[str]:
     """The class lists one after the other; without any, the COCO panoptic classes."""
     if files is None:
+        from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
         return [str(category["name"]) for category in COCO_CATEGORIES]
     return [name for file in files for name in read_name_list(file)]
 
 
 def print_nearest(names: list[str], rows: FloatArray, unseen_file: Path) -> None:
     """For every unseen class the known classes that look most alike to the embeddings."""
+    from padding.data.class_embeddings import nearest_known_classes
+
     unseen = set(read_name_list(unseen_file))
     strange = sorted(unseen - set(names))
     if strange:
-        raise ValueError(f"{unseen_file}: not among the {len(names)} classes of the table: {', '.join(strange)}")
+        raise DataError(f"{unseen_file}: not among the {len(names)} classes of the table: {', '.join(strange)}")
     for name, nearest in nearest_known_classes(rows, names, [n for n in names if n not in unseen]).items():
         print(f"{name}: nearest known " + ", ".join(f"{other} {cosine:.3f}" for other, cosine in nearest))
 
@@ -259,6 +263,8 @@ def _lazy_encoder(model: str, weights: Path, *, cut_context: bool) -> Callable[[
 
     def encode(texts: list[str]) -> FloatArray:
         import open_clip
+
+        from padding.data.text_embeddings import encode_texts
 
         if not loaded:
             loaded.append((load_model(model, weights), open_clip.get_tokenizer(model)))
@@ -276,20 +282,22 @@ _TABLES: dict[str, Callable[[argparse.Namespace, list[str]], Table]] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    args = parse_arguments(arguments)
-    try:
-        names = class_names(args.names)
-        rows, source = _TABLES[args.kind](args, names)
-        if args.unseen is not None:
-            print_nearest(names, rows, args.unseen)
-        save_class_embeddings(args.output, names, rows, source)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def prepare(args: argparse.Namespace) -> int:
+    """Make, compare and write a table; returns the exit status."""
+    from padding.data.class_embeddings import save_class_embeddings
+
+    names = class_names(args.names)
+    rows, source = _TABLES[args.kind](args, names)
+    if args.unseen is not None:
+        print_nearest(names, rows, args.unseen)
+    save_class_embeddings(args.output, names, rows, source)
     print(f"{args.output}: {rows.shape[0]} classes, {rows.shape[1]} wide ({source})")
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run_preparation(prepare, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

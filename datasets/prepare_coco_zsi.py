@@ -11,17 +11,15 @@ written again. Exit status: 0 done, 1 problems found, 2 input that cannot be use
 
 import argparse
 import filecmp
-import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     # `python datasets/prepare_coco_zsi.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
 from padding.data.annotation_file import read_summary
 from padding.data.coco_instances import (
     KINDS,
@@ -32,9 +30,8 @@ from padding.data.coco_instances import (
     filter_instances,
 )
 from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split
-from padding.data.panoptic_png import PreparationError
+from padding.data.preparation import add_options, preparation_parser, report, run_preparation
 
-_SHOWN_PROBLEMS = 20
 _TARGETS = {
     "train": "instances_train2014_seen_{}.json",
     "gzsi": "instances_val2014_gzsi_{}.json",
@@ -42,16 +39,14 @@ _TARGETS = {
 }
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; paths that are not given follow from --root."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
-    parser.add_argument("--root", type=Path, default=default_root, help="COCO folder (default: %(default)s)")
+    parser = preparation_parser(__doc__, root="COCO folder", below="coco")
     parser.add_argument("--output", type=Path, help="folder to write to (default: <root>/annotations/zsi)")
     parser.add_argument("--split", choices=INSTANCE_SPLITS, action="append", help="default: both")
     parser.add_argument("--any-count", action="store_true", help="do not compare with the published number of images")
-    parser.add_argument("--overwrite", action="store_true", help="write again although a result exists")
-    parser.add_argument("--check", action="store_true", help="verify prepared files and write nothing")
+    help_texts = {"overwrite": "write again although a result exists", "check": "verify prepared files, write nothing"}
+    add_options(parser, "--overwrite", "--check", **help_texts)
     return parser.parse_args(arguments)
 
 
@@ -66,7 +61,9 @@ def files(args: argparse.Namespace) -> Iterator[tuple[str, Kind, Path, Path]]:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Filter and audit; returns the exit status."""
+    """Filter and audit, or check; returns the exit status."""
+    if args.check:
+        return check(args)
     problems = []
     for name, kind, source, target in files(args):
         split = coco_zsi_split(name)
@@ -99,23 +96,12 @@ def check(args: argparse.Namespace) -> int:
                 problems.append(f"{target}: differs from what {source} gives; prepare again with --overwrite.")
         if kind == "train":
             problems += audit_instances(target, split, source=source)
-    for problem in problems[:_SHOWN_PROBLEMS]:
-        print(f"problem: {problem}")
-    print(f"{len(problems)} problems" if problems else "checked: complete, as the source says, no unseen class")
-    return 1 if problems else 0
+    return report(problems, sound="checked: complete, as the source says, no unseen class")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = parse_arguments(arguments)
-    try:
-        return check(args) if args.check else prepare(args)
-    except PreparationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished files stay, the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_preparation(prepare, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ Interrupted runs go on where they stopped. Exit status: 0 done, 1 problems found
 
 import argparse
 import filecmp
-import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,22 +21,12 @@ if __name__ == "__main__":
     # `python datasets/prepare_coco_zsp.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import padding  # noqa: F401, I001  (the Detectron2 fixes come before Detectron2)
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-
 from padding.data.annotation_file import read_summary
-from padding.data.class_split import ClassSplit, read_name_list, splits_dir
-from padding.data.coco_panoptic import (
-    POLICIES,
-    FilterSummary,
-    PanopticFiles,
-    PreparationError,
-    filter_panoptic_json,
-    label_tasks,
-)
-from padding.data.panoptic_audit import check_all_labels, write_all_labels
-
-_SHOWN_PROBLEMS = 20
+from padding.data.class_split import ClassSplit, splits_dir
+from padding.data.coco_panoptic import POLICIES, FilterSummary, PanopticFiles, filter_panoptic_json, label_tasks
+from padding.data.coco_splits import coco_panoptic_split
+from padding.data.preparation import add_options, preparation_parser, report, run_preparation
+from padding.errors import PreparationError
 
 
 @dataclass(frozen=True)
@@ -74,20 +64,17 @@ class Layout:
         return self.output / f"panoptic_semseg_zsp_{subset}2017"
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; paths that are not given follow from --root."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
-    parser.add_argument("--root", type=Path, default=default_root, help="COCO folder (default: %(default)s)")
+    parser = preparation_parser(__doc__, root="COCO folder", below="coco")
     parser.add_argument("--output", type=Path, help="folder laid out like --root; default: --root itself")
     parser.add_argument("--policy", choices=POLICIES, default="drop_image", help="what happens to unseen classes")
     parser.add_argument("--panoptic-json", type=Path, help="one panoptic JSON, used as training and validation set")
     parser.add_argument("--panoptic-dir", type=Path, help="its panoptic PNGs")
     parser.add_argument("--image-dir", type=Path, help="its images")
     parser.add_argument("--unseen", type=Path, default=splits_dir() / "coco_zsp_119_14.txt", help="unseen class names")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that write PNGs (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="filter the JSON again although a result exists")
-    parser.add_argument("--check", action="store_true", help="verify a prepared folder and write nothing")
+    help_texts = {"overwrite": "filter the JSON again although a result exists", "check": "verify a prepared folder"}
+    add_options(parser, "--num-workers", "--overwrite", "--check", **help_texts)
     return parser.parse_args(arguments)
 
 
@@ -125,8 +112,10 @@ def build_layout(args: argparse.Namespace) -> Layout:
     return layout
 
 
-def prepare(layout: Layout, split: ClassSplit, *, num_workers: int, overwrite: bool) -> int:
+def write(layout: Layout, split: ClassSplit, *, num_workers: int, overwrite: bool) -> int:
     """Filter, write PNGs, audit; returns the exit status."""
+    from padding.data.panoptic_audit import write_all_labels
+
     summary = filter_panoptic_json(
         layout.train.json_file, layout.train_json, split, policy=layout.policy, overwrite=overwrite
     )
@@ -148,6 +137,8 @@ def prepare(layout: Layout, split: ClassSplit, *, num_workers: int, overwrite: b
 
 def check(layout: Layout, split: ClassSplit, *, num_workers: int) -> int:
     """Verify a prepared folder; returns the exit status."""
+    from padding.data.panoptic_audit import check_all_labels
+
     summary = read_summary(layout.train_json, FilterSummary)
     problems = []
     if summary is None or summary.policy != layout.policy or summary.unseen != sorted(split.unseen_names):
@@ -167,10 +158,7 @@ def check(layout: Layout, split: ClassSplit, *, num_workers: int) -> int:
             problems.append(f"{layout.train_json}: {count} images, its summary says {summary.num_kept}; prepare again.")
     tasks = label_tasks(layout.val, split, layout.semantic_dir("val"))
     problems += check_all_labels(tasks, split, unseen_allowed=True, num_workers=num_workers)[1]
-    for problem in problems[:_SHOWN_PROBLEMS]:
-        print(f"problem: {problem}")
-    print(f"{len(problems)} problems" if problems else "checked: complete, PNGs agree with the JSON, no unseen class")
-    return 1 if problems else 0
+    return report(problems, sound="checked: complete, PNGs agree with the JSON, no unseen class")
 
 
 def link_originals(layout: Layout) -> None:
@@ -223,21 +211,18 @@ def _require_folders(files: PanopticFiles) -> None:
             raise PreparationError(f"No folder {folder}: {cure}.")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def prepare(args: argparse.Namespace) -> int:
+    """Write or check; returns the exit status."""
+    split = coco_panoptic_split(args.unseen)
+    layout = build_layout(args)
+    if args.check:
+        return check(layout, split, num_workers=args.num_workers)
+    return write(layout, split, num_workers=args.num_workers, overwrite=args.overwrite)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = parse_arguments(arguments)
-    try:
-        split = ClassSplit.from_categories(COCO_CATEGORIES, read_name_list(args.unseen))
-        layout = build_layout(args)
-        if args.check:
-            return check(layout, split, num_workers=args.num_workers)
-        return prepare(layout, split, num_workers=args.num_workers, overwrite=args.overwrite)
-    except (PreparationError, ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what is written stays valid, the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_preparation(prepare, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

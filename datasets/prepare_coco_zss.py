@@ -9,34 +9,32 @@ Reads stuffthingmaps/{train,val}2017 and the images, writes stuff_zss/{train,val
 runs go on where they stopped. Exit status: 0 done, 1 problems found, 2 input that cannot be used.
 """
 
+from __future__ import annotations
+
 import argparse
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # `python datasets/prepare_coco_zss.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
-from padding.data.class_split import ClassSplit
-from padding.data.coco_splits import coco_zss_split
-from padding.data.coco_stuff import FULL_IMAGES, StuffTask, check_stuff, stuff_tasks, write_stuff
-from padding.data.panoptic_png import PreparationError
+from padding.data.preparation import add_options, preparation_parser, report, run_preparation
+from padding.errors import PreparationError
 
-_SHOWN_PROBLEMS = 20
+if TYPE_CHECKING:
+    from padding.data.class_split import ClassSplit
+    from padding.data.coco_stuff import StuffTask
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; paths that are not given follow from --root."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default_root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
-    parser.add_argument("--root", type=Path, default=default_root, help="COCO folder (default: %(default)s)")
+    parser = preparation_parser(__doc__, root="COCO folder", below="coco")
     parser.add_argument("--stuff-dir", type=Path, help="official label PNGs (default: <root>/stuffthingmaps)")
     parser.add_argument("--output", type=Path, help="folder to write to (default: --root itself)")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes (default: %(default)s)")
-    parser.add_argument("--subset", action="store_true", help="the folders hold only a part of the official images")
-    parser.add_argument("--check", action="store_true", help="verify a prepared folder and write nothing")
+    add_options(parser, "--num-workers", "--subset", "--check", check="verify a prepared folder and write nothing")
     return parser.parse_args(arguments)
 
 
@@ -46,6 +44,8 @@ def plan(args: argparse.Namespace, split: ClassSplit) -> dict[str, tuple[list[St
     Raises:
         PreparationError: folders are missing, or hold another number of labels than the official download.
     """
+    from padding.data.coco_stuff import FULL_IMAGES, stuff_tasks
+
     output, stuff = args.output or args.root, args.stuff_dir or args.root / "stuffthingmaps"
     plans = {}
     for subset, expected in FULL_IMAGES.items():
@@ -65,8 +65,10 @@ def plan(args: argparse.Namespace, split: ClassSplit) -> dict[str, tuple[list[St
     return plans
 
 
-def prepare(plans: dict[str, tuple[list[StuffTask], Path]], split: ClassSplit, num_workers: int) -> int:
+def write(plans: dict[str, tuple[list[StuffTask], Path]], split: ClassSplit, num_workers: int) -> int:
     """Write and audit; returns the exit status."""
+    from padding.data.coco_stuff import write_stuff
+
     failed = False
     for subset, (tasks, image_list) in plans.items():
         audit = write_stuff(tasks, image_list, split, num_workers=num_workers, title=subset)
@@ -82,32 +84,28 @@ def prepare(plans: dict[str, tuple[list[StuffTask], Path]], split: ClassSplit, n
 
 def check(plans: dict[str, tuple[list[StuffTask], Path]], num_workers: int) -> int:
     """Verify; returns the exit status."""
+    from padding.data.coco_stuff import check_stuff
+
     problems = []
     for subset, (tasks, image_list) in plans.items():
         audit, found = check_stuff(tasks, image_list, num_workers=num_workers, title=f"check {subset}")
         print("\n".join([f"{subset}:", *audit.lines()]))
         problems += found
-    for problem in problems[:_SHOWN_PROBLEMS]:
-        print(f"problem: {problem}")
-    print(
-        f"{len(problems)} problems" if problems else "checked: complete, labels agree with the source, no unseen class"
-    )
-    return 1 if problems else 0
+    return report(problems, sound="checked: complete, labels agree with the source, no unseen class")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    args = parse_arguments(arguments)
+def prepare(args: argparse.Namespace) -> int:
+    """Write or check; returns the exit status."""
+    from padding.data.coco_splits import coco_zss_split
+
     split = coco_zss_split()
-    try:
-        plans = plan(args, split)
-        return check(plans, args.num_workers) if args.check else prepare(plans, split, args.num_workers)
-    except (PreparationError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what is written stays valid, the same command goes on from here", file=sys.stderr)
-        return 130
+    plans = plan(args, split)
+    return check(plans, args.num_workers) if args.check else write(plans, split, args.num_workers)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run_preparation(prepare, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

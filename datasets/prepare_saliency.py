@@ -9,33 +9,36 @@ Saliency that is derived from class labels is checked when it is named. Exit sta
 that cannot be used.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     # `python datasets/prepare_saliency.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tabulate import tabulate
+from padding.data.preparation import add_options, preparation_parser, report, run_preparation
+from padding.errors import DataError, MissingFileError
 
-import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
-from padding.data.catalog import data_root, register_all
-from padding.data.saliency_audit import SaliencyAudit, audit_saliency
-from padding.data.saliency_sets import SALIENCY_SETS, pair_saliency, registered_saliency
+if TYPE_CHECKING:
+    from padding.data.saliency_audit import SaliencyAudit
 
 _CURE = "datasets/README.md lists sources and layouts."
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=data_root(), help="data root (default: %(default)s)")
+    parser = preparation_parser(__doc__, root="data root")
     parser.add_argument("--set", action="append", dest="sets", metavar="NAME", help="registered name; may be repeated")
-    parser.add_argument("--check", action="store_true", help="accepted for likeness; this script never writes")
-    parser.add_argument("--subset", action="store_true", help="accept another number of images than published")
+    help_texts = {
+        "check": "accepted for likeness; this script never writes",
+        "subset": "accept another number of images",
+    }
+    add_options(parser, "--check", "--subset", **help_texts)
     return parser.parse_args(arguments)
 
 
@@ -43,17 +46,19 @@ def selected_sets(names: Sequence[str] | None, root: Path) -> list[str]:
     """The given names, or those of the published sets whose folders exist.
 
     Raises:
-        ValueError: a name belongs to no saliency set.
-        FileNotFoundError: no name is given, and there is no published set.
+        DataError: a name belongs to no saliency set.
+        MissingFileError: no name is given, and there is no published set.
     """
+    from padding.data.saliency_sets import SALIENCY_SETS, registered_saliency
+
     known = registered_saliency()
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise ValueError(f"'{unknown[0]}' is no saliency set; known are {', '.join(known)}")
+        raise DataError(f"'{unknown[0]}' is no saliency set; known are {', '.join(known)}")
     found = list(names or [one.name for one in SALIENCY_SETS.values() if (root / one.folder).is_dir()])
     if not found:
         folders = ", ".join(one.folder for one in SALIENCY_SETS.values())
-        raise FileNotFoundError(f"{root}: has none of the folders {folders}. {_CURE}")
+        raise MissingFileError(f"{root}: has none of the folders {folders}. {_CURE}")
     return found
 
 
@@ -61,8 +66,11 @@ def check_set(name: str, root: Path, *, subset: bool) -> tuple[SaliencyAudit, li
     """Audit one set and print its layout and remarks; returns the audit and the problems.
 
     Raises:
-        FileNotFoundError, ValueError: the folders of the set are missing or empty, or its labels are.
+        MissingFileError, DataError: the folders of the set are missing or empty, or its labels are.
     """
+    from padding.data.saliency_audit import audit_saliency
+    from padding.data.saliency_sets import SALIENCY_SETS, pair_saliency, registered_saliency
+
     problems: list[str] = []
     published = SALIENCY_SETS.get(name)
     if published is None:
@@ -85,6 +93,8 @@ def check_set(name: str, root: Path, *, subset: bool) -> tuple[SaliencyAudit, li
 
 def check(names: Sequence[str], root: Path, *, subset: bool) -> int:
     """Audit the sets; returns the exit status."""
+    from tabulate import tabulate
+
     rows, problems = [], []
     for name in names:
         audit, found = check_set(name, root, subset=subset)
@@ -93,19 +103,20 @@ def check(names: Sequence[str], root: Path, *, subset: bool) -> int:
     print(tabulate(rows, headers="keys", tablefmt="github"))
     print("soft: maps with values other than 0 and 255. Training counts values above 128 as salient unless")
     print("INPUT.SALIENCY.BINARIZE is False; the evaluation always does.")
-    print("\n".join([*(f"problem: {line}" for line in problems), f"{len(problems)} kinds of problems"]))
-    return 1 if problems else 0
+    return report(problems)
+
+
+def audit(args: argparse.Namespace) -> int:
+    """Register and audit; returns the exit status."""
+    from padding.data.catalog import register_all
+
+    register_all(args.root)
+    return check(selected_sets(args.sets, args.root), args.root, subset=args.subset)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = parse_arguments(arguments)
-    try:
-        register_all(args.root)
-        return check(selected_sets(args.sets, args.root), args.root, subset=args.subset)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_preparation(audit, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

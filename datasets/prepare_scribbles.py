@@ -21,36 +21,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     # `python datasets/prepare_scribbles.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from padding.data.preparation import preparation_parser, report, run_preparation
+from padding.data.roots import data_root
+from padding.errors import PreparationError
 
-import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
-from padding.data.catalog import data_root, register_all
-from padding.data.folders import OWN_NAMES, register_folders
-from padding.data.panoptic_png import PreparationError
-from padding.data.pascal_context import context_classes
-from padding.data.scribble_curves import STYLES
-from padding.data.scribble_files import (
-    LabelSpace,
-    ScribbleTask,
-    check_scribbles,
-    convert_scribbles,
-    simulate_files,
-    tasks_of_dataset,
-)
-from padding.data.scribble_folder import ScribbleFolder
-from padding.data.scribble_preview import draw_preview
-from padding.data.scribble_sets import SCRIBBLE_SETS, scribble_tags
-from padding.data.scribble_simulator import SimulatorConfig
-from padding.data.scribble_sources import FORMATS, ScribbleReader, find_scribbles
-from padding.data.scribble_statistics import ScribbleStatistics
-from padding.data.scribbles import DEFAULT_WIDTH
+if TYPE_CHECKING:
+    from padding.data.scribble_files import LabelSpace, ScribbleTask
+    from padding.data.scribble_folder import ScribbleFolder
+    from padding.data.scribble_statistics import ScribbleStatistics
 
-_SHOWN_PROBLEMS = 20
 _SUSPICIOUS_PCT = 25.0
 
 
@@ -66,7 +51,7 @@ class Target:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preparation_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     data = _data_arguments()
     simulate = commands.add_parser("simulate", parents=[data], help="from dense labels")
@@ -83,9 +68,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def _data_arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--root", type=Path, default=data_root(), help="data root (default: %(default)s)")
-    parser.add_argument(
-        "--dataset", default="", help=f"one of {', '.join(SCRIBBLE_SETS)}; or, with --output, a set with dense labels"
-    )
+    parser.add_argument("--dataset", default="", help="a scribble set; or, with --output, a set with dense labels")
     parser.add_argument("--images", default="", help="own data: folder of images")
     parser.add_argument("--labels", default="", help="own data: folder of dense label PNGs (convert: may be empty)")
     parser.add_argument("--classes", default="", help="own data: text file, one class name a line, label 0 first")
@@ -97,11 +80,9 @@ def _data_arguments() -> argparse.ArgumentParser:
 
 def _add_simulator_arguments(parser: argparse.ArgumentParser) -> None:
     """Fields of ``SimulatorConfig``; those that are not given follow from the data set."""
-    parser.add_argument("--style", choices=list(STYLES), help="kind of curve (default: skeleton)")
+    parser.add_argument("--style", help="kind of curve (default: skeleton)")
     parser.add_argument("--seed", type=int, help="default: 0")
-    parser.add_argument(
-        "--width", type=int, help=f"pixels across a line (default: of the data set, or {DEFAULT_WIDTH})"
-    )
+    parser.add_argument("--width", type=int, help="pixels across a line (default: of the data set, or 3)")
     parser.add_argument("--length", type=float, help="share of each curve that is drawn, 0: a dot (default: 1)")
     parser.add_argument("--drop", type=float, help="probability that an object has no scribble (default: 0)")
     parser.add_argument("--min-area", type=int, help="pixels below which an object has none")
@@ -114,8 +95,8 @@ def _add_simulator_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_reader_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder or zip file with XML, PNG or HDF5 files")
     parser.add_argument("--below", default="", help="use only this folder inside it")
-    parser.add_argument("--format", choices=FORMATS, default="", help="where it holds several (default: find out)")
-    parser.add_argument("--width", type=int, default=DEFAULT_WIDTH, help="pixels across a line (default: %(default)s)")
+    parser.add_argument("--format", default="", help="where it holds several (default: find out)")
+    parser.add_argument("--width", type=int, default=3, help="pixels across a line (default: %(default)s)")
     parser.add_argument("--background-first", action="store_true", help="draw the background below the other classes")
     parser.add_argument("--rescale", action="store_true", help="fit scribbles made on another size of the image")
     parser.add_argument("--missing-as-empty", action="store_true", help="images without a file stay unlabelled")
@@ -129,6 +110,12 @@ def find_target(args: argparse.Namespace) -> Target:
     Raises:
         PreparationError: they name none, or not enough.
     """
+    from padding.data.catalog import register_all
+    from padding.data.folders import OWN_NAMES, register_folders
+    from padding.data.scribble_files import tasks_of_dataset
+    from padding.data.scribble_folder import ScribbleFolder
+    from padding.data.scribble_sets import SCRIBBLE_SETS, scribble_tags
+
     register_all(args.root)
     one = SCRIBBLE_SETS.get(args.dataset)
     if one is not None and one.written_as:
@@ -152,6 +139,9 @@ def find_target(args: argparse.Namespace) -> Target:
 
 def simulate(args: argparse.Namespace, target: Target) -> tuple[ScribbleStatistics, int]:
     """Simulate the scribbles of the target."""
+    from padding.data.scribble_files import simulate_files
+    from padding.data.scribble_simulator import SimulatorConfig
+
     given = {field.name: getattr(args, field.name) for field in fields(SimulatorConfig)}
     given = {
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
@@ -164,6 +154,10 @@ def simulate(args: argparse.Namespace, target: Target) -> tuple[ScribbleStatisti
 
 def convert(args: argparse.Namespace, target: Target) -> tuple[ScribbleStatistics, int]:
     """Convert published scribbles of the target."""
+    from padding.data.pascal_context import context_classes
+    from padding.data.scribble_files import convert_scribbles
+    from padding.data.scribble_sources import ScribbleReader, find_scribbles
+
     values = dict(_value_pair(text) for text in args.values) or None
     if args.alphabetical:
         if "pascal_context" not in args.dataset or values:
@@ -214,29 +208,27 @@ def write(args: argparse.Namespace, target: Target) -> int:
 
 def check(args: argparse.Namespace, target: Target) -> int:
     """Verify; returns the exit status."""
+    from padding.data.scribble_files import check_scribbles
+    from padding.data.scribble_preview import draw_preview
+
     statistics, problems = check_scribbles(target.tasks, target.space, target.folder, num_workers=args.num_workers)
     print("\n".join(statistics.lines(target.space.split.names)))
-    for problem in problems[:_SHOWN_PROBLEMS]:
-        print(f"problem: {problem}")
-    print(f"{len(problems)} problems" if problems else f"{target.folder.path}: checked, nothing wrong")
+    status = report(problems, sound=f"{target.folder.path}: checked, nothing wrong")
     if args.preview is not None:
         number = draw_preview(target.tasks, target.folder, target.space.palette, args.preview)
         print(f"{number} images drawn to {args.preview}")
-    return 1 if problems else 0
+    return status
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Make or check scribbles; returns the exit status."""
+    target = find_target(args)
+    return check(args, target) if args.command == "check" else write(args, target)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = parse_arguments(arguments)
-    try:
-        target = find_target(args)
-        return check(args, target) if args.command == "check" else write(args, target)
-    except (PreparationError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what is written stays valid, the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_preparation(prepare, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-from tqdm import tqdm
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
-
-from padding.data.shapes import ShapesConfig, check_shapes, render_image, write_shapes
+from padding.data.preparation import add_options, preparation_parser, run_preparation
+from padding.data.shapes_classes import ShapesConfig
+from padding.errors import DataError
 
 _SHOWN_PROBLEMS = 20
 _PREVIEW_GRID = (4, 6)
@@ -34,19 +33,13 @@ _PREVIEW_GRID = (4, 6)
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; the defaults are those of ``ShapesConfig``."""
     defaults = ShapesConfig()
-    parser = argparse.ArgumentParser(description="Make or verify the embedded data set shapes.")
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
-        help="data root; the data set is <root>/shapes (default: $DETECTRON2_DATASETS or datasets)",
-    )
+    parser = preparation_parser(__doc__, root="data root; the data set is <root>/shapes")
     parser.add_argument("--num-train", type=int, default=defaults.num_train, help="training images (%(default)s)")
     parser.add_argument("--num-val", type=int, default=defaults.num_val, help="validation images (%(default)s)")
     parser.add_argument("--size", type=int, default=defaults.size, help="height and width in pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set made with other parameters")
+    add_options(parser, "--overwrite", overwrite="replace a data set made with other parameters")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="verify the folder and write nothing")
     mode.add_argument("--preview", type=Path, metavar="PNG", help="draw some validation images and write nothing else")
@@ -55,6 +48,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def draw_preview(config: ShapesConfig, path: Path) -> None:
     """Write a sheet of validation images."""
+    import cv2
+    import numpy as np
+
+    from padding.data.shapes import render_image
+
     rows, columns = _PREVIEW_GRID
     frame = ((2, 2), (2, 2), (0, 0))
     images = [render_image(config, "val", index).image for index in range(rows * columns)]
@@ -62,12 +60,16 @@ def draw_preview(config: ShapesConfig, path: Path) -> None:
     sheet = np.vstack([np.hstack(framed[row * columns : (row + 1) * columns]) for row in range(rows)])
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), np.ascontiguousarray(sheet[..., ::-1])):
-        raise OSError(f"{path}: could not be written; is its ending one of .png, .jpg?")
+        raise DataError(f"{path}: could not be written; is its ending one of .png, .jpg?")
     print(f"{rows * columns} validation images drawn to {path}")
 
 
 def check(root: Path) -> int:
     """Print what is wrong with the folder; returns the exit status."""
+    from tqdm import tqdm
+
+    from padding.data.shapes import check_shapes
+
     with tqdm(unit=" images", desc="checking", disable=None) as bar:
         problems = check_shapes(root, on_progress=bar.update)
     if not problems:
@@ -84,15 +86,15 @@ def check(root: Path) -> int:
 
 def write(root: Path, config: ShapesConfig, workers: int, overwrite: bool) -> int:
     """Write the data set; returns the exit status."""
+    from tqdm import tqdm
+
+    from padding.data.shapes import write_shapes
+
     start = time.perf_counter()
-    try:
-        with tqdm(total=config.num_train + config.num_val, unit=" images", desc="shapes", disable=None) as bar:
-            manifest = write_shapes(
-                root, config, num_workers=workers, overwrite=overwrite, on_progress=bar.update, start_method="fork"
-            )
-    except ValueError as error:
-        print(f"error: {error}")
-        return 2
+    with tqdm(total=config.num_train + config.num_val, unit=" images", desc="shapes", disable=None) as bar:
+        manifest = write_shapes(
+            root, config, num_workers=workers, overwrite=overwrite, on_progress=bar.update, start_method="fork"
+        )
     seconds = time.perf_counter() - start
     total, rendered = config.num_train + config.num_val, manifest["rendered"]
     print(f"{root / 'shapes'}: {config.num_train} training and {config.num_val} validation images")
@@ -100,21 +102,21 @@ def write(root: Path, config: ShapesConfig, workers: int, overwrite: bool) -> in
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    args = parse_args(arguments)
+def prepare(args: argparse.Namespace) -> int:
+    """Check, draw or write; returns the exit status."""
     if args.check:
         return check(args.root)
-    try:
-        config = ShapesConfig(num_train=args.num_train, num_val=args.num_val, size=args.size, seed=args.seed)
-    except ValueError as error:
-        print(f"error: {error}")
-        return 2
+    config = ShapesConfig(num_train=args.num_train, num_val=args.num_val, size=args.size, seed=args.seed)
     if args.preview is not None:
         draw_preview(config, args.preview)
         return 0
     return write(args.root, config, args.workers, args.overwrite)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_preparation(prepare, parse_args, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

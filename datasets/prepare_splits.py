@@ -14,35 +14,28 @@ numpy.random.RandomState(seed).choice from the sorted ids; with one seed a small
 evaluation. Lists are never overwritten. Exit status: 0 all is well, 1 problems found, 2 input that cannot be used.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # `python datasets/prepare_splits.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tabulate import tabulate
+from padding.data.preparation import preparation_parser, run_preparation
+from padding.errors import DataError
 
-import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
-from padding.data.listed_images import read_id_list
-from padding.data.semi_splits import shipped_splits
-from padding.data.split_lists import (
-    SplitReport,
-    check_pools,
-    check_shipped_split,
-    check_split,
-    draw_labeled,
-    image_ids_in,
-    labeled_by_files,
-    write_split,
-)
+if TYPE_CHECKING:
+    from padding.data.split_lists import SplitReport
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = preparation_parser(__doc__)
     parser.add_argument("names", nargs="*", help="shipped splits, or what their names begin with (default: all)")
     parser.add_argument("--folder", type=Path, help="folder of your own labeled.txt and unlabeled.txt")
     parser.add_argument("--images", type=Path, help="folder of all their images, sub-folders included")
@@ -65,17 +58,20 @@ def pool_of(args: argparse.Namespace) -> tuple[str, ...] | None:
     """Ids that the lists are about; None without --images.
 
     Raises:
-        ValueError: an excluded id is no image.
+        DataError: an excluded id is no image.
     """
     if args.images is None:
         return None
+    from padding.data.listed_images import read_id_list
+    from padding.data.split_lists import image_ids_in
+
     ids = image_ids_in(args.images)
     if args.exclude is None:
         return ids
     excluded = set(read_id_list(args.exclude))
     unknown = sorted(excluded - set(ids))
     if unknown:
-        raise ValueError(f"{args.exclude}: {len(unknown)} ids are no image of {args.images}, first {unknown[0]}")
+        raise DataError(f"{args.exclude}: {len(unknown)} ids are no image of {args.images}, first {unknown[0]}")
     return tuple(one for one in ids if one not in excluded)
 
 
@@ -83,17 +79,21 @@ def chosen(names: Sequence[str]) -> list[str]:
     """Shipped splits with these names or below them.
 
     Raises:
-        ValueError: a name that is none.
+        DataError: a name that is none.
     """
+    from padding.data.semi_splits import shipped_splits
+
     known = shipped_splits()
     for name in names:
         if not any(f"{split}/".startswith(f"{name}/") for split in known):
-            raise ValueError(f"no shipped split is '{name}' or begins with it; there are {', '.join(known)}")
+            raise DataError(f"no shipped split is '{name}' or begins with it; there are {', '.join(known)}")
     return [split for split in known if not names or any(f"{split}/".startswith(f"{name}/") for name in names)]
 
 
 def show(reports: Sequence[SplitReport], further_problems: Sequence[str] = ()) -> int:
     """Print a table and the problems; returns the exit status."""
+    from tabulate import tabulate
+
     rows = [(r.name, r.labeled, r.unlabeled, r.digest, "ok" if not r.problems else "PROBLEM") for r in reports]
     print(tabulate(rows, headers=("split", "labeled", "unlabeled", "lists", "check"), disable_numparse=True))
     problems = [*further_problems, *(f"{report.name}: {text}" for report in reports for text in report.problems)]
@@ -102,21 +102,23 @@ def show(reports: Sequence[SplitReport], further_problems: Sequence[str] = ()) -
     return 1 if problems else 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def prepare(args: argparse.Namespace) -> int:
+    """Check shipped lists, or write and check one's own; returns the exit status."""
+    from padding.data import split_lists
+
+    if args.folder is None:
+        return show([split_lists.check_shipped_split(name) for name in chosen(args.names)], split_lists.check_pools())
+    ids = pool_of(args)
+    if args.draw is not None:
+        split_lists.write_split(args.folder, *split_lists.draw_labeled(ids or (), args.draw, seed=args.seed))
+    elif args.labels is not None:
+        split_lists.write_split(args.folder, *split_lists.labeled_by_files(ids or (), args.labels))
+    return show([split_lists.check_split(args.folder, image_ids=ids)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = parse_arguments(arguments)
-    try:
-        if args.folder is None:
-            return show([check_shipped_split(name) for name in chosen(args.names)], check_pools())
-        ids = pool_of(args)
-        if args.draw is not None:
-            write_split(args.folder, *draw_labeled(ids or (), args.draw, seed=args.seed))
-        elif args.labels is not None:
-            write_split(args.folder, *labeled_by_files(ids or (), args.labels))
-        return show([check_split(args.folder, image_ids=ids)])
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_preparation(prepare, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

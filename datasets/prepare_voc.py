@@ -9,41 +9,40 @@ Label images that are there and differ from their source are reported and left a
 Interrupted runs go on where they stopped. Exit status: 0 done, 1 problems found, 2 input that cannot be used.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # `python datasets/prepare_voc.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import padding  # noqa: F401  (the Detectron2 fixes come before Detectron2)
-from padding.data.catalog import data_root
 from padding.data.class_split import splits_dir
-from padding.data.label_conversion import LabelPair, conclude, convert_labels, existing_pairs
-from padding.data.listed_images import read_id_list
-from padding.data.panoptic_png import PreparationError
-from padding.data.sample import DatasetDict
-from padding.data.voc import VOC_FOLDER, VOC_NAMES, voc_palette
-from padding.data.voc_labels import read_voc_labels, voc_label_pairs
+from padding.data.preparation import add_options, preparation_parser, run_preparation
+
+if TYPE_CHECKING:
+    from padding.data.label_conversion import LabelPair
+    from padding.data.sample import DatasetDict
 
 _CURE = "datasets/README.md lists the official downloads; --sbd names the unpacked benchmark_RELEASE."
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=data_root(), help="folder of VOCdevkit (default: %(default)s)")
+    parser = preparation_parser(__doc__, root="folder of VOCdevkit")
     parser.add_argument("--sbd", type=Path, help="unpacked SBD (default: <root>/benchmark_RELEASE)")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes (default: %(default)s)")
-    parser.add_argument("--subset", action="store_true", help="the folders hold only a part of the official images")
-    parser.add_argument("--overwrite", action="store_true", help="replace label images that differ from their source")
-    parser.add_argument("--check", action="store_true", help="compare with the sources and write nothing")
+    add_options(parser, "--num-workers", "--subset", "--overwrite", "--check")
     return parser.parse_args(arguments)
 
 
-def images_with_labels(folder: Path, pairs: list[LabelPair], *, subset: bool) -> list[DatasetDict]:
+def images_with_labels(folder: Path, pairs: Sequence[LabelPair], *, subset: bool) -> list[DatasetDict]:
     """Training images of the pairs, and validation images (with ``subset``, those whose labels are there)."""
+    from padding.data.listed_images import read_id_list
+
     files = [folder / "SegmentationClass" / f"{i}.png" for i in read_id_list(splits_dir() / "voc" / "val.txt")]
     files = [*(pair.target for pair in pairs), *(path for path in files if not subset or path.is_file())]
     return [
@@ -58,33 +57,26 @@ def images_with_labels(folder: Path, pairs: list[LabelPair], *, subset: bool) ->
 
 def prepare(args: argparse.Namespace) -> int:
     """Write or compare, then read everything once more; returns the exit status."""
+    from padding.data.label_conversion import convert_data_set
+    from padding.data.voc import VOC_FOLDER, VOC_NAMES, voc_palette
+    from padding.data.voc_labels import read_voc_labels, voc_label_pairs
+
     folder = args.root / VOC_FOLDER
-    pairs = voc_label_pairs(folder, args.sbd or args.root / "benchmark_RELEASE")
-    pairs = existing_pairs(pairs, subset=args.subset, cure=_CURE)
-    done = convert_labels(
-        pairs,
+    return convert_data_set(
+        args,
+        voc_label_pairs(folder, args.sbd or args.root / "benchmark_RELEASE"),
         read_voc_labels,
+        entries=lambda pairs: images_with_labels(folder, pairs, subset=args.subset),
+        names=VOC_NAMES,
         palette=voc_palette(),
-        write=not args.check,
-        overwrite=args.overwrite,
-        num_workers=args.num_workers,
         title="SegmentationClassAug",
+        cure=_CURE,
     )
-    lines, problems = conclude(done, images_with_labels(folder, pairs, subset=args.subset), VOC_NAMES)
-    print("\n".join([*lines, *(f"problem: {line}" for line in problems), f"{len(problems)} kinds of problems"]))
-    return 1 if problems else 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    try:
-        return prepare(parse_arguments(arguments))
-    except PreparationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what is written stays valid, the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_preparation(prepare, parse_arguments, arguments)
 
 
 if __name__ == "__main__":

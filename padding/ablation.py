@@ -14,6 +14,7 @@ iteration, with CPU seconds.
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,23 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
-from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 from tqdm import tqdm
 
-from padding.config import add_padding_config
 from padding.data.catalog import register_all
 from padding.data.files import write_json, write_text
 from padding.data.roots import data_root
 from padding.data.shapes import ShapesConfig, write_shapes
 from padding.data.streams import build_eval_loader
-from padding.engine.setup import ConfigError, load_cfg
+from padding.engine.commands import (
+    add_config_arguments,
+    command_parser,
+    load_config,
+    open_config,
+    parse,
+    start_log,
+)
+from padding.errors import ConfigError, run_command
 from padding.evaluation.instance import InstanceEvaluator
 from padding.evaluation.semantic import SemSegEvaluator
 from padding.evaluation.sweep import GAMMAS
@@ -40,7 +47,16 @@ from padding.modeling.maskformer import MaskFormer
 from padding.rows import Row, Study, mean_and_spread, read_row, run_once, spread_text, sweep_table
 from padding.seen_bias import sweep_summary
 
-__all__ = ["METHODS_OF_TABLE_1", "TABLES", "choose_rows", "prepare", "rows_of_table", "run_table"]
+__all__ = [
+    "METHODS_OF_TABLE_1",
+    "TABLES",
+    "choose_rows",
+    "parse_study",
+    "prepare",
+    "rows_of_table",
+    "run_table",
+    "study_parser",
+]
 
 ROWS = Path(__file__).parents[1] / "configs" / "ablations" / "padding" / "_base_"
 TABLES = ("1", "2", "3", "bank")
@@ -105,7 +121,7 @@ def prepare(cfg: CfgNode, config_file: str) -> None:
     if origin is None or not embedded:
         command = f"; train it with: python train_net.py --config-file {origin}" if origin else ""
         raise ConfigError(f"MODEL.WEIGHTS {weights} does not exist{command}")
-    prepare(load_cfg(str(origin), [], (add_padding_config,)), str(origin))
+    prepare(load_config(origin), str(origin))
     run_once(str(origin), (), Path(weights).parent)
 
 
@@ -233,20 +249,11 @@ def _numbers(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line; returns what the JSON holds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="second stage, e.g. configs/shapes_zsp.yaml"
-    )
+    parser = study_parser(__doc__, output="output/ablation/<config>")
     parser.add_argument("--table", choices=TABLES, required=True)
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of the second stage: 0 to N-1")
-    parser.add_argument("--rows", metavar="NAMES", help="some of the rows, by file or label, comma-separated")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/ablation/<config>")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for all rows")
-    args = parser.parse_args(arguments)
-    if args.seeds < 1:
-        parser.error(f"--seeds {args.seeds}: at least one seed is needed")
-    setup_logger(name="padding")
-    cfg = load_cfg(args.config_file, args.opts, (add_padding_config,))
+    args = parse_study(parser, arguments)
+    start_log()
+    cfg = open_config(args.config_file, args.opts, architectures=("PADing",))
     rows = choose_rows(rows_of_table(args.table, cfg), args.rows, parser)
     output = args.output or Path("output/ablation") / Path(args.config_file).stem
     prepare(cfg, args.config_file)
@@ -255,6 +262,24 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     heading = f"Table {args.table}, {args.seeds} seed(s); numbers in {output / f'table{args.table}.json'}"
     print(f"\n{heading}\n\n{content['markdown']}")  # noqa: T201  (the command line's result)
     return content
+
+
+def study_parser(description: str | None, *, output: str) -> argparse.ArgumentParser:
+    """Parser of a command that trains rows of a table; ``output`` says where it writes without ``--output``."""
+    parser = command_parser(description)
+    add_config_arguments(parser, help_text="second stage, e.g. configs/shapes_zsp.yaml")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of the second stage: 0 to N-1")
+    parser.add_argument("--rows", metavar="NAMES", help="some of the rows, by file or label, comma-separated")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {output}")
+    return parser
+
+
+def parse_study(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line of ``study_parser``."""
+    args = parse(parser, arguments)
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: at least one seed is needed")
+    return args
 
 
 def choose_rows(rows: list[Row], names: str | None, parser: argparse.ArgumentParser) -> list[Row]:
@@ -269,4 +294,4 @@ def choose_rows(rows: list[Row], names: str | None, parser: argparse.ArgumentPar
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -8,9 +8,6 @@ The new file holds the wider classifier, names, kinds and embeddings of all clas
 can be extended again. ``demo.py`` and ``Predictor`` take it as MODEL.WEIGHTS with the same configuration.
 """
 
-import padding  # first: it applies the fixes that Detectron2 needs
-
-# isort: split
 import argparse
 import json
 import sys
@@ -19,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from padding.checkpoint import LABEL_SPACE_ENTRY, describe_label_space
-from padding.data.catalog import register_all
 from padding.engine.checkpointer import write_checkpoint
-from padding.engine.setup import load_cfg
+from padding.engine.commands import add_config_arguments, command_parser, load_model, open_config, parse
+from padding.errors import ConfigError, run_command
 from padding.extension import STATISTICS_ENTRY, ExtensionReport, add_classes_to, find_statistics
 from padding.meta_arch import PADing
-from padding.seen_bias import load_model
 from padding.seen_statistics import SeenStatistics
 
 __all__ = ["extended_checkpoint", "main", "save_extended", "split_names"]
@@ -51,9 +47,8 @@ def save_extended(path: Path, model: PADing, statistics: SeenStatistics) -> None
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="configuration of the trained model")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the second stage")
+    parser = command_parser(__doc__)
+    add_config_arguments(parser, weights="checkpoint of the second stage")
     parser.add_argument("--names", required=True, help='new classes, "zebra,traffic cone"')
     parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write, *.pth")
     parser.add_argument("--embeddings", metavar="FILE", help="npz table with the new names; default: the config's")
@@ -64,8 +59,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--statistics", metavar="PATH", help="seen statistics or a feature bank; default: in or beside the checkpoint"
     )
     parser.add_argument("--refit", action="store_true", help="fit the rows of the old classes again too")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; the last option")
-    return parser.parse_args(arguments)
+    return parse(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> ExtensionReport:
@@ -73,12 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> ExtensionReport:
     args = parse_arguments(arguments)
     output = Path(args.output)
     if output.suffix != ".pth":
-        raise ValueError(f"--output {output}: a checkpoint is a .pth file; add the suffix")
-    cfg = load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights], (padding.add_padding_config,))
-    register_all()
+        raise ConfigError(f"--output {output}: a checkpoint is a .pth file; add the suffix")
+    cfg = open_config(args.config_file, args.opts, weights=args.weights, architectures=("PADing",))
     model = load_model(cfg)
-    if not isinstance(model, PADing):
-        raise TypeError(f"{args.config_file} describes a {type(model).__name__}; only PADing learns classes from names")
     names = split_names(args.names)
     stuff = [] if args.stuff is None else split_names(args.stuff) or names
     statistics = find_statistics(cfg, model, args.statistics)
@@ -92,7 +83,4 @@ def main(arguments: Sequence[str] | None = None) -> ExtensionReport:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

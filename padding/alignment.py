@@ -10,16 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from padding.errors import check_choice
+
 __all__ = ["ARCHITECTURES", "Disentangled", "FeatureDecoder", "FeatureEncoder", "RelationNet", "disentangle"]
 
 ARCHITECTURES = ("ours", "official")
 # Slope of every LeakyReLU in the paper and in the released code.
 NEGATIVE_SLOPE = 0.2
-
-
-def _check_architecture(arch: str) -> None:
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"MODEL.PADING.DISENTANGLE.ARCH is '{arch}'; expected one of {', '.join(ARCHITECTURES)}.")
 
 
 class FeatureEncoder(nn.Module):
@@ -31,7 +28,7 @@ class FeatureEncoder(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, arch: str, dropout: float) -> None:
         super().__init__()
-        _check_architecture(arch)
+        check_choice("MODEL.PADING.DISENTANGLE.ARCH", arch, ARCHITECTURES)
         first, last = nn.Linear(in_channels, in_channels), nn.Linear(in_channels, out_channels)
         activation = (nn.LeakyReLU(NEGATIVE_SLOPE), nn.Dropout(dropout))
         layers = (first, *activation, last) if arch == "ours" else (first, last, *activation)
@@ -51,7 +48,7 @@ class FeatureDecoder(nn.Module):
 
     def __init__(self, related_channels: int, unrelated_channels: int, out_channels: int, *, arch: str, dropout: float):
         super().__init__()
-        _check_architecture(arch)
+        check_choice("MODEL.PADING.DISENTANGLE.ARCH", arch, ARCHITECTURES)
         layers: list[nn.Module] = [
             nn.Linear(related_channels + unrelated_channels, out_channels),
             nn.LeakyReLU(NEGATIVE_SLOPE),

@@ -12,6 +12,7 @@ from padding.alignment import FeatureDecoder, FeatureEncoder, RelationNet
 from padding.data.class_embeddings import load_class_embeddings
 from padding.data.class_split import ClassSplit
 from padding.data.roots import data_root, splits_dir
+from padding.errors import ConfigError, check_choice
 from padding.generator import GENERATORS, Gmmn, PrimitivePaper, PrimitiveTransformer
 from padding.losses import DivergenceOptions, MmdOptions
 from padding.objective import DisentangleModules, LossWeights, StructureObjective
@@ -88,16 +89,11 @@ def build_classifier_options(node: CfgNode) -> ClassifierOptions:
         node: ``MODEL.PADING``.
 
     Raises:
-        ValueError: for an unknown INIT or UNSEEN_INIT.
+        ConfigError: for an unknown INIT or UNSEEN_INIT.
     """
     options = node.CLASSIFIER
-    if options.INIT not in ("pretrained", "random"):
-        raise ValueError(f"MODEL.PADING.CLASSIFIER.INIT is '{options.INIT}'; expected 'pretrained' or 'random'.")
-    if options.UNSEEN_INIT not in UNSEEN_INITS:
-        raise ValueError(
-            f"MODEL.PADING.CLASSIFIER.UNSEEN_INIT is '{options.UNSEEN_INIT}'; expected one of "
-            f"{', '.join(UNSEEN_INITS)}."
-        )
+    check_choice("MODEL.PADING.CLASSIFIER.INIT", options.INIT, ("pretrained", "random"))
+    check_choice("MODEL.PADING.CLASSIFIER.UNSEEN_INIT", options.UNSEEN_INIT, UNSEEN_INITS)
     return ClassifierOptions(
         unseen_weight=options.UNSEEN_WEIGHT,
         no_object_weight=options.NO_OBJECT_WEIGHT,
@@ -123,7 +119,7 @@ def load_embeddings(node: CfgNode, split: ClassSplit) -> Tensor:
         split: the label space.
     """
     if not node.EMBEDDINGS.PATH:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.PADING.EMBEDDINGS.PATH is empty, but METHOD '{node.METHOD}' needs class embeddings; name an npz "
             "table written by datasets/prepare_class_embeddings.py."
         )
@@ -136,8 +132,7 @@ def _build_generator(
 ) -> tuple[nn.Module, nn.Linear | None, nn.Embedding | None]:
     """Generator, projection of embeddings and primitives, as MODEL.PADING.GENERATOR says."""
     options = node.GENERATOR
-    if options.NAME not in GENERATORS:
-        raise ValueError(f"MODEL.PADING.GENERATOR.NAME is '{options.NAME}'; expected one of {', '.join(GENERATORS)}.")
+    check_choice("MODEL.PADING.GENERATOR.NAME", options.NAME, GENERATORS)
     if options.NAME == "gmmn":
         return Gmmn(width, channels, dropout=options.DROPOUT, noise_std=options.NOISE_STD), None, None
     shared = {
@@ -160,10 +155,7 @@ def _build_disentangle(node: CfgNode, channels: int, width: int) -> DisentangleM
     options = node.DISENTANGLE
     if not options.ENABLED:
         return None
-    if options.RELATION not in ("dot", "relation_net"):
-        raise ValueError(
-            f"MODEL.PADING.DISENTANGLE.RELATION is '{options.RELATION}'; expected 'dot' or 'relation_net'."
-        )
+    check_choice("MODEL.PADING.DISENTANGLE.RELATION", options.RELATION, ("dot", "relation_net"))
     shared = {"arch": options.ARCH, "dropout": options.DROPOUT}
     unrelated_channels = 2 * channels if options.UNRELATED == "vae" else channels
     return DisentangleModules(
@@ -183,15 +175,14 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
         width: E, width of the class embeddings.
 
     Raises:
-        ValueError: for an unknown choice, or choices that exclude each other; names the keys.
+        ConfigError: for an unknown choice, or choices that exclude each other; names the keys.
     """
     align, weights = node.ALIGN, node.LOSS_WEIGHT
-    if align.TARGET not in ("raw", "projected"):
-        raise ValueError(f"MODEL.PADING.ALIGN.TARGET is '{align.TARGET}'; expected 'raw' or 'projected'.")
+    check_choice("MODEL.PADING.ALIGN.TARGET", align.TARGET, ("raw", "projected"))
     generator, projection, primitives = _build_generator(node, channels, width)
     project_targets = align.TARGET == "projected"
     if project_targets and projection is None:
-        raise ValueError(
+        raise ConfigError(
             "MODEL.PADING.ALIGN.TARGET is 'projected', but GENERATOR.NAME 'gmmn' projects nothing; use 'raw'."
         )
     structure = StructureObjective(

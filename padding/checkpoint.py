@@ -16,15 +16,9 @@ from torch import Tensor
 
 from padding.data.class_split import ClassSplit
 from padding.engine.weights import load_weights
+from padding.errors import CheckpointError
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import (
-    CheckpointError,
-    CheckpointReport,
-    load_into,
-    normalise_keys,
-    read_checkpoint,
-    read_entry,
-)
+from padding.modeling.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint, read_entry
 
 __all__ = [
     "LABEL_SPACE_ENTRY",

@@ -30,6 +30,7 @@ from padding.data.class_embeddings import (
 )
 from padding.data.class_split import ClassSplit
 from padding.engine.random_state import preserved_random_state
+from padding.errors import CheckpointError, ConfigError, DataError
 from padding.feature_bank import weights_digest
 from padding.meta_arch import PADing
 from padding.modeling.checkpoint import read_entry
@@ -156,19 +157,19 @@ def extended_split(split: ClassSplit, names: Sequence[str], stuff: Sequence[str]
         stuff: those of ``names`` that are stuff.
 
     Raises:
-        ValueError: for an empty, repeated or known name, or stuff that is not among ``names``.
+        ConfigError: for an empty, repeated or known name, or stuff that is not among ``names``.
     """
     if not names or not all(name.strip() for name in names):
-        raise ValueError(f"new class names {list(names)}: give at least one, none of them empty")
+        raise ConfigError(f"new class names {list(names)}: give at least one, none of them empty")
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     known = [name for name in names if name in split.names]
     if repeated or known:
         what = f"given twice: {repeated}" if repeated else f"known already: {known}"
-        raise ValueError(f"new classes must be new, but some are {what}")
+        raise ConfigError(f"new classes must be new, but some are {what}")
     foreign = [name for name in stuff if name not in names]
     if foreign:
         hints = [f"'{name}' (nearest: {', '.join(nearest_names(name, names)) or 'none'})" for name in foreign]
-        raise ValueError(f"--stuff names classes that are not added: {'; '.join(hints)}")
+        raise ConfigError(f"--stuff names classes that are not added: {'; '.join(hints)}")
     first = max(split.dataset_ids, default=0) + 1
     return ClassSplit(
         names=(*split.names, *names),
@@ -197,19 +198,19 @@ def new_class_embeddings(
         width: E of the model.
 
     Raises:
-        FileNotFoundError, ValueError: naming the table, and how to write one.
+        MissingFileError, DataError: naming the table, and how to write one.
     """
     normalize = cfg.MODEL.PADING.EMBEDDINGS.L2_NORMALIZE
     if given is not None and not isinstance(given, str | Path):
         table = validate_table(names, np.asarray(given), "embeddings of the new classes")
         if table.shape[1] != width:
-            raise ValueError(f"embeddings of the new classes are {table.shape[1]} wide, expected {width}")
+            raise DataError(f"embeddings of the new classes are {table.shape[1]} wide, expected {width}")
         return torch.from_numpy(normalise_rows(table) if normalize else table)
     path = Path(given) if given is not None else find_embeddings(cfg.MODEL.PADING.EMBEDDINGS.PATH)
     try:
         rows = load_class_embeddings(path, names, l2_normalize=normalize, width=width)
     except ValueError as error:
-        raise ValueError(
+        raise DataError(
             f"{error} New classes need embeddings from the same text model as the old ones: write a table of them "
             "with datasets/prepare_class_embeddings.py --names FILE and name it with --embeddings."
         ) from error
@@ -225,7 +226,7 @@ def find_statistics(cfg: CfgNode, model: PADing, given: str | Path | None = None
         given: a file written in training, or the folder of a feature bank.
 
     Raises:
-        ValueError: if there are none, or they belong to another segmentor.
+        DataError: if there are none, or they belong to another segmentor.
     """
     weights = Path(cfg.MODEL.WEIGHTS)
     bank = Path(cfg.MODEL.PADING.FEATURE_BANK.PATH or Path(cfg.OUTPUT_DIR) / "feature_bank")
@@ -236,14 +237,14 @@ def find_statistics(cfg: CfgNode, model: PADing, given: str | Path | None = None
         candidates = [Path(given)] if given is not None else [weights.parent / FILE_NAME, bank]
         path = next((path for path in candidates if path.exists()), None)
         if path is None:
-            raise ValueError(
+            raise DataError(
                 f"no seen statistics at {' or '.join(map(str, candidates))}. Training writes {FILE_NAME} beside its "
                 "checkpoints; name that file, or the folder of the feature bank, with --statistics."
             )
         statistics, where = _read_statistics(cfg, model, path), str(path)
     digest = weights_digest([model.backbone, model.sem_seg_head])
     if statistics.origin and statistics.origin != digest:
-        raise ValueError(
+        raise DataError(
             f"{where} holds features of another segmentor than that of {weights}; use the statistics of its own "
             "training"
         )
@@ -281,7 +282,7 @@ def extend_model(
     names = split.names[old_split.num_classes :]
     real = statistics.for_label_space(split.names)
     if model.generation is not None and not old_split.unseen_ids:
-        raise ValueError("the model has no unseen class yet, against which new ones could be balanced")
+        raise CheckpointError("the model has no unseen class yet, against which new ones could be balanced")
     table = torch.cat([model.class_embeddings, embeddings.to(model.class_embeddings)])
     nearest = nearest_known_classes(table.cpu().numpy(), split.names, old_split.names)
     model.widen(split, table)
@@ -373,11 +374,11 @@ def add_classes_to(
         refit: fit all rows of the classifier; by default the old ones stay.
 
     Raises:
-        FileNotFoundError, ValueError: saying what is missing.
+        MissingFileError, ConfigError: saying what is missing.
     """
     split = extended_split(model.label_space, names, stuff)
     if model.method == "supervised":
-        raise ValueError("MODEL.PADING.METHOD 'supervised' knows no class embeddings; it cannot learn new classes")
+        raise ConfigError("MODEL.PADING.METHOD 'supervised' knows no class embeddings; it cannot learn new classes")
     rows = new_class_embeddings(cfg, names, embeddings, width=model.class_embeddings.shape[1])
     if not isinstance(statistics, SeenStatistics):
         statistics = find_statistics(cfg, model, statistics)

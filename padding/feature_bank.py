@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from padding.data.files import replacing, write_json
 from padding.engine.random_state import preserved_random_state
+from padding.errors import ConfigError, DataError, check_choice
 
 __all__ = [
     "RELEASE_BYTES",
@@ -116,10 +117,9 @@ class BankSpec:
     origin: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float16", "float32"):
-            raise ValueError(f"MODEL.PADING.FEATURE_BANK.DTYPE is '{self.dtype}'; expected 'float16' or 'float32'.")
+        check_choice("MODEL.PADING.FEATURE_BANK.DTYPE", self.dtype, ("float16", "float32"))
         if min(self.num_images, self.views, self.images_per_shard, self.batch_size) < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"A feature bank of {self.num_images} images, {self.views} views, {self.images_per_shard} images per "
                 f"shard and {self.batch_size} per batch: all must be at least 1."
             )
@@ -174,12 +174,12 @@ def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
         manifest = json.loads(path.read_text())
         found, complete = manifest["fingerprint"], bool(manifest["complete"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no manifest of a feature bank ({error}); delete the folder {folder}.") from error
+        raise DataError(f"{path} is no manifest of a feature bank ({error}); delete the folder {folder}.") from error
     found, expected = dict(_flat(found)), dict(_flat(expected))
     wrong = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
     if wrong:
         listed = "; ".join(f"{key}: {found.get(key)!r} there, {expected.get(key)!r} wanted" for key in wrong)
-        raise ValueError(
+        raise ConfigError(
             f"The feature bank in {folder} is stale ({listed}). Delete that folder, or set "
             "MODEL.PADING.FEATURE_BANK.PATH to another one."
         )
@@ -323,20 +323,20 @@ class FeatureBank:
         """Open a bank.
 
         Raises:
-            ValueError: if it is incomplete, damaged, or not what ``spec`` describes.
+            DataError: if it is incomplete, damaged, or not what ``spec`` describes.
         """
         folder = Path(folder)
         if not _check_manifest(folder, json.loads(json.dumps(spec.fingerprint()))):
-            raise ValueError(f"The feature bank in {folder} is missing or incomplete; build_feature_bank finishes it.")
+            raise DataError(f"The feature bank in {folder} is missing or incomplete; build_feature_bank finishes it.")
         self.spec = spec
         try:
             self._shards = [_Shard(_shard_path(folder, shard)) for shard in range(spec.num_shards)]
         except (OSError, ValueError, KeyError, struct.error) as error:
-            raise ValueError(f"The feature bank in {folder} is damaged ({error}); delete that folder.") from error
+            raise DataError(f"The feature bank in {folder} is damaged ({error}); delete that folder.") from error
         self._bytes_read = 0
         found = sum(len(shard.arrays["offsets"]) - 1 for shard in self._shards)
         if found != spec.total:
-            raise ValueError(f"The feature bank in {folder} holds {found} images of {spec.total}; delete that folder.")
+            raise DataError(f"The feature bank in {folder} holds {found} images of {spec.total}; delete that folder.")
 
     def __len__(self) -> int:
         return self.spec.total

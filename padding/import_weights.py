@@ -6,7 +6,6 @@ every tensor, prints what became of each, and writes a file that MODEL.WEIGHTS t
 is built and loaded: the file then holds what this network uses, its class rows placed in this network's label space.
 """
 
-import argparse
 import logging
 import re
 import sys
@@ -16,24 +15,16 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 
 from padding.checkpoint import CLASSIFIER, HEAD, load_padding_weights, repair_class_head
-from padding.config import add_padding_config
-from padding.data.catalog import register_all
 from padding.data.class_split import read_name_list
 from padding.engine.checkpointer import write_checkpoint
-from padding.engine.setup import ConfigError, load_cfg
+from padding.engine.commands import add_config_arguments, command_parser, open_config, parse, start_log
 from padding.engine.trainer import TRAINER_REGISTRY
+from padding.errors import CheckpointError, run_command
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import (
-    CheckpointError,
-    CheckpointReport,
-    load_into,
-    normalise_keys,
-    read_checkpoint,
-)
+from padding.modeling.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint
 from padding.modeling.importers import (
     Imported,
     finish_import,
@@ -186,25 +177,23 @@ def _check_second_stage(model: nn.Module, imported: Imported, report: Checkpoint
 
 def main(arguments: Sequence[str] | None = None) -> CheckpointReport:
     """Command line; returns the report that it prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
+    add_config_arguments(parser, required=False, help_text="fit the weights to the network of this configuration")
     parser.add_argument("--from", dest="source", required=True, choices=sorted(IMPORTERS))
     parser.add_argument("input", metavar="INPUT", help="local .pkl, .pth, .pt, .bin or .safetensors file")
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.pth")
-    parser.add_argument("--config-file", metavar="FILE", help="fit the weights to the network of this configuration")
     parser.add_argument("--class-names", metavar="FILE", help="classes in the order of the file's rows, one per line")
-    parser.add_argument("opts", nargs="*", default=[], help="KEY VALUE pairs of the configuration")
-    args = parser.parse_intermixed_args(arguments)
+    args = parse(parser, arguments)
     if (args.class_names or args.opts) and not args.config_file:
         parser.error("--class-names and KEY VALUE pairs need --config-file")
     if args.output.suffix != ".pth":
         parser.error(f"--output {args.output} must end in .pth")
-    setup_logger(name="padding")
+    start_log()
     logger = logging.getLogger("padding")
+    cfg = open_config(args.config_file, args.opts) if args.config_file else None
     imported = import_weights(read_checkpoint(args.input), args.source)
     state, report = imported.state, imported.report()
-    if args.config_file:
-        cfg = load_cfg(args.config_file, args.opts, (add_padding_config,))
-        register_all()
+    if cfg is not None:
         names = read_name_list(args.class_names) if args.class_names else ()
         state, report = fit_to_network(cfg, imported, names)
     for note in imported.notes:
@@ -215,7 +204,4 @@ def main(arguments: Sequence[str] | None = None) -> CheckpointReport:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (CheckpointError, ConfigError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from padding.errors import ConfigError, check_choice
+
 __all__ = [
     "BANDWIDTHS",
     "DIRECTIONS",
@@ -41,11 +43,6 @@ REDUCTIONS = ("row_mean", "numel")
 EPSILON = 1e-12
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is '{value}'; expected one of {', '.join(choices)}.")
-
-
 @dataclass(frozen=True)
 class MmdOptions:
     """How the maximum mean discrepancy is measured.
@@ -60,7 +57,7 @@ class MmdOptions:
         normalize: means over pairs of rows; without, their plain sums, over all groups.
 
     Raises:
-        ValueError: for an unknown option or widths that are not positive.
+        ConfigError: for an unknown option or widths that are not positive.
     """
 
     sigmas: tuple[float, ...]
@@ -71,10 +68,10 @@ class MmdOptions:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        _check_choice("MMD bandwidth", self.bandwidth, BANDWIDTHS)
-        _check_choice("MMD grouping", self.grouping, GROUPINGS)
+        check_choice("MMD bandwidth", self.bandwidth, BANDWIDTHS)
+        check_choice("MMD grouping", self.grouping, GROUPINGS)
         if not self.sigmas or min(self.sigmas) <= 0:
-            raise ValueError(f"MMD sigmas are {self.sigmas}; expected at least one, all positive.")
+            raise ConfigError(f"MMD sigmas are {self.sigmas}; expected at least one, all positive.")
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,8 @@ class DivergenceOptions:
     reduction: str = "row_mean"
 
     def __post_init__(self) -> None:
-        _check_choice("KL direction", self.direction, DIRECTIONS)
-        _check_choice("KL reduction", self.reduction, REDUCTIONS)
+        check_choice("KL direction", self.direction, DIRECTIONS)
+        check_choice("KL reduction", self.reduction, REDUCTIONS)
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

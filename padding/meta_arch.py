@@ -26,6 +26,7 @@ from padding.build import (
 )
 from padding.data.class_split import ClassSplit
 from padding.data.sample import Prediction
+from padding.errors import ConfigError, check_choice
 from padding.feature_bank import FeatureBatch
 from padding.losses import mmd, weighted_cross_entropy
 from padding.modeling.batching import prepare_targets, require_keys, sample_name
@@ -89,10 +90,8 @@ class PADing(MaskFormer):
             segmentor: arguments of ``MaskFormer``.
         """
         super().__init__(**segmentor)
-        if method not in METHODS:
-            raise ValueError(f"MODEL.PADING.METHOD is '{method}'; expected one of {', '.join(METHODS)}.")
-        if test_mode not in TEST_MODES:
-            raise ValueError(f"MODEL.PADING.TEST.MODE is '{test_mode}'; expected one of {', '.join(TEST_MODES)}.")
+        check_choice("MODEL.PADING.METHOD", method, METHODS)
+        check_choice("MODEL.PADING.TEST.MODE", test_mode, TEST_MODES)
         self.method = method
         self.test_mode = test_mode
         self.seen_bias = seen_bias
@@ -138,7 +137,7 @@ class PADing(MaskFormer):
         if split.names[:old] != names:
             raise ValueError(f"the wider label space begins with {split.names[:3]}..., not with {names[:3]}...")
         if self.method == "supervised":
-            raise ValueError("MODEL.PADING.METHOD 'supervised' knows no class embeddings; it cannot learn new classes")
+            raise ConfigError("MODEL.PADING.METHOD 'supervised' knows no class embeddings; it cannot learn new classes")
         expected = (split.num_classes, self.class_embeddings.shape[1])
         if tuple(class_embeddings.shape) != expected:
             raise ValueError(f"class embeddings of shape {tuple(class_embeddings.shape)}, expected {expected}")
@@ -165,7 +164,7 @@ class PADing(MaskFormer):
         """Constructor arguments from a config.
 
         Raises:
-            FileNotFoundError, ValueError: naming the key at fault.
+            MissingFileError, ConfigError: naming the key at fault.
         """
         node = cfg.MODEL.PADING
         arguments = super().from_config(cfg)
@@ -178,7 +177,7 @@ class PADing(MaskFormer):
             projection = ProjectionClassifier(channels, width, temperature=node.PROJECTION.TEMPERATURE)
         elif node.METHOD == "generative":
             if not split.unseen_ids:
-                raise ValueError(
+                raise ConfigError(
                     "MODEL.PADING.METHOD 'generative' needs unseen classes, but the label space of "
                     f"{cfg.DATASETS.TEST or cfg.DATASETS.TRAIN} has none; name the set that has them in DATASETS.TEST."
                 )
@@ -307,11 +306,11 @@ class PADing(MaskFormer):
         """Predict some classes only. In mode ``zsl`` nothing else competes with them, else see ``MaskFormer``.
 
         Raises:
-            ValueError: in mode ``zsl`` also for a seen class.
+            ConfigError: in mode ``zsl`` also for a seen class.
         """
         seen = [self.label_space.names[i] for i in class_ids or () if i in set(self.label_space.seen_ids)]
         if seen and self.test_mode == "zsl":
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.PADING.TEST.MODE is 'zsl', which predicts unseen classes only, but {seen} were seen in "
                 "training; leave them out, or set the mode to 'gzsl'"
             )

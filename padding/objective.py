@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from padding.alignment import Disentangled, disentangle
+from padding.errors import ConfigError, check_choice
 from padding.losses import (
     DivergenceOptions,
     dot_relation,
@@ -71,7 +72,7 @@ class StructureObjective:
         reconstruction_reduction: ``mean`` or ``sum``.
 
     Raises:
-        ValueError: for an unknown choice, or an alignment in a space that is switched off.
+        ConfigError: for an unknown choice, or an alignment in a space that is switched off.
     """
 
     weights: LossWeights
@@ -85,20 +86,11 @@ class StructureObjective:
     reconstruction_reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        if self.align_space not in ("related", "visual"):
-            raise ValueError(f"MODEL.PADING.ALIGN.SPACE is '{self.align_space}'; expected 'related' or 'visual'.")
-        if self.unrelated_prior not in ("moment", "vae", "official"):
-            raise ValueError(
-                f"MODEL.PADING.DISENTANGLE.UNRELATED is '{self.unrelated_prior}'; expected 'moment', 'vae' or "
-                "'official'."
-            )
-        if self.reconstruction_reduction not in ("mean", "sum"):
-            raise ValueError(
-                f"MODEL.PADING.DISENTANGLE.RECONSTRUCTION is '{self.reconstruction_reduction}'; expected 'mean' or "
-                "'sum'."
-            )
+        check_choice("MODEL.PADING.ALIGN.SPACE", self.align_space, ("related", "visual"))
+        check_choice("MODEL.PADING.DISENTANGLE.UNRELATED", self.unrelated_prior, ("moment", "vae", "official"))
+        check_choice("MODEL.PADING.DISENTANGLE.RECONSTRUCTION", self.reconstruction_reduction, ("mean", "sum"))
         if self.align and self.align_space == "related" and not self.disentangle:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.PADING.ALIGN.SPACE is 'related', but DISENTANGLE.ENABLED is False, so that there are no related "
                 "features; set ALIGN.SPACE to 'visual', or ALIGN.ENABLED to False."
             )

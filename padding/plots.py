@@ -11,8 +11,8 @@ pairs) writes, for the first set of DATASETS.TEST,
 * ``confusion.png``, ``confusion.json``: which class stole the segment.
 """
 
-import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
 from torch import Tensor
 from tqdm import tqdm
 
-from padding.config import add_padding_config
-from padding.data.catalog import register_all
 from padding.data.files import write_json
 from padding.data.streams import build_eval_loader
+from padding.engine.commands import add_config_arguments, command_parser, load_model, open_config, parse, start_log
 from padding.engine.random_state import preserved_random_state
-from padding.engine.setup import load_cfg
+from padding.errors import DataError, run_command
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.panoptic_confusion import confusion_results
@@ -40,7 +38,7 @@ from padding.modeling.maskformer import MaskFormer
 from padding.observation import Observation, observed_predictions
 from padding.panoptic_sweep import Setting, sweep_settings
 from padding.primitive_activations import characteristic_primitives, primitive_activations
-from padding.seen_bias import limited_to_data, load_model, postprocess_with_bias
+from padding.seen_bias import QUERY_MODELS, limited_to_data, postprocess_with_bias
 
 __all__ = ["FIGURES", "draw_figures", "embed_in_plane"]
 
@@ -57,12 +55,12 @@ def embed_in_plane(features: Tensor, *, seed: int) -> np.ndarray:
     """t-SNE of (n, D) features from their principal components: (n, 2).
 
     Raises:
-        ValueError: for fewer than four features.
+        DataError: for fewer than four features.
     """
     from sklearn.manifold import TSNE  # slow to import, and only needed here
 
     if len(features) < 4:
-        raise ValueError(f"t-SNE needs at least 4 features, got {len(features)}; is the evaluation set empty?")
+        raise DataError(f"t-SNE needs at least 4 features, got {len(features)}; is the evaluation set empty?")
     perplexity = min(MAX_PERPLEXITY, (len(features) - 1) / 3)
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features.numpy())
 
@@ -180,20 +178,18 @@ def draw_figures(
 
 def main(arguments: Sequence[str] | None = None) -> list[str]:
     """Command line; returns the names of the figures drawn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser = command_parser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--only", choices=FIGURES, action="append", help="one figure; may be repeated (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of noise and t-SNE")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, MODEL.WEIGHTS among them")
-    args = parser.parse_args(arguments)
-    setup_logger(name="padding")
-    cfg = load_cfg(args.config_file, args.opts, (add_padding_config,))
-    register_all()
+    args = parse(parser, arguments)
+    start_log()
+    cfg = open_config(args.config_file, args.opts, architectures=QUERY_MODELS)
     drawn = draw_figures(cfg, load_model(cfg), args.output, args.only or FIGURES, seed=args.seed)
     logging.getLogger("padding").info("%s: %s", args.output, ", ".join(drawn))
     return drawn
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from padding.errors import ConfigError
+
 __all__ = ["ProjectionClassifier"]
 
 
@@ -18,7 +20,7 @@ class ProjectionClassifier(nn.Module):
     def __init__(self, channels: int, embedding_channels: int, *, temperature: float) -> None:
         super().__init__()
         if temperature <= 0:
-            raise ValueError(f"MODEL.PADING.PROJECTION.TEMPERATURE is {temperature}; expected a number above 0.")
+            raise ConfigError(f"MODEL.PADING.PROJECTION.TEMPERATURE is {temperature}; expected a number above 0.")
         self.temperature = temperature
         self.linear = nn.Linear(channels, embedding_channels)
         self.no_object = nn.Parameter(torch.randn(embedding_channels))

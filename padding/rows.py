@@ -6,6 +6,7 @@ and the segmentor's weights) and not repeated; what was interrupted goes on. Com
 them.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -20,16 +21,15 @@ from typing import Any, NamedTuple
 
 import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 from torch import nn
 
 from padding.config import add_padding_config
 from padding.data.files import write_json
+from padding.engine.commands import load_config, load_model, method_configs, parse, training_parser
 from padding.engine.setup import load_cfg, setup_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.modeling.maskformer import MaskFormer
-from padding.seen_bias import load_model
 
 __all__ = [
     "Measure",
@@ -99,7 +99,7 @@ def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
     words = ["--config-file", config_file, "--resume", *options, "OUTPUT_DIR", str(output)]
     print(f"\n$ python train_net.py {' '.join(words)}", flush=True)  # noqa: T201  (a command line's progress)
     started, cpu = time.perf_counter(), process_cpu_seconds()
-    cfg = setup_cfg(default_argument_parser().parse_args(words), (add_padding_config,))
+    cfg = setup_cfg(parse(training_parser(None), words), method_configs())
     trainer = _without_evaluation(TRAINER_REGISTRY.get(cfg.TRAINER))(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
@@ -143,7 +143,7 @@ class Study:
 
     def configure(self, row: Row, seed: int, *more: str) -> CfgNode:
         """The configuration of one run."""
-        return load_cfg(self.config_file, [*self._options(row, seed), *more], (add_padding_config,))
+        return load_config(self.config_file, [*self._options(row, seed), *more])
 
     def train(self, row: Row, seed: int) -> str:
         """Weights of one run: trained now or earlier, or the segmentor itself."""
@@ -191,13 +191,23 @@ def _digest(cfg: CfgNode, *, everything: bool) -> str:
         cfg: full configuration.
         everything: False to leave out what acts in evaluation only.
     """
-    found = {key: repr(value) for key, value in _leaves(cfg) if everything or not key.startswith(_NOT_TRAINING)}
+    found = {
+        key: repr(value)
+        for key, value in _leaves(cfg)
+        if key in _own_keys() and (everything or not key.startswith(_NOT_TRAINING))
+    }
     found.pop("OUTPUT_DIR", None)
     found.pop("MODEL.PADING.FEATURE_BANK.PATH", None)
     weights = Path(found.pop("MODEL.WEIGHTS").strip("'"))
     if weights.is_file():
         found["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@functools.cache
+def _own_keys() -> frozenset[str]:
+    """Keys that act on PADing; a new key of another method must not make finished trainings unknown."""
+    return frozenset(key for key, _ in _leaves(load_cfg("", [], (add_padding_config,))))
 
 
 def _with_nan(value: Any) -> Any:

@@ -6,8 +6,8 @@ of DATASETS.TEST, writes ``seen_unseen_curve.json`` and ``.png``, and prints are
 data set's evaluator type decides what is measured: panoptic quality, mean IoU, or AP50 and recall of instances.
 """
 
-import argparse
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,16 +20,13 @@ import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.utils.logger import setup_logger
 from torch import Tensor
 from tqdm import tqdm
 
-from padding.config import add_padding_config
-from padding.data.catalog import register_all
 from padding.data.files import write_json
 from padding.data.streams import build_eval_loader
-from padding.engine.setup import load_cfg
-from padding.engine.trainer import TRAINER_REGISTRY
+from padding.engine.commands import add_config_arguments, command_parser, load_model, open_config, parse, start_log
+from padding.errors import DataError, run_command
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.instance import InstanceGroundTruth, mask_entries
 from padding.evaluation.panoptic import PanopticGroundTruth
@@ -47,10 +44,10 @@ from padding.panoptic_sweep import Setting, sweep_settings
 
 __all__ = [
     "QUANTITIES",
+    "QUERY_MODELS",
     "QueryPrediction",
     "SegmentorOutput",
     "limited_to_data",
-    "load_model",
     "postprocess_with_bias",
     "query_predictions",
     "raw_predictions",
@@ -59,6 +56,8 @@ __all__ = [
     "sweep_summary",
 ]
 
+# Meta-architectures with a class and a mask for each query.
+QUERY_MODELS = ("PADing", "MaskFormer")
 # What is measured on each type of data set: name in reports -> field of the scores. The first one is drawn.
 QUANTITIES = {
     "coco_panoptic_seg": {"PQ": "pq", "SQ": "sq", "RQ": "rq"},
@@ -222,7 +221,7 @@ def limited_to_data(cfg: CfgNode, model: MaskFormer) -> AbstractContextManager[N
 def _evaluator_type(dataset: str) -> str:
     found = MetadataCatalog.get(dataset).get("evaluator_type")
     if found not in QUANTITIES:
-        raise ValueError(f"data set '{dataset}' has evaluator_type {found!r}; gamma is swept on {sorted(QUANTITIES)}")
+        raise DataError(f"data set '{dataset}' has evaluator_type {found!r}; gamma is swept on {sorted(QUANTITIES)}")
     return found
 
 
@@ -273,24 +272,14 @@ def sweep_summary(
     return {name: results_of(sweep, groups, attribute) for name, attribute in quantities.items()}
 
 
-def load_model(cfg: CfgNode) -> MaskFormer:
-    """Build the model of ``cfg`` and load MODEL.WEIGHTS, all of it."""
-    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
-    model = trainer_class.build_model(cfg)
-    trainer_class.load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
-    return model.eval()
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line; returns what it writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser = command_parser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="default: OUTPUT_DIR of the config")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, MODEL.WEIGHTS among them")
-    args = parser.parse_args(arguments)
-    setup_logger(name="padding")
-    cfg = load_cfg(args.config_file, args.opts, (add_padding_config,))
-    register_all()
+    args = parse(parser, arguments)
+    start_log()
+    cfg = open_config(args.config_file, args.opts, architectures=QUERY_MODELS)
     results = sweep_summary(cfg, load_model(cfg))
     folder = Path(args.output or cfg.OUTPUT_DIR)
     write_json(folder / "seen_unseen_curve.json", results)
@@ -307,4 +296,4 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from padding.data.files import replacing
+from padding.errors import ConfigError, DataError, MissingFileError
 from padding.feature_bank import MANIFEST, BankSpec, FeatureBank, FeatureBatch
 
 __all__ = ["FILE_NAME", "SeenStatistics", "StatisticsHook", "open_bank", "statistics_of_bank"]
@@ -57,7 +58,7 @@ class SeenStatistics:
             seed: of the sampling.
         """
         if per_class < 1 or no_object < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.PADING.STATISTICS.PER_CLASS is {per_class} and NO_OBJECT {no_object}; expected at least 1 each"
             )
         self.names = tuple(names)
@@ -90,11 +91,11 @@ class SeenStatistics:
         """The kept features as float32, ordered by class; weights sum to the class's frequency in an image.
 
         Raises:
-            ValueError: if nothing was taken in.
+            DataError: if nothing was taken in.
         """
         embeddings, labels, _ = self._thin_out()
         if not len(labels):
-            raise ValueError("no features were taken in; statistics are collected in training or from a feature bank")
+            raise DataError("no features were taken in; statistics are collected in training or from a feature bank")
         kept = torch.bincount(labels, minlength=len(self.names) + 1)
         frequency = self._totals / self.num_images / kept.clamp(min=1)
         return FeatureBatch(embeddings.float(), labels, frequency[labels].float())
@@ -103,14 +104,14 @@ class SeenStatistics:
         """``rows()`` with the labels of another label space, its no-object included.
 
         Raises:
-            ValueError: if it lacks a class that has rows here.
+            DataError: if it lacks a class that has rows here.
         """
         batch = self.rows()
         index = {name: i for i, name in enumerate(names)}
         used = [self.names[i] for i in batch.labels.unique().tolist() if i < len(self.names)]
         missing = [name for name in used if name not in index]
         if missing:
-            raise ValueError(f"the seen statistics hold features of {missing[:5]}, which are no classes of this model")
+            raise DataError(f"the seen statistics hold features of {missing[:5]}, which are no classes of this model")
         ids = torch.tensor([index.get(name, -1) for name in self.names] + [len(names)])
         return batch._replace(labels=ids[batch.labels])
 
@@ -143,12 +144,12 @@ class SeenStatistics:
             where: file named in the error.
 
         Raises:
-            ValueError: if it is something else.
+            DataError: if it is something else.
         """
         try:
             description = json.loads(state["description"])
             if description["format"] != FORMAT_VERSION:
-                raise ValueError(f"format {description['format']}, expected {FORMAT_VERSION}")
+                raise DataError(f"format {description['format']}, expected {FORMAT_VERSION}")
             capacity = state["capacity"]
             result = cls(
                 tuple(description["names"]),
@@ -163,7 +164,7 @@ class SeenStatistics:
             result._waiting = len(state["labels"])
             result._thin_out()
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ValueError(
+            raise DataError(
                 f"{where}: no seen statistics ({type(error).__name__}: {error}); write them again with --statistics "
                 "and the folder of a feature bank, or train again"
             ) from error
@@ -182,18 +183,18 @@ class SeenStatistics:
         """Read what ``save`` wrote.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: it holds something else.
+            MissingFileError: no such file.
+            DataError: it holds something else.
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file of seen statistics")
+            raise MissingFileError(f"{path}: no such file of seen statistics")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 state: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 state["description"] = (file.metadata() or {}).get("description", "")
         except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{path}: not readable ({error}); it is cut short or something else") from error
+            raise DataError(f"{path}: not readable ({error}); it is cut short or something else") from error
         return cls.from_state_dict(state, str(path))
 
     def _thin_out(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,7 +228,7 @@ def open_bank(folder: str | Path) -> FeatureBank:
     """Open a complete bank as its own manifest describes it.
 
     Raises:
-        ValueError: if there is no manifest, or the bank is incomplete or damaged.
+        DataError: if there is no manifest, or the bank is incomplete or damaged.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -235,7 +236,7 @@ def open_bank(folder: str | Path) -> FeatureBank:
         fields = {field.name for field in dataclasses.fields(BankSpec)} - {"origin", "batch_size"}
         known = {name: fingerprint.pop(name) for name in fields}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is no feature bank ({type(error).__name__}: {error})") from error
+        raise DataError(f"{folder} is no feature bank ({type(error).__name__}: {error})") from error
     fingerprint.pop("format", None)
     return FeatureBank(folder, BankSpec(**known, batch_size=1, origin=fingerprint))
 

@@ -22,6 +22,7 @@ from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.distributed import unwrap
 from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer
+from padding.errors import ConfigError, MethodError, check_choice
 from padding.extension import ExtensionReport, add_classes_to
 from padding.feature_bank import (
     BankSpec,
@@ -55,14 +56,14 @@ class GeneratorClassifierTrainer(Trainer):
     def load_weights(cls, model: nn.Module, path: str, *, complete: bool) -> None:
         """Load a PADing checkpoint, or a pretrained segmentor whose class rows start the classifier."""
         if not isinstance(model, PADing):
-            raise TypeError(f"TRAINER 'GeneratorClassifierTrainer' trains PADing, not {type(model).__name__}.")
+            raise MethodError(f"TRAINER 'GeneratorClassifierTrainer' trains PADing, not {type(model).__name__}.")
         load_padding_weights(model, path, complete=complete)
 
     @classmethod
     def add_classes(cls, cfg: CfgNode, model: nn.Module, names: Sequence[str], **options: Any) -> ExtensionReport:
         """Add classes to a trained PADing, in place; see ``padding.extension.add_classes_to``."""
         if not isinstance(model, PADing):
-            raise TypeError(f"TRAINER 'GeneratorClassifierTrainer' extends PADing, not {type(model).__name__}.")
+            raise MethodError(f"TRAINER 'GeneratorClassifierTrainer' extends PADing, not {type(model).__name__}.")
         return add_classes_to(model, cfg, names, **options)
 
     @classmethod
@@ -76,21 +77,20 @@ class GeneratorClassifierTrainer(Trainer):
         """One optimiser for each step that has parameters.
 
         Raises:
-            TypeError: if the model is not ``PADing``.
-            ValueError: if there is nothing to train.
+            MethodError: if the model is not ``PADing``.
+            ConfigError: if there is nothing to train.
         """
         if not isinstance(model, PADing):
-            raise TypeError(f"TRAINER 'GeneratorClassifierTrainer' trains PADing, not {type(model).__name__}.")
+            raise MethodError(f"TRAINER 'GeneratorClassifierTrainer' trains PADing, not {type(model).__name__}.")
         schedule, share = cfg.MODEL.PADING.SCHEDULE, cfg.MODEL.PADING.GENERATOR_SHARE
-        if schedule not in ("interleaved", "sequential"):
-            raise ValueError(f"MODEL.PADING.SCHEDULE is '{schedule}'; expected 'interleaved' or 'sequential'.")
+        check_choice("MODEL.PADING.SCHEDULE", schedule, ("interleaved", "sequential"))
         if not 0 < share < 1:
-            raise ValueError(f"MODEL.PADING.GENERATOR_SHARE is {share}; expected a number between 0 and 1.")
+            raise ConfigError(f"MODEL.PADING.GENERATOR_SHARE is {share}; expected a number between 0 and 1.")
         optimizers = {
             step: build_optimizer(cfg, modules, name=step) for step in STEPS if len(modules := model.step_modules(step))
         }
         if not optimizers:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.PADING.METHOD 'supervised' has nothing to train beyond its segmentor; evaluate it with "
                 "--eval-only."
             )

@@ -11,22 +11,21 @@ half B's: area under the seen-unseen curve, and the harmonic mean at the gamma c
 seed. The frozen segmentor sees the images once; finished runs and measurements are not repeated.
 """
 
-import argparse
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
-from padding.ablation import choose_rows, prepare, rows_of_table
-from padding.config import add_padding_config
+from padding.ablation import choose_rows, parse_study, prepare, rows_of_table, study_parser
 from padding.data.files import write_json, write_text
 from padding.data.streams import build_eval_loader
-from padding.engine.setup import load_cfg
+from padding.engine.commands import load_config, open_config, start_log
+from padding.errors import run_command
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.sweep import (
     GAMMAS,
@@ -236,28 +235,17 @@ def to_markdown(runs: Mapping[str, Sequence[Mapping[str, Any]]], chosen: Mapping
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line; returns what the JSON holds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="second stage, e.g. configs/shapes_zsp.yaml"
-    )
+    parser = study_parser(__doc__, output="output/tuning/<config>")
     parser.add_argument("--segmentors", nargs="+", metavar="PTH", help="pre-trained weights; default: the config's own")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of the second stage: 0 to N-1")
-    parser.add_argument("--rows", metavar="NAMES", help="some of the rows, by file or label, comma-separated")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/tuning/<config>")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="-- KEY VALUE pairs for all rows")
-    args = parser.parse_args(arguments)
-    if args.seeds < 1:
-        parser.error(f"--seeds {args.seeds}: at least one seed is needed")
-    setup_logger(name="padding")
-    options = [word for word in args.opts if word != "--"]
-    cfg = load_cfg(args.config_file, options, (add_padding_config,))
+    args = parse_study(parser, arguments)
+    start_log()
+    cfg = open_config(args.config_file, args.opts, architectures=("PADing",))
     segmentors = args.segmentors or [cfg.MODEL.WEIGHTS]
     for weights in segmentors:
-        own = load_cfg(args.config_file, [*options, "MODEL.WEIGHTS", weights], (add_padding_config,))
-        prepare(own, args.config_file)
+        prepare(load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", weights]), args.config_file)
     output = args.output or Path("output/tuning") / Path(args.config_file).stem
     studies = [
-        Study(args.config_file, ("MODEL.WEIGHTS", weights, *options), output / f"segmentor_{index}")
+        Study(args.config_file, ("MODEL.WEIGHTS", weights, *args.opts), output / f"segmentor_{index}")
         for index, weights in enumerate(segmentors)
     ]
     trained = [row for row in rows_of_table("1", cfg) if row.trained]
@@ -267,4 +255,4 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

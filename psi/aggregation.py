@@ -8,7 +8,7 @@ steps of it, ``laterals`` and ``aggregate``, can be called one by one by who als
 ``observations`` holds scalars of the last training step by name, without gradient.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from padding.errors import ConfigError, check_choice
 from psi.pattern_graph import PatternGraph
 from psi.pattern_propagation import BACKENDS, SIMILARITIES, Propagation, edge_terms, propagate_patterns
 
@@ -102,7 +103,7 @@ def build_aggregation(
         The module; None for "none".
 
     Raises:
-        ValueError: for an unknown name, option or destination.
+        ConfigError: for an unknown name, option or destination.
     """
     if name == "none":
         return None
@@ -111,10 +112,9 @@ def build_aggregation(
         "up": UpsampleAggregation,
         "sf": SemanticFlowAggregation,
     }
-    if name not in builders:
-        raise ValueError(f"MODEL.PSI.AGGREGATION is '{name}'; expected none, {', '.join(builders)}")
+    check_choice("MODEL.PSI.AGGREGATION", name, ("none", *builders))
     if options.destination not in input_shapes:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.PSI.CPP.DESTINATION is '{options.destination}', which is none of MODEL.PSI.IN_FEATURES "
             f"({', '.join(input_shapes)})"
         )
@@ -185,9 +185,9 @@ class PatternPropagation(nn.Module):
             ValueError: for an unknown option, or radii and strides that make no graph.
         """
         super().__init__()
-        _check_choice("SCALE", options.scale, SCALES)
-        _check_choice("SIMILARITY", options.similarity, SIMILARITIES)
-        _check_choice("BACKEND", options.backend, ("auto", *BACKENDS))
+        check_choice("MODEL.PSI.CPP.SCALE", options.scale, SCALES)
+        check_choice("MODEL.PSI.CPP.SIMILARITY", options.similarity, SIMILARITIES)
+        check_choice("MODEL.PSI.CPP.BACKEND", options.backend, ("auto", *BACKENDS))
         strides = {name: shape.stride for name, shape in input_shapes.items()}
         windows = _graph(strides, options).windows
         reductions = {
@@ -383,11 +383,6 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
     x, y = columns + flow[:, 0].to(dtype) / width, rows[:, None] + flow[:, 1].to(dtype) / height
     grid = torch.stack([x, y], dim=-1)
     return F.grid_sample(maps.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False).to(maps)
-
-
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"MODEL.PSI.CPP.{key} is '{value}'; expected one of {', '.join(choices)}")
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,8 +13,8 @@ from detectron2.data import MetadataCatalog
 from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
 from padding.data.scribble_folder import ScribbleFolder
-from padding.engine import load_cfg
-from psi.config import add_psi_config
+from padding.engine.commands import load_config
+from padding.errors import MissingFileError
 
 __all__ = ["BudgetCurve", "BudgetPoint", "Run", "budget_curves", "read_runs"]
 
@@ -73,12 +73,12 @@ def read_runs(folder: Path, *, metric: str = "sem_seg/mIoU") -> list[Run]:
         metric: as task/metric.
 
     Raises:
-        FileNotFoundError: there is none, or the statistics of its scribbles are missing.
+        MissingFileError: there is none, or the statistics of its scribbles are missing.
     """
     register_all()
     runs = [run for path in sorted(folder.rglob("config.yaml")) if (run := _read_run(path.parent, metric)) is not None]
     if not runs:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: no finished training below it; expected folders with config.yaml and {metric} in {_LOG} "
             "(train_net.py writes both into OUTPUT_DIR)"
         )
@@ -101,7 +101,7 @@ def budget_curves(name: str, runs: Sequence[Run]) -> BudgetCurve:
 
 def _read_run(folder: Path, metric: str) -> Run | None:
     """None for a training that is not finished."""
-    cfg = load_cfg(str(folder / "config.yaml"), [], [add_psi_config], drop_unknown=True)
+    cfg = load_config(folder / "config.yaml")
     score = _score(folder, metric, max_iter=cfg.SOLVER.MAX_ITER)
     if score is None:
         return None
@@ -122,13 +122,13 @@ def _budget_of(dataset: str) -> tuple[float | None, float | None]:
     if settings is None:
         if metadata.get("dense_set") is None:
             return None, None
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{scribbles.manifest}: not there, so it is unknown how much the scribbles of {dataset} cover; make them "
             "with datasets/prepare_scribbles.py"
         )
     statistics = json.loads(scribbles.manifest.read_text(encoding="utf-8")).get("statistics")
     if statistics is None:
-        raise FileNotFoundError(f"{scribbles.manifest}: not complete; run datasets/prepare_scribbles.py once more")
+        raise MissingFileError(f"{scribbles.manifest}: not complete; run datasets/prepare_scribbles.py once more")
     return float(statistics["coverage_pct"]), settings.get("length")
 
 

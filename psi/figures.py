@@ -26,6 +26,7 @@ from padding.engine.picture_rows import (
     labels_over_image,
     new_figure,
 )
+from padding.errors import DataError
 from psi.budget import BudgetCurve
 from psi.inspection import Inspected
 from psi.label_quality import LabelQuality
@@ -81,10 +82,10 @@ def draw_budget(path: str | Path, curves: Sequence[BudgetCurve], *, metric: str 
         metric: its name, for the axis.
 
     Raises:
-        ValueError: no curve has a point.
+        DataError: no curve has a point.
     """
     if not any(curve.points for curve in curves):
-        raise ValueError("no training with scribbles among the results; name folders of such trainings with --results")
+        raise DataError("no training with scribbles among the results; name folders of such trainings with --results")
     figure = new_figure(5.4, 3.8)
     axes = figure.subplots()
     for index, curve in enumerate(curves):

@@ -5,7 +5,7 @@ The truth comes from the dense set of the same images, which the metadata of a s
 Training never opens it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,15 +17,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
 from padding.data.catalog import class_split_of
-from padding.data.entry_choice import choose_entries
 from padding.data.mappers import SemanticMapper, build_mapper
 from padding.data.sample import DatasetDict
 from padding.data.scribble_sets import label_key
 from padding.data.streams import load_training_entries
-from padding.engine import TRAINER_REGISTRY
-from padding.engine.trained import trained_cfg
+from padding.engine import inspection
+from padding.engine.commands import load_model, open_config
+from padding.errors import ConfigError, DataError
 from padding.modeling.label_space import training_split
-from psi.config import add_psi_config
 from psi.label_quality import LabelQuality
 from psi.labeling import GrownLabels, ScribbleReader, grow_labels, quality_of
 from psi.meta_arch import PSI
@@ -83,7 +82,7 @@ class DenseReader:
         return torch.from_numpy(labels.astype(np.int64))
 
 
-class Inspection:
+class Inspection(inspection.Inspection[Inspected]):
     """Training images of a configuration and what a trained network makes of their scribbles; iterate over it."""
 
     def __init__(
@@ -102,29 +101,26 @@ class Inspection:
             ValueError: labels of the model do not grow, an id is unknown, or the truth is needed and not known.
         """
         if model.threshold_net is None:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.PSI.SLD.STEPS is 0: labels do not grow, there is nothing to look at; take a configuration and "
                 "weights with SLD.STEPS of at least 1"
             )
         self._read, self._dense, self._model = ScribbleReader(cfg), DenseReader(cfg), model
         if need_truth and self._dense.missing:
-            raise ValueError(
+            raise DataError(
                 f"DATASETS.TRAIN: no dense labels are known for {', '.join(self._dense.missing)}; accuracy can be "
                 "measured on the scribble sets of datasets/README.md, or on one of your own that "
                 "padding.data.scribble_sets.register_scribbles registers"
             )
-        self.class_split = training_split(cfg)
+        self.bgr = cfg.INPUT.FORMAT == "BGR"
         entries = load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)
-        self._entries = choose_entries(entries, number=number, ids=ids, what="training image")
+        super().__init__(entries, training_split(cfg), number=number, ids=ids, what="training image")
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[Inspected]:
-        for entry in self._entries:
-            sample, scribbles = self._read(entry)
-            grown = grow_labels(self._model, sample, scribbles)
-            yield Inspected(_key(entry), sample, scribbles, self._dense(sample), grown)
+    def inspect(self, entry: dict[str, Any]) -> Inspected:
+        """Grow the labels of one image."""
+        sample, scribbles = self._read(entry)
+        grown = grow_labels(self._model, sample, scribbles)
+        return Inspected(label_key(cast(DatasetDict, entry)), sample, scribbles, self._dense(sample), grown)
 
 
 def open_trained(config_file: str | Path, weights: str, opts: Sequence[str] = ()) -> tuple[CfgNode, PSI]:
@@ -136,13 +132,10 @@ def open_trained(config_file: str | Path, weights: str, opts: Sequence[str] = ()
         opts: KEY VALUE pairs.
 
     Raises:
-        TypeError: the configuration is of another method.
+        MethodError: the configuration is of another method.
     """
-    cfg = trained_cfg(config_file, weights, opts, add_psi_config, meta_architecture="PSI")
-    trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
-    model = trainer_class.build_model(cfg)
-    trainer_class.load_weights(model, weights, complete=True)
-    return cfg, model
+    cfg = open_config(config_file, opts, weights=weights, architectures=("PSI",))
+    return cfg, load_model(cfg)
 
 
 def _label_mapper(cfg: CfgNode, dataset_name: str) -> SemanticMapper:
@@ -154,7 +147,3 @@ def _label_mapper(cfg: CfgNode, dataset_name: str) -> SemanticMapper:
     mapper = build_mapper(other, is_train=True)
     assert isinstance(mapper, SemanticMapper)  # ScribbleReader has checked it
     return mapper
-
-
-def _key(entry: dict[str, Any]) -> str:
-    return label_key(cast(DatasetDict, entry))

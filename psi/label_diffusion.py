@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from padding.errors import ConfigError, check_choice
 from psi.supervision import EMPTY_SLOT, Supervision
 
 __all__ = [
@@ -37,11 +38,6 @@ MAX_THRESHOLD = 0.999  # a higher one could select nothing, and would not get a 
 _VARIANCE_FLOOR = 1e-6  # the root has no finite slope at 0
 
 
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"MODEL.PSI.SLD.{key} is '{value}'; expected one of {', '.join(choices)}")
-
-
 @dataclass(frozen=True)
 class DiffusionOptions:
     """The keys MODEL.PSI.SLD.* that a step depends on.
@@ -56,7 +52,7 @@ class DiffusionOptions:
         target: "hard", one class a cell; "soft", every class that selects it.
 
     Raises:
-        ValueError: names the key.
+        ConfigError: names the key.
     """
 
     radii: tuple[int, ...]
@@ -68,11 +64,11 @@ class DiffusionOptions:
     target: str = "hard"
 
     def __post_init__(self) -> None:
-        _check_choice("SCOPE", self.scope, ("window", "global"))
-        _check_choice("BINARIZER", self.binarizer, ("relu_sigmoid", "rescaled", "sigmoid"))
-        _check_choice("TARGET", self.target, ("hard", "soft"))
+        check_choice("MODEL.PSI.SLD.SCOPE", self.scope, ("window", "global"))
+        check_choice("MODEL.PSI.SLD.BINARIZER", self.binarizer, ("relu_sigmoid", "rescaled", "sigmoid"))
+        check_choice("MODEL.PSI.SLD.TARGET", self.target, ("hard", "soft"))
         if self.sharpness <= 0:
-            raise ValueError(f"MODEL.PSI.SLD.SHARPNESS is {self.sharpness}; expected a positive number")
+            raise ConfigError(f"MODEL.PSI.SLD.SHARPNESS is {self.sharpness}; expected a positive number")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "DiffusionOptions":
@@ -104,11 +100,11 @@ class ThresholdNetwork(nn.Module):
             bound: largest absolute output, > 0, approached as bound tanh(x / bound).
 
         Raises:
-            ValueError: for a bound that is not positive.
+            ConfigError: for a bound that is not positive.
         """
         super().__init__()
         if bound <= 0:
-            raise ValueError(f"MODEL.PSI.SLD.THRESHOLD_NET.BOUND is {bound}; expected a positive number")
+            raise ConfigError(f"MODEL.PSI.SLD.THRESHOLD_NET.BOUND is {bound}; expected a positive number")
         widths = (2, *hidden)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
@@ -154,11 +150,11 @@ def window_radii(
         stride: input pixels per cell.
 
     Raises:
-        ValueError: for an unknown growth, too few radii, or radii that shrink or are not positive.
+        ConfigError: for an unknown growth, too few radii, or radii that shrink or are not positive.
     """
-    _check_choice("GROWTH", growth, ("linear", "geometric", "list"))
+    check_choice("MODEL.PSI.SLD.GROWTH", growth, ("linear", "geometric", "list"))
     if growth == "list" and len(radii) < steps:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.PSI.SLD.RADII has {len(radii)} entries; GROWTH 'list' needs one for each of {steps} steps"
         )
     pixels = {
@@ -167,7 +163,7 @@ def window_radii(
         "list": list(radii[:steps]),
     }[growth]
     if any(r <= 0 for r in pixels) or pixels != sorted(pixels):
-        raise ValueError(f"MODEL.PSI.SLD has radii {pixels}; expected positive ones that do not shrink")
+        raise ConfigError(f"MODEL.PSI.SLD has radii {pixels}; expected positive ones that do not shrink")
     return tuple(max(1, round(r / stride)) for r in pixels)
 
 

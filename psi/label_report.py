@@ -7,9 +7,7 @@ them with the dense labels of the same images. The last line is one JSON object;
 table is printed, the file of --output always has them.
 """
 
-import argparse
 import json
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 from tqdm import tqdm
 
 from padding.data.files import without_nan, write_json
 from padding.data.sample import IGNORE_LABEL
+from padding.engine.commands import add_config_arguments, command_parser, parse, start_log
+from padding.errors import run_command
 from psi.inspection import Inspected, Inspection, open_trained
 from psi.label_quality import LabelQuality, mean_thresholds
 
@@ -185,18 +184,15 @@ def measure(images: Iterable[Inspected], names: Sequence[str]) -> LabelReport:
 
 def main(arguments: Sequence[str] | None = None) -> LabelReport:
     """Command line; returns what it prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of this configuration")
+    parser = command_parser(__doc__)
+    add_config_arguments(parser, weights="checkpoint of this configuration")
     parser.add_argument(
         "--images", type=int, default=DEFAULT_IMAGES, metavar="N", help="evenly spread, 0: all (default %(default)s)"
     )
     parser.add_argument("--per-class", action="store_true", help="print the table of classes as well")
     parser.add_argument("--output", metavar="FILE", help="JSON file to write")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="of the configuration")
-    args = parser.parse_args(arguments)
-    for name in ("padding", "psi"):
-        setup_logger(name=name).setLevel(logging.WARNING)
+    args = parse(parser, arguments)
+    start_log(warnings_only=True)
     cfg, model = open_trained(args.config_file, args.weights, args.opts)
     inspection = Inspection(cfg, model, number=args.images, need_truth=True)
     progress = tqdm(inspection, total=len(inspection), desc="labels", unit="image", mininterval=2.0)
@@ -231,7 +227,4 @@ def _cell(value: Any, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

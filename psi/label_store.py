@@ -24,6 +24,7 @@ from padding.data.files import replace_folder, save_png, write_json
 from padding.data.mappers import MAPPER_REGISTRY, SemanticMapper
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import LabelMap, check_size, pad_to_size, read_label_map, transform_labels
+from padding.errors import ConfigError, DataError, MissingFileError
 from psi.supervision import PixelSupervision
 
 __all__ = ["LABEL_KEY", "WEIGHT_KEY", "LabelStore", "StoredLabelMapper", "decoded_weights", "encoded_weights"]
@@ -67,10 +68,10 @@ class LabelStore:
             num_classes: K.
 
         Raises:
-            ValueError: if a byte cannot hold K classes and void.
+            ConfigError: if a byte cannot hold K classes and void.
         """
         if num_classes > IGNORE_LABEL:
-            raise ValueError(
+            raise ConfigError(
                 f"{num_classes} classes do not fit the 8-bit labels of {folder}; choose MODEL.PSI.SLD.MODE 'online'"
             )
         self.folder = Path(folder)
@@ -135,13 +136,13 @@ class LabelStore:
             The folder.
 
         Raises:
-            FileNotFoundError: labels of an image are missing.
+            MissingFileError: labels of an image are missing.
         """
         partial, final = self._partial(number), self._final(number)
         image_ids = list(image_ids)
         missing = [i for i in image_ids if not all(path.is_file() for path in _files(partial, i))]
         if missing:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{partial}: no labels of {len(missing)} of {len(image_ids)} images, such as {missing[0]!r}; start the "
                 "round again with all images of the training set"
             )
@@ -161,22 +162,22 @@ class LabelStore:
         """What was written about a complete round.
 
         Raises:
-            FileNotFoundError: there is no such round.
-            ValueError: the manifest cannot be read, or speaks of other classes.
+            MissingFileError: there is no such round.
+            DataError: the manifest cannot be read, or speaks of other classes.
         """
         path = self._final(number) / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no {path}; the complete rounds in {self.folder} are {self.rounds()}. Bring the folder back, or start "
                 "the training again without --resume"
             )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON ({error}); delete {path.parent} and run the round again") from error
+            raise DataError(f"{path} is no JSON ({error}); delete {path.parent} and run the round again") from error
         found = (manifest.get("format"), manifest.get("num_classes"))
         if found != (_FORMAT, self.num_classes):
-            raise ValueError(
+            raise DataError(
                 f"{path} has format {found[0]} and {found[1]} classes, this training {_FORMAT} and {self.num_classes}; "
                 "name another MODEL.PSI.SLD.ROUNDS.FOLDER"
             )
@@ -186,7 +187,7 @@ class LabelStore:
         """Labels of one image (B = 1) as they were stored; weights to 1/255.
 
         Raises:
-            FileNotFoundError: there are none.
+            MissingFileError: there are none.
         """
         label_file, weight_file = _files(self._final(number), image_id)
         weights, scribbles = decoded_weights(read_label_map(weight_file))
@@ -197,7 +198,7 @@ class LabelStore:
         """Entries of a data set with the labels of a round beside the scribbles; the given ones are not changed.
 
         Raises:
-            FileNotFoundError: the round is not complete, or was written for another data set.
+            MissingFileError: the round is not complete, or was written for another data set.
         """
         self.manifest(number)
         folder = self._final(number)
@@ -205,7 +206,7 @@ class LabelStore:
         for entry in dataset_dicts:
             label_file, weight_file = _files(folder, entry["image_id"])
             if not label_file.is_file() or not weight_file.is_file():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{folder} has no labels of image {entry['image_id']!r} ({entry.get('file_name')}); it was written "
                     "for another training set, name another MODEL.PSI.SLD.ROUNDS.FOLDER"
                 )

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from padding.data.mappers import SemanticMapper, build_mapper
+from padding.errors import ConfigError, MethodError
 from padding.modeling.tta import SegmentationPlan, segment
 from psi.grid import supervision_at_pixels, supervision_on_grid
 from psi.label_diffusion import DiffusionStep, diffuse
@@ -33,11 +34,11 @@ class ScribbleReader:
         """Read INPUT and DATASETS.TRAIN.
 
         Raises:
-            TypeError: if the training's mapper reads no semantic labels.
+            MethodError: if the training's mapper reads no semantic labels.
         """
         reader = build_mapper(cfg, is_train=True)
         if not isinstance(reader, SemanticMapper):
-            raise TypeError(
+            raise MethodError(
                 f"INPUT.DATASET_MAPPER_NAME is '{cfg.INPUT.DATASET_MAPPER_NAME}', which reads no semantic labels; PSI "
                 "trains with 'StoredLabelMapper' or 'semantic_scale_crop'"
             )
@@ -93,10 +94,10 @@ def grow_labels(
         Labels on the model's device.
 
     Raises:
-        ValueError: for a model whose labels do not grow.
+        ConfigError: for a model whose labels do not grow.
     """
     if model.threshold_net is None:
-        raise ValueError("MODEL.PSI.SLD.STEPS is 0: labels of this model do not grow")
+        raise ConfigError("MODEL.PSI.SLD.STEPS is 0: labels of this model do not grow")
     height, width = scribbles.shape
     scores = _scores(model, sample["image"], (height, width))
     stride, num_classes = model.growth.stride, model.num_classes

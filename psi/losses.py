@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from padding.data.sample import IGNORE_LABEL
+from padding.errors import check_choice
 from padding.modeling.criterion import mean_over_processes, world_size
 from psi.label_diffusion import DiffusionStep
 from psi.supervision import PixelSupervision
 
 __all__ = [
     "CHOICES",
-    "check_choice",
+    "check_loss_choice",
     "diffused_score_loss",
     "partial_cross_entropy",
     "scribble_recall_loss",
@@ -45,14 +46,9 @@ CHOICES = {
 """Values of the keys of MODEL.PSI.LOSS that are words."""
 
 
-def check_choice(key: str, value: str) -> None:
-    """Check a key of ``CHOICES``.
-
-    Raises:
-        ValueError: names the key and what it may be.
-    """
-    if value not in CHOICES[key]:
-        raise ValueError(f"MODEL.PSI.LOSS.{key} is '{value}'; expected one of {', '.join(CHOICES[key])}")
+def check_loss_choice(key: str, value: str) -> None:
+    """Check a key of ``CHOICES``; see ``padding.errors.check_choice``."""
+    check_choice(f"MODEL.PSI.LOSS.{key}", value, CHOICES[key])
 
 
 def partial_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -97,7 +93,7 @@ def segmentation_loss(
     Raises:
         ValueError: for an unknown norm.
     """
-    check_choice("REGION_NORM", region_norm)
+    check_loss_choice("REGION_NORM", region_norm)
     with torch.autocast(logits.device.type, enabled=False):
         weights = supervision.weights.float()
         if supervision.targets is None or supervision.classes is None:
@@ -131,8 +127,8 @@ def smoothness(logits: Tensor, valid: Tensor, *, on: str = "probability", reduct
     Raises:
         ValueError: for an unknown choice.
     """
-    check_choice("SMOOTH_ON", on)
-    check_choice("SMOOTH_REDUCTION", reduction)
+    check_loss_choice("SMOOTH_ON", on)
+    check_loss_choice("SMOOTH_REDUCTION", reduction)
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits.float().softmax(dim=1)
         if on == "argmax":
@@ -196,7 +192,7 @@ def threshold_losses(
     Raises:
         ValueError: for an unknown region, or without a step.
     """
-    check_choice("DIFFUSION_REGION", region)
+    check_loss_choice("DIFFUSION_REGION", region)
     if not steps:
         raise ValueError("the threshold's loss needs a diffusion step; leave it out where MODEL.PSI.SLD.STEPS is 0")
     recalls, diffused = [], []

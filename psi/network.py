@@ -11,6 +11,7 @@ from detectron2.modeling import Backbone, build_backbone
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from padding.errors import ConfigError, check_choice
 from padding.modeling.deeplab import ASPP, DeepLabDecoder, DeepLabOptions
 from psi.aggregation import Aggregation, AggregationOptions, build_aggregation
 
@@ -50,15 +51,12 @@ class SegmentationHead(nn.Module):
             pre_reduce: a 1x1 convolution joins high level and patterns before they are enlarged.
 
         Raises:
-            ValueError: for an unknown ``high_level``, or a choice that needs an aggregation.
+            ConfigError: for an unknown ``high_level``, or a choice that needs an aggregation.
         """
         super().__init__()
-        if high_level not in HIGH_LEVELS:
-            raise ValueError(
-                f"MODEL.PSI.DECODER.HIGH_LEVEL is '{high_level}'; expected one of {', '.join(HIGH_LEVELS)}"
-            )
+        check_choice("MODEL.PSI.DECODER.HIGH_LEVEL", high_level, HIGH_LEVELS)
         if aggregation is None and (high_level == "res5" or pre_reduce):
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.PSI.DECODER.HIGH_LEVEL 'res5' and PRE_REDUCE concern the aggregation; with "
                 "MODEL.PSI.AGGREGATION 'none' leave them at 'aspp' and False"
             )
@@ -138,7 +136,7 @@ def _input_shapes(backbone: Backbone, names: Sequence[str], backbone_name: str) 
     shapes = backbone.output_shape()
     missing = [name for name in names if name not in shapes]
     if missing or len(names) < 2:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.PSI.IN_FEATURES is {list(names)}, but {backbone_name} gives {', '.join(shapes)}; for Detectron2's "
             "ResNet name the levels in MODEL.RESNETS.OUT_FEATURES as well"
         )

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
 
+from padding.errors import ConfigError, check_choice
 from psi.label_diffusion import DiffusionOptions
-from psi.losses import CHOICES, check_choice
+from psi.losses import CHOICES, check_loss_choice
 
 __all__ = ["MODES", "GrowthOptions", "LossOptions"]
 
@@ -24,7 +25,7 @@ class GrowthOptions:
         stride: input pixels per cell of the grid on which labels grow.
 
     Raises:
-        ValueError: names the key.
+        ConfigError: names the key.
     """
 
     diffusion: DiffusionOptions
@@ -33,8 +34,7 @@ class GrowthOptions:
     stride: int = 4
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"MODEL.PSI.SLD.MODE is '{self.mode}'; expected one of {', '.join(MODES)}")
+        check_choice("MODEL.PSI.SLD.MODE", self.mode, MODES)
 
     @property
     def steps(self) -> int:
@@ -51,7 +51,7 @@ class GrowthOptions:
         """Read MODEL.PSI.SLD."""
         node = cfg.MODEL.PSI.SLD
         if node.STRIDE < 1:
-            raise ValueError(f"MODEL.PSI.SLD.STRIDE is {node.STRIDE}; expected input pixels per cell, >= 1")
+            raise ConfigError(f"MODEL.PSI.SLD.STRIDE is {node.STRIDE}; expected input pixels per cell, >= 1")
         start = node.START_ITER if node.START_ITER >= 0 else cfg.SOLVER.MAX_ITER // 10
         return cls(DiffusionOptions.from_config(cfg), mode=node.MODE, start_iter=start, stride=node.STRIDE)
 
@@ -69,7 +69,7 @@ class LossOptions:
         diffusion_region: of it.
 
     Raises:
-        ValueError: names the key.
+        ConfigError: names the key.
     """
 
     region_norm: str = "separate"
@@ -84,13 +84,13 @@ class LossOptions:
     def __post_init__(self) -> None:
         # Here, because labels may start to grow long after the first step.
         for key in CHOICES:
-            check_choice(key, getattr(self, key.lower()))
+            check_loss_choice(key, getattr(self, key.lower()))
         if self.smooth_stride < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.PSI.LOSS.SMOOTH_STRIDE is {self.smooth_stride}; expected input pixels per cell, >= 1"
             )
         if min(self.diffused_weight, self.smooth_weight, self.diffusion_weight) < 0:
-            raise ValueError("MODEL.PSI.LOSS: DIFFUSED_WEIGHT, SMOOTH_WEIGHT and DIFFUSION_WEIGHT are not negative")
+            raise ConfigError("MODEL.PSI.LOSS: DIFFUSED_WEIGHT, SMOOTH_WEIGHT and DIFFUSION_WEIGHT are not negative")
 
     @classmethod
     def from_node(cls, node: CfgNode) -> "LossOptions":

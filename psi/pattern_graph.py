@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from padding.errors import ConfigError, check_choice
+
 __all__ = ["DISTANCES", "PatternGraph", "Window", "window_offsets"]
 
 DISTANCES = ("chebyshev", "l2", "l1")
@@ -72,14 +74,14 @@ class PatternGraph:
             inclusive: neighbors at the radius itself count; the paper's are strictly closer.
 
         Raises:
-            ValueError: for radii or strides that make no window.
+            ConfigError: for radii or strides that make no window.
         """
         if len(radii) != len(strides):
-            raise ValueError(f"CPP.RADII names {len(radii)} radii for {len(strides)} levels; give one for each level")
+            raise ConfigError(f"CPP.RADII names {len(radii)} radii for {len(strides)} levels; give one for each level")
         own = strides[destination]
         uneven = [stride for stride in strides if stride % own and own % stride]
         if uneven:
-            raise ValueError(f"strides {uneven} neither divide the destination's stride {own} nor are multiples of it")
+            raise ConfigError(f"strides {uneven} neither divide the destination's stride {own} nor are multiples of it")
         windows = (
             Window(max(own // stride, 1), max(stride // own, 1), window_offsets(radius, distance, inclusive))
             for stride, radius in zip(strides, radii, strict=True)
@@ -101,12 +103,11 @@ def window_offsets(radius: float, distance: str = "chebyshev", inclusive: bool =
         inclusive: also those at the radius.
 
     Raises:
-        ValueError: for an unknown distance or a radius without any cell.
+        ConfigError: for an unknown distance or a radius without any cell.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"CPP.DISTANCE is '{distance}'; expected one of {', '.join(DISTANCES)}")
+    check_choice("CPP.DISTANCE", distance, DISTANCES)
     if radius < 0 or (radius == 0 and not inclusive):
-        raise ValueError(f"CPP.RADII has {radius}, which leaves not even the cell itself; the smallest window has 1")
+        raise ConfigError(f"CPP.RADII has {radius}, which leaves not even the cell itself; the smallest window has 1")
     measure = {"chebyshev": lambda y, x: max(abs(y), abs(x)), "l2": math.hypot, "l1": lambda y, x: abs(y) + abs(x)}
     reach = range(-math.ceil(radius), math.ceil(radius) + 1)
     return tuple(

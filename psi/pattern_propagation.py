@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from padding.errors import check_choice
 from psi.pattern_backends import BACKENDS, Level
 from psi.pattern_graph import PatternGraph
 
@@ -65,10 +66,9 @@ def edge_terms(levels: Sequence[Tensor], destination: int, similarity: str = "in
         Query (B, D, h, w) and the keys of each level, which are the levels themselves for "inner".
 
     Raises:
-        ValueError: for an unknown similarity.
+        ConfigError: for an unknown similarity.
     """
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"CPP.SIMILARITY is '{similarity}'; expected one of {', '.join(SIMILARITIES)}")
+    check_choice("CPP.SIMILARITY", similarity, SIMILARITIES)
     if similarity == "inner":
         return levels[destination], list(levels)
     wide = [maps.to(torch.promote_types(maps.dtype, torch.float32)) for maps in levels]
@@ -117,10 +117,9 @@ def propagate_patterns(
         What the nodes gathered, in the dtype of the computation.
 
     Raises:
-        ValueError: for an unknown back end or levels whose sizes do not fit the destination.
+        ConfigError: for an unknown back end or levels whose sizes do not fit the destination.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"CPP.BACKEND is '{backend}'; expected auto, {', '.join(BACKENDS)}")
+    check_choice("CPP.BACKEND", backend, ("auto", *BACKENDS))
     _check_sizes(query, keys, graph)
     if backend == "auto":
         backend = choose_backend(query.shape[2] * query.shape[3])

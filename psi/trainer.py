@@ -23,6 +23,7 @@ from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_o
 from padding.engine.random_state import preserved_random_state
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, training_entries
 from padding.engine.weights import load_initial_weights
+from padding.errors import ConfigError, MethodError
 from psi.label_store import LabelStore
 from psi.labeling import ScribbleReader, grow_labels
 from psi.meta_arch import PSI, LabelsAtStep
@@ -85,10 +86,10 @@ class ScribbleTrainer(Trainer):
         """One optimiser; backbone at BASE_LR, the rest of the network HEAD_MULTIPLIER as fast, g at its own rate.
 
         Raises:
-            TypeError: if the model is not ``PSI``.
+            MethodError: if the model is not ``PSI``.
         """
         if not isinstance(model, PSI):
-            raise TypeError(f"TRAINER 'ScribbleTrainer' trains PSI, not {type(model).__name__}.")
+            raise MethodError(f"TRAINER 'ScribbleTrainer' trains PSI, not {type(model).__name__}.")
         rate = base_learning_rate(cfg.SOLVER)
         parts = [(model.network.backbone, rate), (model.network.head, rate * cfg.SOLVER.HEAD_MULTIPLIER)]
         groups = groups_of_parts(cfg.SOLVER, parts)
@@ -198,7 +199,7 @@ def _check_ids(entries: Sequence[Mapping[str, Any]]) -> None:
     for entry in entries:
         name, file = str(entry["image_id"]), entry["file_name"]
         if files.setdefault(name, file) != file:
-            raise ValueError(
+            raise ConfigError(
                 f"DATASETS.TRAIN has two images of the id '{name}', {files[name]} and {file}; MODEL.PSI.SLD.MODE "
                 "'rounds' stores labels by id: choose sets without common ids, or the mode 'online'"
             )

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from padding.errors import check_choice
+
 __all__ = ["POLICIES", "SaliencyStatistics"]
 
 POLICIES = ("seg_only", "per_task", "shared")
@@ -33,11 +35,10 @@ class SaliencyStatistics(nn.Module):
             shared: the modules that both tasks pass through; not owned.
 
         Raises:
-            ValueError: for another policy.
+            ConfigError: for another policy.
         """
         super().__init__()
-        if policy not in POLICIES:
-            raise ValueError(f"MODEL.SALSEG.SALIENCY.BN_STATS is '{policy}'; expected one of {', '.join(POLICIES)}")
+        check_choice("MODEL.SALSEG.SALIENCY.BN_STATS", policy, POLICIES)
         self.policy = policy
         # In a tuple, so that they do not become children of this module.
         self._norms = tuple(

@@ -4,17 +4,15 @@
 A training counts them by itself; the command shows them, and makes the file ahead of a job of many processes.
 """
 
-import argparse
+import sys
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from padding.data.catalog import register_all
 from padding.data.class_frequency import class_counts, inverse_log_weights
-from padding.data.folders import register_own_data
-from padding.engine import load_cfg
-from salseg.config import add_salseg_config
+from padding.engine.commands import add_config_arguments, command_parser, open_config, parse
+from padding.errors import run_command
 from salseg.trainer import class_frequency_file
 
 __all__ = ["class_weight_table"]
@@ -37,15 +35,12 @@ def class_weight_table(cfg: CfgNode) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Count and print."""
-    parser = argparse.ArgumentParser(description="Class weights of SalSeg's segmentation loss.")
-    parser.add_argument("--config-file", required=True, help="its DATASETS and MODEL.SALSEG.CLASS_WEIGHTS are read")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the configuration")
-    args = parser.parse_args(arguments)
-    cfg = load_cfg(args.config_file, args.opts, [add_salseg_config], drop_unknown=True)
-    register_all()
-    register_own_data(cfg)
+    parser = command_parser("Class weights of SalSeg's segmentation loss.")
+    add_config_arguments(parser, help_text="its DATASETS and MODEL.SALSEG.CLASS_WEIGHTS are read")
+    args = parse(parser, arguments)
+    cfg = open_config(args.config_file, args.opts, architectures=("SalSeg",))
     print(class_weight_table(cfg))  # noqa: T201  (the command's result)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -10,29 +10,20 @@ This writes ``segmentation.pth``, the weights without the branch, the weights of
 whole model, bit for bit.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import padding  # noqa: F401  (first: it applies the fixes that Detectron2 needs)
-
-# isort: split
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from torch import Tensor
 
-from padding.data.catalog import register_all
-from padding.data.folders import register_own_data
-from padding.engine.part_export import check_export, standalone_cfg, write_export
-from padding.engine.setup import load_cfg
-from padding.modeling.checkpoint import CheckpointError, read_checkpoint
-from salseg.config import add_salseg_config
+from padding.engine.commands import command_parser
+from padding.engine.part_export import Part, export_command, export_part, standalone_cfg
+from padding.errors import CheckpointError, ConfigError, run_command
 from salseg.task_weighting import tasks_of
 
-__all__ = ["export_segmentation", "num_parameters", "segmentation_cfg", "segmentation_state"]
+__all__ = ["export_segmentation", "segmentation_cfg", "segmentation_state"]
 
 # Children of the model that segmentation does without; "statistics" are the saliency passes' own.
 _LEFT_OUT = ("branch.", "weighting.", "statistics.")
@@ -65,11 +56,11 @@ def segmentation_cfg(cfg: CfgNode, weights: Path) -> CfgNode:
         A frozen copy.
 
     Raises:
-        ValueError: the segmentation was not trained.
+        ConfigError: the segmentation was not trained.
     """
     node = cfg.MODEL.SALSEG
     if "seg" not in tasks_of(node.WEIGHTING):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SALSEG.WEIGHTING is '{node.WEIGHTING}': segmentation was not trained; take the training that "
             "started from this one"
         )
@@ -87,65 +78,22 @@ def segmentation_cfg(cfg: CfgNode, weights: Path) -> CfgNode:
     return own
 
 
+_PART = Part("segmentation", "salseg.export", segmentation_state, segmentation_cfg)
+
+
 def export_segmentation(cfg: CfgNode, weights: str | Path, output: str | Path) -> Path:
-    """Write the segmentation's weights and configuration.
-
-    Args:
-        cfg: the whole model's configuration; its data sets are registered.
-        weights: its checkpoint.
-        output: weight file to write, ``*.pth``; the configuration lies beside it as ``*.yaml``.
-
-    Returns:
-        The configuration file.
+    """Write the segmentation's weights and configuration; see ``export_part``.
 
     Raises:
-        ValueError: for another kind of file, or a model whose segmentation was not trained.
-        CheckpointError: if the checkpoint does not hold exactly what ``cfg`` describes.
-        FileNotFoundError: if there is no checkpoint.
+        ConfigError: its segmentation was not trained.
     """
-    check_export(weights, output)
-    own = segmentation_cfg(cfg, Path(output))
-    state = segmentation_state(read_checkpoint(weights))
-    header = f"The segmentation of {weights}; written by python -m salseg.export."
-    return write_export(own, state, output, source=weights, what="segmentation", header=header)
-
-
-def num_parameters(cfg: CfgNode) -> int:
-    """Parameters of the model that a configuration describes, without building it."""
-    shapes_only = cfg.clone()
-    shapes_only.defrost()
-    shapes_only.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(shapes_only).parameters())
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="configuration of the training")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="its checkpoint")
-    parser.add_argument("--output", required=True, metavar="FILE", help="weight file to write, *.pth")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; the last option")
-    return parser.parse_args(arguments)
+    return export_part(cfg, weights, output, _PART)
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the configuration file."""
-    args = parse_arguments(arguments)
-    cfg = load_cfg(args.config_file, args.opts, (add_salseg_config,), drop_unknown=True)
-    register_all()
-    register_own_data(cfg)
-    target = export_segmentation(cfg, args.weights, args.output)
-    whole, part = num_parameters(cfg), num_parameters(segmentation_cfg(cfg, Path(args.output)))
-    print(  # noqa: T201  (the command's result)
-        f"{part:,} of {whole:,} parameters ({100 * part / whole:.1f} %) in {args.output}, configuration in {target}; "
-        "run them with demo.py or train_net.py --eval-only"
-    )
-    return target
+    return export_command(arguments, command_parser(__doc__), lambda _: _PART, architecture="SalSeg")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

@@ -18,6 +18,7 @@ from detectron2.projects import deeplab  # noqa: F401  (registers "build_resnet_
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from padding.errors import ConfigError, check_choice
 from padding.modeling.deeplab import ASPP, DeepLabDecoder, DeepLabOptions
 
 __all__ = [
@@ -56,14 +57,13 @@ class SaliencyBranch(nn.Module):
             decoder: (x_R1, x_mid) -> n maps; None: ``forward`` is given them.
 
         Raises:
-            ValueError: for another reading, or too few maps for it.
+            ConfigError: for another reading, or too few maps for it.
         """
         super().__init__()
-        if reading not in READINGS:
-            raise ValueError(f"MODEL.SALSEG.SALIENCY.READING is '{reading}'; expected one of {', '.join(READINGS)}")
+        check_choice("MODEL.SALSEG.SALIENCY.READING", reading, READINGS)
         least = 3 if reading == "softmax_no_background" else 2 if reading == "softmax" else 1
         if num_maps < least:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.SALSEG.SALIENCY.CHANNELS is {num_maps}: reading '{reading}' needs at least {least} maps"
             )
         self.reading = reading
@@ -133,11 +133,11 @@ def build_branch(node: CfgNode, num_classes: int, decoder: Callable[[int], DeepL
         decoder: builds a decoder for a number of maps.
 
     Raises:
-        ValueError: if the segmentation's logits are to be the maps, but are not as many or are not trained.
+        ConfigError: if the segmentation's logits are to be the maps, but are not as many or are not trained.
     """
     num_maps, share = node.SALIENCY.CHANNELS or num_classes, node.SALIENCY.SHARE_DECODER
     if share and (num_maps != num_classes or node.WEIGHTING == "saliency_only"):
-        raise ValueError(
+        raise ConfigError(
             "MODEL.SALSEG.SALIENCY.SHARE_DECODER makes the class logits the class-wise maps: SALIENCY.CHANNELS is 0 "
             "with it, and WEIGHTING trains the segmentation"
         )
@@ -153,12 +153,12 @@ def feature_names(node: CfgNode, backbone: Backbone) -> tuple[str, str]:
     """Names of the low-level and the last map of a backbone.
 
     Raises:
-        ValueError: if the backbone does not give the maps asked for.
+        ConfigError: if the backbone does not give the maps asked for.
     """
     shapes = backbone.output_shape()
     names = tuple(node.IN_FEATURES) or (next(iter(shapes)), list(shapes)[-1])
     if len(names) != 2 or names[0] == names[1] or any(name not in shapes for name in names):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SALSEG.IN_FEATURES is {tuple(node.IN_FEATURES)}; expected a low-level and a last map of "
             f"MODEL.BACKBONE, which gives {', '.join(shapes)}"
         )

@@ -4,7 +4,7 @@
 DATASETS.TEST names semantic and saliency sets. An image file that stands in both kinds of sets has both truths.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,18 +15,17 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
-from padding.data.entry_choice import choose_entries
 from padding.data.saliency import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.scribble_sets import label_key
-from padding.engine import Predictor
+from padding.engine import Predictor, inspection
+from padding.engine.commands import open_config
 from padding.engine.label_map import label_map_of
-from padding.engine.trained import trained_cfg
+from padding.errors import ConfigError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.saliency import saliency_at_size
 from padding.evaluation.semantic import SemanticGroundTruth, read_label_map
 from padding.modeling.label_space import class_split_of
-from salseg.config import add_salseg_config
 
 __all__ = ["Inspected", "Inspection", "image_miou", "open_trained", "saliency_mae"]
 
@@ -81,7 +80,7 @@ def saliency_mae(saliency: Grey, salient: Mask, known: Mask) -> float:
     return float(np.abs(saliency - salient)[known].mean()) if known.any() else np.nan
 
 
-class Inspection:
+class Inspection(inspection.Inspection[Inspected]):
     """Test images of a configuration and what a trained network makes of them; iterate over it."""
 
     def __init__(self, cfg: CfgNode, predictor: Predictor, *, number: int = 0, ids: Sequence[str] = ()) -> None:
@@ -94,18 +93,17 @@ class Inspection:
             ids: images by id or stem of their file, in place of a number.
 
         Raises:
-            ValueError: a set has neither class labels nor saliency, there is no semantic set, or an id is unknown.
+            ConfigError: a set has neither class labels nor saliency, there is no semantic set, or an id is unknown.
         """
         self._predictor = predictor
         kinds = {name: MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
         others = [name for name, kind in kinds.items() if kind not in ("sem_seg", "saliency")]
         semantic = [name for name, kind in kinds.items() if kind == "sem_seg"]
         if others or not semantic:
-            raise ValueError(
+            raise ConfigError(
                 f"DATASETS.TEST is {tuple(kinds)}; expected semantic and saliency sets, at least one semantic set, "
                 "whose classes have the names and colors"
             )
-        self.class_split = class_split_of(semantic[0])
         self._truths = [SemanticGroundTruth.of_dataset(name) for name in semantic]
         entries: dict[str, dict[str, Any]] = {}
         self._saliency: dict[str, dict[str, Any]] = {}
@@ -114,26 +112,24 @@ class Inspection:
                 entries.setdefault(entry["file_name"], entry)
                 if kind == "saliency":
                     self._saliency.setdefault(entry["file_name"], entry)
-        self._entries = choose_entries(list(entries.values()), number=number, ids=ids, what="test image")
+        chosen: dict[str, Any] = {"number": number, "ids": ids, "what": "test image"}
+        super().__init__(list(entries.values()), class_split_of(semantic[0]), **chosen)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[Inspected]:
-        for entry in self._entries:
-            file_name = entry["file_name"]
-            image = np.ascontiguousarray(read_image(file_name, format="RGB"))
-            prediction = self._predictor(image)
-            saliency = prediction.get("saliency")
-            yield Inspected(
-                key=label_key(cast(DatasetDict, entry)),
-                image=image,
-                labels=label_map_of(prediction),
-                num_classes=len(prediction["sem_seg"]),
-                true_labels=self._true_labels(file_name),
-                saliency=None if saliency is None else saliency_at_size(saliency, image.shape[:2]),
-                true_saliency=self._true_saliency(file_name),
-            )
+    def inspect(self, entry: dict[str, Any]) -> Inspected:
+        """Predict one image and read what is true."""
+        file_name = entry["file_name"]
+        image = np.ascontiguousarray(read_image(file_name, format="RGB"))
+        prediction = self._predictor(image)
+        saliency = prediction.get("saliency")
+        return Inspected(
+            key=label_key(cast(DatasetDict, entry)),
+            image=image,
+            labels=label_map_of(prediction),
+            num_classes=len(prediction["sem_seg"]),
+            true_labels=self._true_labels(file_name),
+            saliency=None if saliency is None else saliency_at_size(saliency, image.shape[:2]),
+            true_saliency=self._true_saliency(file_name),
+        )
 
     def _true_labels(self, file_name: str) -> Labels | None:
         for truth in self._truths:
@@ -158,7 +154,7 @@ def open_trained(config_file: str | Path, weights: str, opts: Sequence[str] = ()
         opts: KEY VALUE pairs.
 
     Raises:
-        TypeError: the configuration is of another method.
+        MethodError: the configuration is of another method.
     """
-    cfg = trained_cfg(config_file, weights, opts, add_salseg_config, meta_architecture="SalSeg")
+    cfg = open_config(config_file, opts, weights=weights, architectures=("SalSeg",))
     return cfg, Predictor(cfg)

@@ -17,6 +17,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
+from padding.errors import ConfigError
 from padding.modeling.batching import batch_images, batch_label_maps, require_keys, sample_name
 from padding.modeling.deeplab import DeepLabDecoder
 from padding.modeling.label_space import evaluation_split, training_split
@@ -146,7 +147,7 @@ class SalSeg(nn.Module):
         if "saliency" in tasks and node.SALIENCY.ENABLED:
             branch = build_branch(node, split.num_classes, decoder)
         elif "seg" not in tasks:
-            raise ValueError("MODEL.SALSEG.WEIGHTING 'saliency_only' needs MODEL.SALSEG.SALIENCY.ENABLED True")
+            raise ConfigError("MODEL.SALSEG.WEIGHTING 'saliency_only' needs MODEL.SALSEG.SALIENCY.ENABLED True")
         weighting = node.WEIGHTING if branch is not None else "seg_only"
         return {
             "backbone": backbone,
@@ -217,7 +218,7 @@ class SalSeg(nn.Module):
             tasks = tuple(task for task in self.weighting.tasks if _LABEL_OF[task] in sample)
             if not tasks:
                 wanted = " or ".join(f"'{_LABEL_OF[task]}'" for task in self.weighting.tasks)
-                raise ValueError(
+                raise ConfigError(
                     f"sample {sample_name(sample)} has no {wanted}, which MODEL.SALSEG.WEIGHTING trains; set "
                     "SOLVER.IMS_PER_BATCH_SALIENCY and DATASETS to fit"
                 )

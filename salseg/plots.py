@@ -10,17 +10,12 @@ loss over the iterations, from the metrics.json of every training below a folder
 weights (Eq. 8) a loss L that stays the same ends with weight 1 / (2 L). The numbers go to FILE.json.
 """
 
-import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-from tqdm import tqdm
-
-from padding.data.files import write_json
-from padding.engine.trained import add_strip_command
+from padding.engine.inspection import Curves, Strip, draw_plots
+from padding.errors import run_command
 from salseg.figures import draw_courses, draw_strips
 from salseg.inspection import Inspection, open_trained
 from salseg.training_log import read_courses
@@ -30,43 +25,22 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the picture's path."""
-    args = _parse(arguments)
-    for name in ("padding", "salseg"):
-        setup_logger(name=name).setLevel(logging.WARNING)
-    return _strip(args) if args.command == "strip" else _weights(args)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    strip = add_strip_command(commands, "both tasks beside some images")
-    weights = commands.add_parser("weights", help="weights and losses of the tasks over the training")
-    weights.add_argument("--results", nargs="+", required=True, metavar="[NAME=]FOLDER", help="one color each")
-    for command in (strip, weights):
-        command.add_argument("--output", type=Path, required=True, metavar="FILE.png")
-    return parser.parse_args(arguments)
-
-
-def _strip(args: argparse.Namespace) -> Path:
-    cfg, predictor = open_trained(args.config_file, args.weights, args.opts)
-    inspection = Inspection(cfg, predictor, number=args.images, ids=args.ids)
-    images = list(tqdm(inspection, total=len(inspection), desc="images", unit="image"))
-    draw_strips(args.output, images, inspection.class_split)
-    return args.output
-
-
-def _weights(args: argparse.Namespace) -> Path:
-    trainings = []
-    for text in args.results:
-        name, _, folder = text.rpartition("=")
-        trainings += read_courses(Path(folder), name)
-    draw_courses(args.output, trainings)
-    write_json(args.output.with_suffix(".json"), [training.to_json() for training in trainings])
-    return args.output
+    strip = Strip(
+        "both tasks beside some images",
+        lambda args: Inspection(
+            *open_trained(args.config_file, args.weights, args.opts), number=args.images, ids=args.ids
+        ),
+        lambda path, images, inspection: draw_strips(path, images, inspection.class_split),
+    )
+    curves = Curves(
+        "weights",
+        "weights and losses of the tasks over the training",
+        lambda folder, name, _: read_courses(folder, name),
+        lambda path, trainings, _: draw_courses(path, trainings),
+        {},
+    )
+    return draw_plots(arguments, __doc__, strip, curves)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

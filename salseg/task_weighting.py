@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from padding.errors import ConfigError, check_choice
 from salseg.losses import LossSum
 
 __all__ = ["TASKS", "WEIGHTINGS", "TaskWeighting", "liebel_terms", "tasks_of", "uncertainty_terms"]
@@ -32,10 +33,9 @@ def tasks_of(weighting: str) -> tuple[str, ...]:
     """The tasks that a weighting trains.
 
     Raises:
-        ValueError: for an unknown weighting.
+        ConfigError: for an unknown weighting.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"MODEL.SALSEG.WEIGHTING is '{weighting}'; expected one of {', '.join(WEIGHTINGS)}")
+    check_choice("MODEL.SALSEG.WEIGHTING", weighting, WEIGHTINGS)
     alone = {"seg_only": ("seg",), "saliency_only": ("saliency",)}
     return alone.get(weighting, TASKS)
 
@@ -59,12 +59,12 @@ class TaskWeighting(nn.Module):
             clamp: s stays within [-clamp, clamp].
 
         Raises:
-            ValueError: for an unknown weighting, or weights or bounds that make no sense.
+            ConfigError: for an unknown weighting, or weights or bounds that make no sense.
         """
         super().__init__()
         self.tasks = tasks_of(weighting)
         if len(weights) != len(TASKS) or min(weights) < 0 or not clamp > 0:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.SALSEG.WEIGHTS is {tuple(weights)} and LOG_VARIANCE.CLAMP {clamp}; expected two numbers >= 0 "
                 "and one > 0"
             )

@@ -16,6 +16,7 @@ from padding.data.streams import PairedStream, TrainStream
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
 from padding.engine.weights import load_initial_weights
+from padding.errors import ConfigError, MethodError
 from salseg.meta_arch import SalSeg
 from salseg.task_weighting import tasks_of
 
@@ -56,10 +57,10 @@ class SalSegTrainer(Trainer):
         """One optimizer: the backbone at BASE_LR, pyramid and decoders at HEAD_MULTIPLIER times that, log-variances.
 
         Raises:
-            TypeError: if the model is not ``SalSeg``.
+            MethodError: if the model is not ``SalSeg``.
         """
         if not isinstance(model, SalSeg):
-            raise TypeError(f"TRAINER 'SalSegTrainer' trains SalSeg, not {type(model).__name__}.")
+            raise MethodError(f"TRAINER 'SalSegTrainer' trains SalSeg, not {type(model).__name__}.")
         solver, node = cfg.SOLVER, cfg.MODEL.SALSEG
         rate = base_learning_rate(solver)
         head = rate * solver.HEAD_MULTIPLIER
@@ -78,13 +79,13 @@ class SalSegTrainer(Trainer):
         """This rank's endless micro-batches, samples with class labels first.
 
         Raises:
-            ValueError: if either kind cannot be split evenly, or saliency is trained without images of it.
+            ConfigError: if either kind cannot be split evenly, or saliency is trained without images of it.
         """
         solver, node = cfg.SOLVER, cfg.MODEL.SALSEG
         tasks = tasks_of(node.WEIGHTING)
         saliency = solver.IMS_PER_BATCH_SALIENCY if node.SALIENCY.ENABLED and "saliency" in tasks else 0
         if node.SALIENCY.ENABLED and "saliency" in tasks and saliency < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH_SALIENCY is {saliency}, but MODEL.SALSEG.WEIGHTING '{node.WEIGHTING}' trains "
                 "saliency; set it to a number of images, or MODEL.SALSEG.SALIENCY.ENABLED to False"
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+from padding.errors import DataError, MissingFileError
 from salseg.task_weighting import TASKS
 
 __all__ = ["Course", "TaskCourses", "read_courses"]
@@ -58,7 +59,7 @@ def read_courses(folder: Path, name: str = "") -> list[TaskCourses]:
         name: of the result; "": the folder's. Where the trainings are of several kinds, each adds its own folder.
 
     Raises:
-        FileNotFoundError: there is no training of SalSeg.
+        MissingFileError: there is no training of SalSeg.
         ValueError: a log is damaged.
     """
     found: dict[Path, list[Log]] = {}
@@ -68,7 +69,7 @@ def read_courses(folder: Path, name: str = "") -> list[TaskCourses]:
             run = path.parent
             found.setdefault(run.parent if _SEED.fullmatch(run.name) and run != folder else run, []).append(log)
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: no {_LOG} of a SalSeg training below it; name a folder that train_net.py or "
             "benchmarks.ablation_rows wrote (OUTPUT_DIR)"
         )
@@ -106,7 +107,7 @@ def _read_log(path: Path) -> Log:
         except ValueError as error:
             if not log:  # results of an evaluation have the same name and are one value over several lines
                 return {}
-            raise ValueError(f"{path}, line {number}: {error}; the log is damaged, was the disk full?") from error
+            raise DataError(f"{path}, line {number}: {error}; the log is damaged, was the disk full?") from error
         if isinstance(line, dict) and any(_WEIGHT.format(task) in line for task in TASKS):
             log[int(line["iteration"])] = line
     return log

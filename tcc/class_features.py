@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from padding.errors import ConfigError, check_choice
 from tcc.losses import confident, mean_over_pixels, sum_over_processes
 
 __all__ = ["ConsistencyOptions", "PixelLabels", "class_similarity", "feature_consistency", "labels_of", "on_grid"]
@@ -48,14 +49,13 @@ class ConsistencyOptions:
         """Check the choices.
 
         Raises:
-            ValueError: names the key.
+            ConfigError: names the key.
         """
         for key, known in _CHOICES.items():
             value = getattr(self, key.lower())
-            if value not in known:
-                raise ValueError(f"MODEL.TCC.CFCD.{key} is '{value}'; expected {', '.join(known)}")
+            check_choice(f"MODEL.TCC.CFCD.{key}", value, known)
         if self.stride < 1 or self.min_pixels < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.TCC.CFCD has STRIDE {self.stride} and MIN_PIXELS {self.min_pixels}; expected at least 1"
             )
 

@@ -5,22 +5,19 @@ One operation is an addition or a multiplication, so a GFLOP here is half a GMAC
 attention count, fused or not; norms, activations and resizing do not. Nothing is computed, so that it takes seconds.
 """
 
-import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
-from tabulate import tabulate
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from padding.engine import load_cfg
-from tcc.config import add_tcc_config
+from padding.engine.commands import load_config
+from padding.engine.complexity import Counting, count_command, markdown, millions, operations
+from padding.errors import run_command
 from tcc.students import Student, build_student
 
-__all__ = ["Complexity", "complexity_table", "reference_table", "student_complexity"]
+__all__ = ["COUNTING", "Complexity", "complexity_table", "reference_table", "student_complexity"]
 
 # Backbone and output stride -> millions of parameters of backbone, head and both, GFLOP per image of 512x512 with 21
 # classes: the numbers that the students were specified with, counted before they existed.
@@ -57,14 +54,9 @@ def student_complexity(student: Student, size: tuple[int, int]) -> Complexity:
         student: on any device; on "meta" nothing is computed.
         size: (H, W) of the image, multiples of 32.
     """
-    device = next(student.parameters()).device
-    mode = student.training
-    student.eval()
-    # The counter does not know every fused attention; this one is made of matrix products.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        student(torch.empty(1, 3, *size, device=device))
-    student.train(mode)
-    return Complexity(_millions(student.backbone), _millions(student.head), counter.get_total_flops() / 1e9)
+    image = torch.empty(1, 3, *size, device=next(student.parameters()).device)
+    gflops = operations(student, lambda: student(image)) / 1e9
+    return Complexity(millions(student.backbone), millions(student.head), gflops)
 
 
 def complexity_table(cfg: CfgNode, size: tuple[int, int], num_classes: int) -> str:
@@ -81,36 +73,30 @@ def reference_table() -> str:
     rows = []
     for (backbone, stride), expected in REFERENCE.items():
         options = ["MODEL.TCC.VIT.BACKBONE", backbone, "MODEL.TCC.VIT.OUTPUT_STRIDE", str(stride)]
-        cfg = load_cfg("", ["MODEL.DEVICE", "cpu", *options], [add_tcc_config])
+        cfg = load_config("", options)
         found = _row(_count(cfg, "VIT", (512, 512), 21))
         cells = [f"{value} ({other})" for value, other in zip(found, expected, strict=True)]
         rows.append([f"{backbone} OS{stride}", *cells])
     return _markdown(rows, (512, 512), 21)
 
 
+COUNTING = Counting(
+    "TCC",
+    size=(512, 512),
+    num_classes=21,
+    table=lambda _, cfg, size, num_classes: complexity_table(cfg, size, num_classes),
+    reference=lambda opts, *size: complexity_table(load_config("", opts), *size) if opts else reference_table(),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table of a configuration, or of all published students."""
-    parser = argparse.ArgumentParser(description="Parameters and operations of the students of TCC.")
-    parser.add_argument("--config-file", default="", help="its two students; without it all published ones")
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"), help="of the image")
-    parser.add_argument("--num-classes", type=int, default=21)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the configuration")
-    args = parser.parse_args(arguments)
-    if args.config_file or args.opts:
-        opts = ["MODEL.DEVICE", "cpu", *args.opts]
-        cfg = load_cfg(args.config_file, opts, [add_tcc_config], drop_unknown=True)
-        print(complexity_table(cfg, tuple(args.size), args.num_classes))  # noqa: T201  (the command's result)
-    else:
-        print(reference_table())  # noqa: T201
+    """Print the table of a configuration's two students, or of all published students."""
+    count_command(arguments, __doc__, COUNTING)
 
 
 def _count(cfg: CfgNode, name: str, size: tuple[int, int], num_classes: int) -> Complexity:
     with torch.device("meta"):
         return student_complexity(build_student(cfg, name, num_classes), size)
-
-
-def _millions(module: nn.Module) -> float:
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
 def _row(found: Complexity) -> list[str]:
@@ -121,9 +107,8 @@ def _row(found: Complexity) -> list[str]:
 
 def _markdown(rows: Sequence[Sequence[str]], size: tuple[int, int], num_classes: int) -> str:
     cost = f"GFLOP ({size[0]}x{size[1]}, {num_classes} classes)"
-    headers = ["student", "backbone M", "head M", "total M", cost]
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    return markdown(rows, ["student", "backbone M", "head M", "total M", cost])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -12,6 +12,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from padding.errors import ConfigError, check_choice
+
 __all__ = ["CutMix", "Mixing", "box_mask", "build_cutmix"]
 
 Partner = Literal["roll", "second_stream", "self"]
@@ -87,14 +89,11 @@ class CutMix:
         """Check the values.
 
         Raises:
-            ValueError: names the key.
+            ConfigError: names the key.
         """
-        if self.partner not in ("roll", "second_stream", "self"):
-            raise ValueError(
-                f"MODEL.TCC.CUTMIX.PARTNER is '{self.partner}'; expected 'roll', 'second_stream' or 'self'"
-            )
+        check_choice("MODEL.TCC.CUTMIX.PARTNER", self.partner, ("roll", "second_stream", "self"))
         if not (0 <= self.prob <= 1 and self.num_boxes >= 1 and 0 < self.area[0] <= self.area[1] <= 1):
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.TCC.CUTMIX has PROB {self.prob}, NUM_BOXES {self.num_boxes} and AREA {self.area}; expected a "
                 "probability, at least one box, and shares 0 < low <= high <= 1"
             )
@@ -108,10 +107,10 @@ class CutMix:
             device: where what is mixed lives.
 
         Raises:
-            ValueError: if an image would be its own partner.
+            ConfigError: if an image would be its own partner.
         """
         if self.partner == "roll" and batch_size < 2:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.TCC.CUTMIX.PARTNER 'roll' takes the next unlabeled image of the batch, but there is one per "
                 "process; use at least two (SOLVER.IMS_PER_BATCH_UNLABELED), or PARTNER 'second_stream'"
             )

@@ -10,23 +10,17 @@ This writes ``vit.pth``, the weights without the other student and the training'
 average, which is what its evaluation uses.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import padding  # noqa: F401  (first: it applies the fixes that Detectron2 needs)
-
-# isort: split
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from padding.data.catalog import register_all
-from padding.data.folders import register_own_data
-from padding.engine.part_export import check_export, standalone_cfg, write_export
-from padding.engine.setup import load_cfg
-from padding.modeling.checkpoint import CheckpointError, read_checkpoint
-from tcc.config import add_tcc_config
+from padding.engine.commands import command_parser
+from padding.engine.part_export import Part, export_command, export_part, standalone_cfg
+from padding.errors import CheckpointError, run_command
 from tcc.meta_arch import STUDENTS
 
 __all__ = ["export_student", "student_cfg", "student_state"]
@@ -79,53 +73,33 @@ def student_cfg(cfg: CfgNode, student: str, weights: Path) -> CfgNode:
 
 
 def export_student(cfg: CfgNode, weights: str | Path, student: str, output: str | Path) -> Path:
-    """Write one student's weights and configuration.
+    """Write one student's weights and configuration; see ``export_part``.
 
     Args:
-        cfg: the cohort's configuration; its data sets are registered.
+        cfg: the cohort's configuration.
         weights: the cohort's checkpoint.
         student: "cnn" or "vit".
-        output: weight file to write, ``*.pth``; the configuration lies beside it as ``*.yaml``.
+        output: weight file to write, ``*.pth``.
 
     Returns:
         The configuration file.
-
-    Raises:
-        ValueError: for an unknown student or another kind of file.
-        CheckpointError: if the checkpoint does not hold exactly the student that ``cfg`` describes.
-        FileNotFoundError: if there is no checkpoint.
     """
-    check_export(weights, output)
-    state = student_state(read_checkpoint(weights), student)
-    own = student_cfg(cfg, student, Path(output))
-    header = f"The {student} student of {weights}; written by python -m tcc.export_student."
-    return write_export(own, state, output, source=weights, what="student", header=header)
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="configuration of the cohort's training")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the cohort's checkpoint")
-    parser.add_argument("--student", required=True, choices=STUDENTS)
-    parser.add_argument("--output", required=True, metavar="FILE", help="weight file to write, *.pth")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; the last option")
-    return parser.parse_args(arguments)
+    return export_part(cfg, weights, output, _part(student))
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the configuration file."""
-    args = parse_arguments(arguments)
-    cfg = load_cfg(args.config_file, args.opts, (add_tcc_config,), drop_unknown=True)
-    register_all()
-    register_own_data(cfg)
-    target = export_student(cfg, args.weights, args.student, args.output)
-    print(f"{args.output} and {target} written; run them with demo.py or train_net.py --eval-only")  # noqa: T201
-    return target
+    parser = command_parser(__doc__)
+    parser.add_argument("--student", required=True, choices=STUDENTS)
+    return export_command(arguments, parser, lambda args: _part(args.student), architecture="TCC")
+
+
+def _part(student: str) -> Part:
+    def cfg_of(cfg: CfgNode, weights: Path) -> CfgNode:
+        return student_cfg(cfg, student, weights)
+
+    return Part(f"{student} student", "tcc.export_student", partial(student_state, student=student), cfg_of)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

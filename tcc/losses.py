@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from padding.data.sample import IGNORE_LABEL
+from padding.errors import ConfigError
 
 __all__ = [
     "IGNORE_LABEL",
@@ -73,10 +74,10 @@ def dice_loss(
         Scalar in [0, 1], float32.
 
     Raises:
-        ValueError: for an unknown choice.
+        ConfigError: for an unknown choice.
     """
     if classes not in ("present", "all") or power not in (1, 2) or (sync and not over_batch):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TCC.SUP.DICE has CLASSES '{classes}', POWER {power}, SYNC {sync}, BATCH {over_batch}; expected "
             "'present' or 'all', 1 or 2, and BATCH True with SYNC"
         )
@@ -132,10 +133,10 @@ def ohem_cross_entropy(
         Scalar, float32, mean over the kept pixels; 0 without a labeled pixel.
 
     Raises:
-        ValueError: for a threshold that is no positive probability.
+        ConfigError: for a threshold that is no positive probability.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"MODEL.TCC.SUP.OHEM.THRESHOLD is {threshold}; expected a probability above 0")
+        raise ConfigError(f"MODEL.TCC.SUP.OHEM.THRESHOLD is {threshold}; expected a probability above 0")
     with torch.autocast(logits.device.type, enabled=False):
         losses = F.cross_entropy(logits.float(), labels, ignore_index=ignore_label, reduction="none")
         losses = losses[labels != ignore_label]
@@ -178,10 +179,10 @@ def divergence(
         Scalar >= 0, float32.
 
     Raises:
-        ValueError: for a temperature that is not positive or an unknown reduction.
+        ConfigError: for a temperature that is not positive or an unknown reduction.
     """
     if temperature <= 0 or reduction not in ("pixel", "element"):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TCC.CCD has TEMPERATURE {temperature} and REDUCTION '{reduction}'; expected a positive number and "
             "'pixel' or 'element'"
         )

@@ -16,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
+from padding.errors import ConfigError, check_choice
 from padding.modeling.batching import batch_images, batch_label_maps, batch_valid_masks, require_keys
 from padding.modeling.label_space import evaluation_split, training_split
 from padding.modeling.observations import note_observations, training_iteration
@@ -131,8 +132,7 @@ class TCC(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Constructor arguments from a config; the classes are those of the training set, else of the test set."""
         node = cfg.MODEL.TCC
-        if node.STUDENTS not in ("both", *STUDENTS):
-            raise ValueError(f"MODEL.TCC.STUDENTS is '{node.STUDENTS}'; expected 'both', 'cnn' or 'vit'")
+        check_choice("MODEL.TCC.STUDENTS", node.STUDENTS, ("both", *STUDENTS))
         names = STUDENTS if node.STUDENTS == "both" else (node.STUDENTS,)
         split = training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)
         students = {name: build_student(cfg, name.upper(), split.num_classes) for name in names}
@@ -187,7 +187,7 @@ class TCC(nn.Module):
         labeled = [sample for sample in samples if sample.get("is_labeled", True)]
         unlabeled = [sample for sample in samples if not sample.get("is_labeled", True)]
         if not labeled:
-            raise ValueError(
+            raise ConfigError(
                 f"none of the {len(samples)} images of this step has labels, and TCC needs one in every step; keep "
                 "SOLVER.IMS_PER_BATCH_UNLABELED below SOLVER.IMS_PER_BATCH and train with SemiSupervisedTrainer"
             )
@@ -319,7 +319,7 @@ def _check_outputs(outputs: Sequence[str], students: Sequence[str]) -> None:
     known = (*students, ENSEMBLE) if len(students) > 1 else tuple(students)
     unknown = [name for name in outputs if name not in known]
     if unknown:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TCC.TEST.STUDENT or TEST.SEM_SEG.PARTS asks for '{unknown[0]}'; this model has {', '.join(known)}"
         )
 

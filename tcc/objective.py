@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from padding.data.sample import IGNORE_LABEL
+from padding.errors import ConfigError, check_choice
 from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consistency, labels_of
 from tcc.losses import cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
 
@@ -48,12 +49,11 @@ class SupervisedOptions:
         """Check the kind of cross entropy.
 
         Raises:
-            ValueError: if it is unknown, or no loss is left.
+            ConfigError: if it is unknown, or no loss is left.
         """
-        if self.ce_type not in ("ce", "ohem"):
-            raise ValueError(f"MODEL.TCC.SUP.CE_TYPE is '{self.ce_type}'; expected 'ce' or 'ohem'")
+        check_choice("MODEL.TCC.SUP.CE_TYPE", self.ce_type, ("ce", "ohem"))
         if self.dice_weight <= 0 and self.ce_weight <= 0:
-            raise ValueError("MODEL.TCC.SUP.DICE_WEIGHT and CE_WEIGHT are both 0: nothing is learned from labels")
+            raise ConfigError("MODEL.TCC.SUP.DICE_WEIGHT and CE_WEIGHT are both 0: nothing is learned from labels")
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted loss of one student: (B, K, H, W) logits and (B, H, W) labels."""
@@ -89,12 +89,11 @@ class DistillationOptions:
         """Check the choices.
 
         Raises:
-            ValueError: names the key.
+            ConfigError: names the key.
         """
-        if self.mode not in ("soft", "hard"):
-            raise ValueError(f"MODEL.TCC.CCD.MODE is '{self.mode}'; expected 'soft' or 'hard'")
+        check_choice("MODEL.TCC.CCD.MODE", self.mode, ("soft", "hard"))
         if self.loss_stride < 1:
-            raise ValueError(f"MODEL.TCC.CCD.LOSS_STRIDE is {self.loss_stride}; expected at least 1")
+            raise ConfigError(f"MODEL.TCC.CCD.LOSS_STRIDE is {self.loss_stride}; expected at least 1")
 
     def loss(self, logits: Tensor, target_logits: Tensor, valid: Tensor) -> Tensor:
         """Unweighted loss of one student towards its peer, all (B, ..., H, W) in full resolution."""
@@ -209,12 +208,11 @@ def build_objective(cfg: CfgNode, num_classes: int) -> CohortObjective:
     """Objective of MODEL.TCC.{SUP,CCD,CFCD}.
 
     Raises:
-        ValueError: for a value that makes no sense; names the key.
+        ConfigError: for a value that makes no sense; names the key.
     """
     node = cfg.MODEL.TCC
     sup, dice, ccd, cfcd = node.SUP, node.SUP.DICE, node.CCD, node.CFCD
-    if cfcd.FEATURE not in ("backbone", "aspp", "decoder"):
-        raise ValueError(f"MODEL.TCC.CFCD.FEATURE is '{cfcd.FEATURE}'; expected 'backbone', 'aspp' or 'decoder'")
+    check_choice("MODEL.TCC.CFCD.FEATURE", cfcd.FEATURE, ("backbone", "aspp", "decoder"))
     consistency = ConsistencyOptions(
         stride=cfcd.STRIDE,
         label_source=cfcd.LABEL_SOURCE,

@@ -16,6 +16,8 @@ from detectron2.modeling import Backbone
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
+
 __all__ = ["PVT", "PVT_VARIANTS", "PVTArchitecture", "build_pvt", "resize_position_table"]
 
 _STAGES = ("res2", "res3", "res4", "res5")
@@ -185,11 +187,11 @@ class PVT(Backbone):
             drop_path: probability of stochastic depth in the last block, linearly less before it.
 
         Raises:
-            ValueError: for another output stride.
+            ConfigError: for another output stride.
         """
         super().__init__()
         if output_stride not in (16, 32):
-            raise ValueError(f"OUTPUT_STRIDE of a PVT is {output_stride}; expected 16 or 32")
+            raise ConfigError(f"OUTPUT_STRIDE of a PVT is {output_stride}; expected 16 or 32")
         strides = (4, 8, 16, output_stride)
         rates = _linear_rates(drop_path, sum(architecture.depths))
         self.stages = nn.ModuleList()
@@ -233,10 +235,10 @@ class PVT(Backbone):
         """Maps by name.
 
         Raises:
-            ValueError: if a side of the images is no multiple of 32.
+            ConfigError: if a side of the images is no multiple of 32.
         """
         if any(side % self.size_divisibility for side in images.shape[-2:]):
-            raise ValueError(
+            raise ConfigError(
                 f"images of {tuple(images.shape[-2:])} pixels: a PVT takes multiples of 32; pad them "
                 "(batch_images with size_divisibility=32) and crop to such a size (INPUT.CROP.SIZE)"
             )
@@ -251,10 +253,10 @@ def build_pvt(name: str, *, output_stride: int = 32, drop_path: float = 0.0, in_
     """Build "pvt_tiny", "pvt_small", "pvt_medium" or "pvt_nano" with random weights.
 
     Raises:
-        ValueError: for another name.
+        ConfigError: for another name.
     """
     if name not in PVT_VARIANTS:
-        raise ValueError(f"no PVT is called '{name}'; there are {', '.join(PVT_VARIANTS)}")
+        raise ConfigError(f"no PVT is called '{name}'; there are {', '.join(PVT_VARIANTS)}")
     return PVT(PVT_VARIANTS[name], in_channels=in_channels, output_stride=output_stride, drop_path=drop_path)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from padding.errors import ConfigError
+
 __all__ = ["build_ramp_up", "gaussian_ramp_up"]
 
 LAINE_AILA_SHARE = 0.27  # 80 of 300 epochs
@@ -26,7 +28,7 @@ def build_ramp_up(cfg: CfgNode) -> Callable[[int], float]:
     """Weight as a function of the iteration, from MODEL.TCC.RAMP_UP.
 
     Raises:
-        ValueError: for an unknown type.
+        ConfigError: for an unknown type.
     """
     node = cfg.MODEL.TCC.RAMP_UP
     length = round(LAINE_AILA_SHARE * cfg.SOLVER.MAX_ITER) if node.ITERS < 0 else node.ITERS
@@ -36,4 +38,4 @@ def build_ramp_up(cfg: CfgNode) -> Callable[[int], float]:
         return lambda iteration: min(iteration / length, 1.0) if length > 0 else 1.0
     if node.TYPE == "none":
         return lambda _: 1.0
-    raise ValueError(f"MODEL.TCC.RAMP_UP.TYPE is '{node.TYPE}'; expected 'gaussian', 'linear' or 'none'")
+    raise ConfigError(f"MODEL.TCC.RAMP_UP.TYPE is '{node.TYPE}'; expected 'gaussian', 'linear' or 'none'")

@@ -17,6 +17,7 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, CNNB
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
 from padding.modeling.deeplab import DeepLabOptions, DeepLabV3PlusHead
 from padding.modeling.recompute import recompute_blocks
 from padding.modeling.small_resnet import build_small_resnet_backbone
@@ -77,7 +78,7 @@ def build_student(cfg: CfgNode, name: str, num_classes: int) -> Student:
         num_classes: K.
 
     Raises:
-        ValueError: for an unknown backbone, an output stride it does not have, or maps it does not give.
+        ConfigError: for an unknown backbone, an output stride it does not have, or maps it does not give.
     """
     node = cfg.MODEL.TCC[name]
     seed = cfg.SEED if cfg.SEED >= 0 else torch.initial_seed()
@@ -89,7 +90,7 @@ def build_student(cfg: CfgNode, name: str, num_classes: int) -> Student:
             options=DeepLabOptions.from_node(node.HEAD),
         )
     if node.CHECKPOINT_ACTIVATIONS and not recompute_blocks(backbone, _BLOCKS):
-        raise ValueError(f"MODEL.TCC.{name}.CHECKPOINT_ACTIVATIONS: {node.BACKBONE} has no blocks that can do it")
+        raise ConfigError(f"MODEL.TCC.{name}.CHECKPOINT_ACTIVATIONS: {node.BACKBONE} has no blocks that can do it")
     return Student(backbone, head)
 
 
@@ -97,7 +98,7 @@ def build_backbone_of(cfg: CfgNode, name: str) -> Backbone:
     """Backbone of student ``name``, "CNN" or "VIT", with random weights.
 
     Raises:
-        ValueError: for an unknown backbone, or an output stride that it does not have.
+        ConfigError: for an unknown backbone, or an output stride that it does not have.
     """
     node = cfg.MODEL.TCC[name]
     if node.BACKBONE in _RESNET_DEPTHS:
@@ -117,7 +118,7 @@ def build_backbone_of(cfg: CfgNode, name: str) -> Backbone:
         backbone = BACKBONE_REGISTRY.get(node.BACKBONE)(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     else:
         known = (*_RESNET_DEPTHS, "convnext_small", *PVT_VARIANTS, "small_resnet")
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TCC.{name}.BACKBONE is '{node.BACKBONE}'; there are {', '.join(known)}, timm's other ConvNeXts and "
             "the names of Detectron2's BACKBONE_REGISTRY"
         )
@@ -136,10 +137,10 @@ def build_resnet(name: str, *, output_stride: int, norm: str = "BN") -> ResNet:
         Backbone with the maps res2 and res5.
 
     Raises:
-        ValueError: for another output stride.
+        ConfigError: for another output stride.
     """
     if output_stride not in (8, 16, 32):
-        raise ValueError(f"OUTPUT_STRIDE of {name} is {output_stride}; expected 8, 16 or 32")
+        raise ConfigError(f"OUTPUT_STRIDE of {name} is {output_stride}; expected 8, 16 or 32")
     stages, stride, dilation, channels = [], 4, 1, 64
     for stage, num_blocks in enumerate(_RESNET_DEPTHS[name]):
         step = 1 if stage == 0 else 2  # the stem has reduced by 4 already
@@ -176,13 +177,13 @@ def _input_channels(backbone: Backbone, node: CfgNode, name: str) -> dict[str, i
     shapes = backbone.output_shape()
     names = tuple(node.HEAD.IN_FEATURES) or (next(iter(shapes)), list(shapes)[-1])
     if len(names) != 2 or names[0] == names[1] or any(feature not in shapes for feature in names):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TCC.{name}.HEAD.IN_FEATURES is {tuple(node.HEAD.IN_FEATURES)}; expected a low-level and a last map "
             f"of {node.BACKBONE}, which gives {', '.join(shapes)}"
         )
     low, last = (shapes[feature] for feature in names)
     if last.stride != node.OUTPUT_STRIDE:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TCC.{name}.OUTPUT_STRIDE is {node.OUTPUT_STRIDE}, but '{names[1]}' of {node.BACKBONE} has stride "
             f"{last.stride}: set it to that, and HEAD.ASPP_DILATIONS to fit ((6, 12, 18) at 16, (3, 6, 9) at 32)"
         )

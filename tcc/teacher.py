@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from padding.errors import check_choice
+
 __all__ = ["BatchNormPolicy", "target_pass", "update_average"]
 
 BatchNormPolicy = Literal["batch_no_update", "batch", "running"]
@@ -28,10 +30,9 @@ def target_pass(student: nn.Module, policy: BatchNormPolicy) -> Iterator[None]:
             them ("batch"), or uses the running ones ("running").
 
     Raises:
-        ValueError: for another policy.
+        ConfigError: for another policy.
     """
-    if policy not in ("batch_no_update", "batch", "running"):
-        raise ValueError(f"MODEL.TCC.CUTMIX.TEACHER_BN is '{policy}'; expected 'batch_no_update', 'batch' or 'running'")
+    check_choice("MODEL.TCC.CUTMIX.TEACHER_BN", policy, ("batch_no_update", "batch", "running"))
     training = {module: module.training for module in student.modules()}
     # Frozen batch norms and those set to evaluation mode by their owner keep using running statistics.
     active = [m for m in student.modules() if isinstance(m, _BATCH_NORM) and m.training and m.track_running_stats]

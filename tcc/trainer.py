@@ -13,6 +13,7 @@ from padding.data.semi_stream import build_semi_supervised_stream
 from padding.data.streams import PairedStream, TrainStream
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
+from padding.errors import ConfigError, MethodError
 from padding.modeling.backbone_weights import load_backbone_weights
 from tcc.meta_arch import STUDENTS, TCC
 from tcc.students import Student
@@ -32,13 +33,13 @@ class SemiSupervisedTrainer(Trainer):
         """One optimiser; the rate of a part is BASE_LR times its student's LR_MULTIPLIER, heads HEAD_MULTIPLIER more.
 
         Raises:
-            TypeError: if the model is not ``TCC``.
-            ValueError: if it has one student only.
+            MethodError: if the model is not ``TCC``.
+            ConfigError: if it has one student only.
         """
         if not isinstance(model, TCC):
-            raise TypeError(f"TRAINER 'SemiSupervisedTrainer' trains TCC, not {type(model).__name__}.")
+            raise MethodError(f"TRAINER 'SemiSupervisedTrainer' trains TCC, not {type(model).__name__}.")
         if tuple(model.students) != STUDENTS:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.TCC.STUDENTS is '{cfg.MODEL.TCC.STUDENTS}': a single student can be evaluated, not trained; "
                 "set it to 'both'"
             )
@@ -50,17 +51,17 @@ class SemiSupervisedTrainer(Trainer):
         """This rank's endless micro-batches, labeled samples first.
 
         Raises:
-            ValueError: if either kind cannot be split evenly, or a key that a switch needs is off.
+            ConfigError: if either kind cannot be split evenly, or a key that a switch needs is off.
         """
         unlabeled = cfg.SOLVER.IMS_PER_BATCH_UNLABELED
         labeled = cfg.SOLVER.IMS_PER_BATCH - unlabeled
         if labeled < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH_UNLABELED is {unlabeled} of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: no "
                 "labeled image is left"
             )
         if cfg.MODEL.TCC.STRONG_AUG and not cfg.INPUT.STRONG_VIEW:
-            raise ValueError(
+            raise ConfigError(
                 "MODEL.TCC.STRONG_AUG trains on strong views, which INPUT.STRONG_VIEW True makes; set it too"
             )
         parts = (cfg.SOLVER.ACCUMULATE_STEPS, comm.get_world_size())

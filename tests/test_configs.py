@@ -13,12 +13,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 from torch.overrides import TorchFunctionMode
 
-import train_net
 from padding.data.catalog import class_split_of, register_all
 from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
 from padding.data.folders import register_own_data
 from padding.data.mappers import build_mapper
-from padding.engine import TRAINER_REGISTRY, add_core_config, load_cfg
+from padding.engine import TRAINER_REGISTRY, add_core_config
+from padding.engine.commands import load_config, method_configs
 from padding.evaluation.build import build_evaluator
 from padding.extension import ExtensionOptions
 from padding.modeling.config import ACCEPTED_AND_IGNORED
@@ -40,7 +40,7 @@ def name_of(path: Path) -> str:
 @functools.cache
 def cfg_of(path: Path) -> CfgNode:
     """The frozen configuration of a file; GPU or not is of no interest here."""
-    return load_cfg(str(path), ["MODEL.DEVICE", "cpu"], train_net.METHODS)
+    return load_config(path, ["MODEL.DEVICE", "cpu"])
 
 
 class WithoutDraws(TorchFunctionMode):
@@ -74,7 +74,7 @@ def test_header_says_how_it_is_run_and_what_to_expect(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=name_of)
 def test_config_builds_its_model_optimisers_and_mapper(path: Path, tmp_path: Path) -> None:
-    # Names and shapes are what is checked.
+    # Names and shapes are what is checked: initial values of a hundred large networks would take minutes.
     cfg = cfg_of(path).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu" if cfg.MODEL.PADING.EMBEDDINGS.PATH else "meta"
@@ -183,7 +183,7 @@ def our_keys() -> set[str]:
     cfg = get_cfg()
     theirs = set(leaves(cfg))
     add_core_config(cfg)
-    for add_config in train_net.METHODS:
+    for add_config in method_configs():
         add_config(cfg)
     return set(leaves(cfg)) - theirs
 

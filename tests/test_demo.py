@@ -12,7 +12,8 @@ from PIL import Image
 
 import demo
 from padding.data.catalog import register_all
-from padding.engine import load_cfg
+from padding.engine import Predictor
+from padding.engine.commands import load_config
 from padding.engine.saliency_picture import GAP_PX
 from padding.evaluation.semantic import read_label_map
 from tests.tiny_segmentor import write_config, write_untrained_weights
@@ -24,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("model")
     register_all()
     file, weights = write_config(folder), folder / "model.pth"
-    write_untrained_weights(load_cfg(str(file), [], demo.METHODS), weights)
+    write_untrained_weights(load_config(file, []), weights)
     return str(file), str(weights)
 
 
@@ -85,15 +86,15 @@ def test_video_keeps_size_and_length(model: tuple[str, str], tmp_path: Path) -> 
 def test_saliency_is_shown_beside_the_segments(
     model: tuple[str, str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict = demo.Predictor.__call__
+    predict = Predictor.__call__
 
-    def with_saliency(self: demo.Predictor, image: np.ndarray) -> dict[str, Any]:
+    def with_saliency(self: Predictor, image: np.ndarray) -> dict[str, Any]:
         saliency = torch.zeros(image.shape[:2])
         saliency[:, 20:30] = 1.0
         return {**predict(self, image), "saliency": saliency}
 
-    monkeypatch.setattr(demo.Predictor, "__call__", with_saliency)
-    monkeypatch.setattr(demo.Predictor, "draw", lambda self, image, prediction, confidence: 255 - image)
+    monkeypatch.setattr(Predictor, "__call__", with_saliency)
+    monkeypatch.setattr(Predictor, "draw", lambda self, image, prediction, confidence: 255 - image)
     (written,) = run(model, tmp_path / "out", "--input", str(pictures / "a.png"))
     picture = np.asarray(Image.open(written)).astype(int)
     width = 56
@@ -145,7 +146,7 @@ def test_list_of_classes_restricts_the_model(
     )
     run(model, tmp_path / "out", "--input", str(pictures), "--classes", " red star,grey plain ,")
     run(model, tmp_path / "out", "--input", str(pictures))
-    names = list(demo.Predictor(demo.load_cfg(model[0], ["MODEL.WEIGHTS", model[1]], demo.METHODS)).class_names)
+    names = list(Predictor(load_config(model[0], ["MODEL.WEIGHTS", model[1]])).class_names)
     assert restricted == [tuple(sorted((names.index("red star"), names.index("grey plain")))), None]
 
 
@@ -172,7 +173,7 @@ def test_label_maps_are_index_images_with_the_names_beside_them(
 ) -> None:
     file, weights = model
     written = run(model, tmp_path / "out", "--input", str(pictures), "--label-maps")
-    predictor = demo.Predictor(demo.load_cfg(file, ["MODEL.WEIGHTS", weights], demo.METHODS))
+    predictor = Predictor(load_config(file, ["MODEL.WEIGHTS", weights]))
     for source, overlay in zip(("a.png", "b.JPG"), written, strict=True):
         labels = read_label_map(tmp_path / "out" / "label_maps" / overlay.name)
         expected = predictor(demo.read_rgb(pictures / source))["sem_seg"].max(dim=0).indices

@@ -20,6 +20,7 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform, TransformList
 
 from padding.data.targets import LabelMap, transform_labels
+from padding.errors import ConfigError
 
 __all__ = [
     "AugmentationPlan",
@@ -171,10 +172,10 @@ def resize_to(*, size: Sequence[int], flip: str = "horizontal") -> AugmentationP
     """Resize the whole image to one (height, width), whatever its shape, and flip: the setting of salient objects.
 
     Raises:
-        ValueError: the size is not two positive numbers.
+        ConfigError: the size is not two positive numbers.
     """
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"INPUT.SALIENCY.SIZE or INPUT.CROP.SIZE is {tuple(size)}; expected a height and a width")
+        raise ConfigError(f"INPUT.SALIENCY.SIZE or INPUT.CROP.SIZE is {tuple(size)}; expected a height and a width")
     height, width = (int(n) for n in size)
     return AugmentationPlan((T.Resize((height, width)), *_flip(flip)), output_size=(height, width))
 
@@ -190,11 +191,11 @@ class ResizeByFactor(T.Augmentation):
             sampling: "choice" or "range".
 
         Raises:
-            ValueError: for another sampling, no factor or one that is not positive.
+            ConfigError: for another sampling, no factor or one that is not positive.
         """
         super().__init__()
         if sampling not in ("choice", "range") or not factors or min(factors) <= 0:
-            raise ValueError(
+            raise ConfigError(
                 f"INPUT.SCALE_FACTORS is {tuple(factors)} and SCALE_SAMPLING '{sampling}'; expected positive factors "
                 "and 'choice' or 'range'"
             )
@@ -263,9 +264,11 @@ class RandomBorderedRotation(T.Augmentation):
         """Take the largest angle to either side, in (0, 180]."""
         super().__init__()
         if not 0 < degrees <= 180:
-            raise ValueError(f"INPUT.ROTATION is {degrees}; expected degrees in (0, 180], or 0 for none")
+            raise ConfigError(f"INPUT.ROTATION is {degrees}; expected degrees in (0, 180], or 0 for none")
         if not 0 <= label_border <= 255:
-            raise ValueError(f"rotation fills labels with {label_border}, more than a byte holds; set INPUT.ROTATION 0")
+            raise ConfigError(
+                f"rotation fills labels with {label_border}, more than a byte holds; set INPUT.ROTATION 0"
+            )
         self.degrees = degrees
         self.image_border = image_border
         self.label_border = label_border
@@ -333,10 +336,10 @@ def with_labeled_crops(plan: AugmentationPlan, *, min_labeled: int, ignore_label
     """The plan with its crop redrawn until it holds enough labelled pixels, see ``LabeledCrop``.
 
     Raises:
-        ValueError: the plan does not crop.
+        ConfigError: the plan does not crop.
     """
     if not any(isinstance(step, _CROPS) for step in plan.geometric):
-        raise ValueError(
+        raise ConfigError(
             f"INPUT.CROP.MIN_LABELED is {min_labeled}, but nothing is cropped; set INPUT.CROP.ENABLED, or MIN_LABELED 0"
         )
     steps = (
@@ -378,7 +381,7 @@ def resize_for_test(*, min_size: int, max_size: int) -> AugmentationPlan:
 
 def _flip(direction: str) -> list[Any]:
     if direction not in ("horizontal", "vertical", "none"):
-        raise ValueError(f"INPUT.RANDOM_FLIP is {direction!r}; choose 'horizontal', 'vertical' or 'none'")
+        raise ConfigError(f"INPUT.RANDOM_FLIP is {direction!r}; choose 'horizontal', 'vertical' or 'none'")
     if direction == "none":
         return []
     return [T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")]

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from padding.data.cityscapes import TRAIN_ID_NAME, cityscapes_label_map
 from padding.data.label_conversion import LabelPair
 from padding.data.listed_images import read_id_list
-from padding.data.panoptic_png import PreparationError
 from padding.data.roots import splits_dir
 from padding.data.targets import read_label_map, translate_labels
+from padding.errors import PreparationError
 
 __all__ = ["cityscapes_label_pairs", "read_label_ids"]
 

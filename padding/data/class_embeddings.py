@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from padding.data.files import write_bytes
+from padding.errors import ConfigError, DataError, MissingFileError
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -72,28 +73,28 @@ def validate_table(names: Sequence[str], embeddings: npt.ArrayLike, where: str) 
         where: file or command named in the errors.
 
     Raises:
-        ValueError: naming the classes whose name is doubled or whose row is not finite or all zero.
+        DataError: naming the classes whose name is doubled or whose row is not finite or all zero.
     """
     doubled = sorted(name for name, times in Counter(names).items() if times > 1)
     if doubled:
-        raise ValueError(f"{where}: class names occur more than once: {_listed(doubled)}. Keep one row for each name.")
+        raise DataError(f"{where}: class names occur more than once: {_listed(doubled)}. Keep one row for each name.")
     numbers = np.asarray(embeddings)
     if numbers.ndim != 2 or numbers.shape[0] != len(names) or numbers.shape[1] == 0:
-        raise ValueError(
+        raise DataError(
             f"{where}: embeddings of shape {numbers.shape}, expected ({len(names)}, E): one row for each of the "
             f"{len(names)} names. Write the table with save_class_embeddings."
         )
     if not np.issubdtype(numbers.dtype, np.floating):
-        raise ValueError(f"{where}: embeddings of type {numbers.dtype}, expected floating point numbers.")
+        raise DataError(f"{where}: embeddings of type {numbers.dtype}, expected floating point numbers.")
     # An overflow in the cast shows as a non-finite row just below.
     with np.errstate(over="ignore"):
         table = numbers.astype(np.float32)
     broken = [name for name, row in zip(names, table, strict=True) if not np.isfinite(row).all()]
     if broken:
-        raise ValueError(f"{where}: NaN or infinite numbers in the rows of {_listed(broken)}. Compute the table again.")
+        raise DataError(f"{where}: NaN or infinite numbers in the rows of {_listed(broken)}. Compute the table again.")
     zero = [name for name, row in zip(names, table, strict=True) if not row.any()]
     if zero:
-        raise ValueError(f"{where}: all-zero rows: {_listed(zero)}. A class without embedding cannot be generated.")
+        raise DataError(f"{where}: all-zero rows: {_listed(zero)}. A class without embedding cannot be generated.")
     return table
 
 
@@ -101,12 +102,12 @@ def read_class_embeddings(path: str | Path) -> EmbeddingTable:
     """Read and validate a whole npz table; nothing in the file is executed.
 
     Raises:
-        FileNotFoundError: with the command that writes a table.
-        ValueError: naming the file and what is wrong in it.
+        MissingFileError: with the command that writes a table.
+        DataError: naming the file and what is wrong in it.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"No table of class embeddings at {path}. Write one (`python datasets/prepare_class_embeddings.py --help`) "
             "or point the configuration to an existing one."
         )
@@ -114,17 +115,17 @@ def read_class_embeddings(path: str | Path) -> EmbeddingTable:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
+        raise DataError(
             f"{path} is not a readable npz table ({error}). Expected plain arrays `names` and `embeddings`; "
             "write it again with datasets/prepare_class_embeddings.py."
         ) from error
     missing = {"names", "embeddings"} - arrays.keys()
     if missing:
-        raise ValueError(
+        raise DataError(
             f"{path}: missing {sorted(missing)}, found {sorted(arrays)}. Write it with save_class_embeddings."
         )
     if arrays["names"].ndim != 1 or arrays["names"].dtype.kind != "U":
-        raise ValueError(f"{path}: `names` must be a one-dimensional unicode array, got {arrays['names'].dtype}.")
+        raise DataError(f"{path}: `names` must be a one-dimensional unicode array, got {arrays['names'].dtype}.")
     names = tuple(str(name) for name in arrays["names"])
     source = str(arrays["source"]) if "source" in arrays else ""
     return EmbeddingTable(names, validate_table(names, arrays["embeddings"], str(path)), source)
@@ -134,13 +135,13 @@ def select_rows(table: EmbeddingTable, names: Sequence[str], where: str) -> Floa
     """Rows of ``names`` in the given order, (len(names), E).
 
     Raises:
-        ValueError: listing every name without a row, with the nearest spelling in the table.
+        DataError: listing every name without a row, with the nearest spelling in the table.
     """
     row_of = {name: row for row, name in enumerate(table.names)}
     missing = [name for name in names if name not in row_of]
     if missing:
         hints = [f"{name!r} (nearest: {', '.join(nearest_names(name, table.names)) or 'none'})" for name in missing]
-        raise ValueError(
+        raise DataError(
             f"{where}: no embedding for {len(missing)} of {len(names)} classes: {_listed(hints)}. "
             "Add the rows, or use the table's spelling in the class list."
         )
@@ -162,12 +163,12 @@ def load_class_embeddings(
         (len(names), E) float32.
 
     Raises:
-        FileNotFoundError: no such file.
+        MissingFileError: no such file.
         ValueError: unreadable or invalid table, missing or doubled names, another width.
     """
     table = read_class_embeddings(path)
     if width is not None and table.embeddings.shape[1] != width:
-        raise ValueError(
+        raise DataError(
             f"{path}: embeddings are {table.embeddings.shape[1]} wide, expected {width}. "
             "Set the configured width to the table's, or prepare the table with the other model."
         )
@@ -190,11 +191,12 @@ def save_class_embeddings(path: str | Path, names: Sequence[str], embeddings: np
         source: one line that says where the numbers come from.
 
     Raises:
-        ValueError: if the table is invalid or the name does not end in ``.npz``.
+        DataError: if the table is invalid.
+        ConfigError: if the name does not end in ``.npz``.
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise ValueError(f"{path}: a table of class embeddings is an .npz file; add the suffix.")
+        raise ConfigError(f"{path}: a table of class embeddings is an .npz file; add the suffix.")
     table = validate_table(names, embeddings, str(path))
     arrays: dict[str, npt.NDArray[np.generic]] = {"names": np.array(list(names), dtype=np.str_), "embeddings": table}
     if source:
@@ -216,7 +218,7 @@ def random_class_embeddings(names: Sequence[str], width: int, seed: int) -> Floa
         (len(names), width) float32, rows of norm 1.
     """
     if width < 1 or seed < 0:
-        raise ValueError(f"width must be >= 1 and seed >= 0, got width={width}, seed={seed}")
+        raise ConfigError(f"width must be >= 1 and seed >= 0, got width={width}, seed={seed}")
     rows = [np.random.default_rng(zlib.crc32(name.encode()) + seed).standard_normal(width) for name in names]
     return normalise_rows(np.stack(rows)) if rows else np.zeros((0, width), np.float32)
 
@@ -235,18 +237,18 @@ def read_word2vec_csv(path: str | Path, names: Sequence[str]) -> tuple[FloatArra
         Embeddings (K, E) and the background vector (E,), float32.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: text that is not numbers, rows of unequal length, or another number of columns.
+        MissingFileError: no such file.
+        DataError: text that is not numbers, rows of unequal length, or another number of columns.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"No word vectors at {path}; give the path of a word_w2v_withbg_*.txt file.")
+        raise MissingFileError(f"No word vectors at {path}; give the path of a word_w2v_withbg_*.txt file.")
     try:
         columns = np.loadtxt(path, delimiter=",", dtype=np.float64, ndmin=2)
     except ValueError as error:
-        raise ValueError(f"{path}: expected rows of comma-separated numbers of equal length ({error}).") from error
+        raise DataError(f"{path}: expected rows of comma-separated numbers of equal length ({error}).") from error
     if columns.shape[1] != len(names) + 1:
-        raise ValueError(
+        raise DataError(
             f"{path}: {columns.shape[1]} columns, expected {len(names) + 1} (background, then {len(names)} classes). "
             "Give the class lists that belong to this file, seen classes first."
         )

@@ -28,6 +28,7 @@ from padding.data.files import write_json
 from padding.data.saliency_stream import load_segmentation_entries
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import check_label_range, read_label_map, translate_labels
+from padding.errors import ConfigError, DataError, MissingFileError
 
 __all__ = [
     "OVER",
@@ -68,10 +69,10 @@ class ClassCounts:
             ValueError: ``over`` is neither "labeled" nor "all", or there is no such pixel.
         """
         if over not in OVER:
-            raise ValueError(f"class shares over '{over}'; choose one of {', '.join(OVER)}")
+            raise ConfigError(f"class shares over '{over}'; choose one of {', '.join(OVER)}")
         total = sum(self.pixels) + (self.void if over == "all" else 0)
         if total == 0:
-            raise ValueError(f"none of {self.images} images has a labeled pixel; classes have no shares")
+            raise DataError(f"none of {self.images} images has a labeled pixel; classes have no shares")
         return np.asarray(self.pixels, np.float64) / total
 
 
@@ -82,10 +83,10 @@ def inverse_log_weights(shares: npt.NDArray[np.float64], *, offset: float = 1.02
     [50.5, 1.42]
 
     Raises:
-        ValueError: the offset is 1 or less: a class that is absent would have an infinite weight.
+        ConfigError: the offset is 1 or less: a class that is absent would have an infinite weight.
     """
     if offset <= 1:
-        raise ValueError(f"the offset of class weights is {offset}; it must be above 1")
+        raise ConfigError(f"the offset of class weights is {offset}; it must be above 1")
     return 1.0 / np.log(offset + shares)
 
 
@@ -120,7 +121,7 @@ def class_counts(source: str | CfgNode, *, cache: str | Path | None) -> ClassCou
 
     Raises:
         ValueError: unknown set, or labels that are no class.
-        FileNotFoundError: a label file is missing.
+        MissingFileError: a label file is missing.
     """
     found = _counts_of_main(source, cache) if comm.is_main_process() else None
     result = comm.all_gather(found)[0]
@@ -161,7 +162,7 @@ def count_classes(entries: Entries, names: Sequence[str], *, label_map: Mapping[
 
     Raises:
         ValueError: an entry has no label file, or a file holds what is no class.
-        FileNotFoundError: a label file is missing.
+        MissingFileError: a label file is missing.
     """
     pixels, void = np.zeros(len(names), np.int64), 0
     for entry in tqdm(entries, desc="class frequencies", unit="img", disable=None):
@@ -184,14 +185,14 @@ def fingerprint(entries: Entries, label_map: Mapping[int, int] | None) -> str:
         try:
             status = path.stat()
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such label file, though the data set lists it") from None
+            raise MissingFileError(f"{path}: no such label file, though the data set lists it") from None
         digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
 def _label_file(entry: Mapping[str, Any]) -> str:
     if "sem_seg_file_name" not in entry:
-        raise ValueError(f"{entry['file_name']}: class frequencies need a 'sem_seg_file_name'; name a semantic set")
+        raise DataError(f"{entry['file_name']}: class frequencies need a 'sem_seg_file_name'; name a semantic set")
     return entry["sem_seg_file_name"]
 
 

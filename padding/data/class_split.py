@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from padding.data.roots import splits_dir
+from padding.errors import DataError, MissingFileError
 
 __all__ = ["ClassSplit", "read_name_list"]
 
@@ -90,12 +91,12 @@ class ClassSplit:
         """Contiguous ids of some classes, in the order of their names.
 
         Raises:
-            ValueError: a name is not a class of this split; the message gives the nearest spelling.
+            DataError: a name is not a class of this split; the message gives the nearest spelling.
         """
         names = tuple(names)
         unknown = [name for name in names if name not in self._index]
         if unknown:
-            raise ValueError(f"not among the {self.num_classes} classes: " + "; ".join(map(self._suggest, unknown[:5])))
+            raise DataError(f"not among the {self.num_classes} classes: " + "; ".join(map(self._suggest, unknown[:5])))
         return tuple(self._index[name] for name in names)
 
     def _suggest(self, name: str) -> str:
@@ -127,11 +128,11 @@ class ClassSplit:
             unseen_names: names of the unseen classes.
 
         Raises:
-            ValueError: an entry lacks ``id`` or ``name``, an id or a name repeats, or an unseen name is unknown.
+            DataError: an entry lacks ``id`` or ``name``, an id or a name repeats, or an unseen name is unknown.
         """
         for category in categories:
             if "id" not in category or "name" not in category:
-                raise ValueError(f"category {dict(category)} needs the fields 'id' and 'name'")
+                raise DataError(f"category {dict(category)} needs the fields 'id' and 'name'")
         return cls(
             names=tuple(str(category["name"]) for category in categories),
             is_thing=tuple(bool(category.get("isthing", 1)) for category in categories),
@@ -152,19 +153,19 @@ def read_name_list(path: str | Path) -> tuple[str, ...]:
     A line with tabs is a row of a table, such as ``coco_stuff_171.tsv``; its last column is the name.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file names nothing, or a name twice.
+        MissingFileError: there is no such file.
+        DataError: the file names nothing, or a name twice.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path}: no such list of class names; the lists shipped with the project lie in {splits_dir()}"
         )
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     names = tuple(line.rpartition("\t")[2] for line in lines if line and not line.startswith("#"))
     if not names:
-        raise ValueError(f"{path}: holds no name; write one class name per line")
+        raise DataError(f"{path}: holds no name; write one class name per line")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ValueError(f"{path}: names {repeated} more than once; remove the repeated lines")
+        raise DataError(f"{path}: names {repeated} more than once; remove the repeated lines")
     return names

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from padding.data.annotation_file import read_summary, write_annotation_file, write_summary
 from padding.data.class_split import ClassSplit
 from padding.data.json_stream import JsonStreamError, stream_json
-from padding.data.panoptic_png import PreparationError
+from padding.errors import PreparationError
 
 __all__ = [
     "FULL_TRAIN_IMAGES",

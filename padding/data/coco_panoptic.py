@@ -18,8 +18,9 @@ from tqdm import tqdm
 from padding.data.annotation_file import read_summary, write_annotation_file, write_summary
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.json_stream import JsonStreamError, stream_json
-from padding.data.panoptic_png import VOID_ID, LabelTask, PreparationError, Segment
+from padding.data.panoptic_png import VOID_ID, LabelTask, Segment
 from padding.data.roots import splits_dir
+from padding.errors import PreparationError
 
 POLICIES = ("drop_image", "ignore_pixels")
 # COCO train2017, and what the 119/14 protocol keeps of it (PADing, section 4.1).

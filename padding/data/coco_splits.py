@@ -11,8 +11,16 @@ from typing import Any
 
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.roots import splits_dir
+from padding.errors import DataError
 
-__all__ = ["INSTANCE_SPLITS", "coco_zsi_split", "coco_zsp_split", "coco_zss_split", "read_class_table"]
+__all__ = [
+    "INSTANCE_SPLITS",
+    "coco_panoptic_split",
+    "coco_zsi_split",
+    "coco_zsp_split",
+    "coco_zss_split",
+    "read_class_table",
+]
 
 INSTANCE_SPLITS = ("48_17", "65_15")
 _GOLDEN_RATIO = 0.618034
@@ -20,9 +28,14 @@ _GOLDEN_RATIO = 0.618034
 
 def coco_zsp_split() -> ClassSplit:
     """The 133 classes of COCO panoptic with the published 14 unseen ones."""
+    return coco_panoptic_split(splits_dir() / "coco_zsp_119_14.txt")
+
+
+def coco_panoptic_split(unseen: str | Path) -> ClassSplit:
+    """The 133 classes of COCO panoptic, those unseen that a list of class names holds."""
     from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-    return ClassSplit.from_categories(COCO_CATEGORIES, read_name_list(splits_dir() / "coco_zsp_119_14.txt"))
+    return ClassSplit.from_categories(COCO_CATEGORIES, read_name_list(unseen))
 
 
 @cache
@@ -53,6 +66,7 @@ def coco_zsi_split(name: str) -> ClassSplit:
     if name not in INSTANCE_SPLITS:
         raise ValueError(f"unknown split {name!r} of COCO instances; expected one of {', '.join(INSTANCE_SPLITS)}")
     seen, unseen = (read_name_list(splits_dir() / f"coco_zsi_{name}_{part}.txt") for part in ("seen", "unseen"))
+
     things = [category for category in COCO_CATEGORIES if category["isthing"]]
     return ClassSplit.from_categories(things, unseen).restricted_to((*seen, *unseen))
 
@@ -64,7 +78,7 @@ def read_class_table(path: str | Path) -> list[dict[str, Any]]:
         COCO-style entries in the order of the lines; colours are spread over the hues.
 
     Raises:
-        ValueError: naming the line that has another form.
+        DataError: naming the line that has another form.
     """
     path = Path(path)
     categories: list[dict[str, Any]] = []
@@ -73,7 +87,7 @@ def read_class_table(path: str | Path) -> list[dict[str, Any]]:
             continue
         fields = line.split("\t")
         if len(fields) != 3 or not fields[0].isdigit() or fields[1] not in ("thing", "stuff"):
-            raise ValueError(f"{path}, line {number}: expected 'id<tab>thing or stuff<tab>name', found {line!r}")
+            raise DataError(f"{path}, line {number}: expected 'id<tab>thing or stuff<tab>name', found {line!r}")
         hue = len(categories) * _GOLDEN_RATIO % 1.0
         color = [round(255 * channel) for channel in colorsys.hls_to_rgb(hue, 0.5, 0.7)]
         categories.append({"id": int(fields[0]), "isthing": fields[1] == "thing", "name": fields[2], "color": color})

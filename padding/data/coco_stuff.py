@@ -20,9 +20,9 @@ from tqdm import tqdm
 from padding.data.class_split import ClassSplit
 from padding.data.files import TEMPORARY, save_png, write_json
 from padding.data.panoptic_audit import map_tasks
-from padding.data.panoptic_png import PreparationError
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import read_label_map
+from padding.errors import PreparationError
 
 __all__ = [
     "FULL_IMAGES",

@@ -8,6 +8,7 @@ import numpy as np
 
 from padding.data.sample import DatasetDict
 from padding.data.scribble_sets import label_key
+from padding.errors import DataError
 
 __all__ = ["choose_entries"]
 
@@ -24,7 +25,7 @@ def choose_entries(
         what: the entries are, for the message.
 
     Raises:
-        ValueError: an id is unknown.
+        DataError: an id is unknown.
     """
     if not ids:
         if not 0 < number < len(entries):
@@ -36,5 +37,5 @@ def choose_entries(
             known.setdefault(name, []).append(entry)
     unknown = [name for name in ids if name not in known]
     if unknown:
-        raise ValueError(f"no {what} is called {', '.join(unknown)}; the first ones are {', '.join(list(known)[:4])}")
+        raise DataError(f"no {what} is called {', '.join(unknown)}; the first ones are {', '.join(list(known)[:4])}")
     return [entry for name in ids for entry in known[name]]

@@ -15,6 +15,7 @@ from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.registration import register_listed_images
 from padding.data.sample import IGNORE_LABEL
 from padding.data.voc import voc_palette
+from padding.errors import ConfigError, MissingFileError
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -29,7 +30,7 @@ def folder_classes(path: str | Path) -> ClassSplit:
     """Label space of a text file: the name in line n, from 0 on, is the class of label value n.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_name_list``.
+        MissingFileError, DataError: see ``read_name_list``.
     """
     names = read_name_list(path)
     return ClassSplit(
@@ -44,12 +45,12 @@ def own_label_map(num_classes: int, void_values: Sequence[int]) -> dict[int, int
     """Label map that makes some values void; None without such values.
 
     Raises:
-        ValueError: a value lies outside 0 to 65535, or no class is left.
+        ConfigError: a value lies outside 0 to 65535, or no class is left.
     """
     if not void_values:
         return None
     if min(void_values) < 0 or max(void_values) > 65535 or not set(range(num_classes)) - set(void_values):
-        raise ValueError(
+        raise ConfigError(
             f"{_KEY}.VOID_VALUES is {tuple(void_values)}; expected values of label PNGs, 0 to 65535, that leave at "
             f"least one of the {num_classes} classes"
         )
@@ -78,18 +79,18 @@ def register_folders(
         void_values: label values that mean nothing; 255 always does.
 
     Raises:
-        FileNotFoundError, ValueError: a key is missing, contradicts another, or names a file that is not there.
+        MissingFileError, ConfigError: a key is missing, contradicts another, or names a file that is not there.
     """
     for key, value in (("LABELS", labels), ("CLASSES", classes)):
         if not value:
-            raise ValueError(f"{_KEY}.IMAGES is '{images}', but {_KEY}.{key} is empty; own data need all three")
+            raise ConfigError(f"{_KEY}.IMAGES is '{images}', but {_KEY}.{key} is empty; own data need all three")
     if bool(val_images) != bool(val_labels) or (val_images and val_list):
-        raise ValueError(
+        raise ConfigError(
             f"{_KEY}: set VAL_IMAGES and VAL_LABELS, or VAL_LIST, or none of them; got '{val_images}', '{val_labels}' "
             f"and '{val_list}'"
         )
     if not Path(classes).is_file():
-        raise FileNotFoundError(f"{_KEY}.CLASSES: {classes} does not exist; write one class name a line, label 0 first")
+        raise MissingFileError(f"{_KEY}.CLASSES: {classes} does not exist; write one class name a line, label 0 first")
     split = folder_classes(classes)
     cure = f"The folders are those of {_KEY}"
     register = partial(
@@ -107,7 +108,7 @@ def register_own_data(cfg: CfgNode) -> None:
     """Register what DATASETS.FOLDERS names; nothing if its IMAGES is empty.
 
     Raises:
-        FileNotFoundError, ValueError: see ``register_folders``.
+        MissingFileError, ConfigError: see ``register_folders``.
     """
     keys = cfg.DATASETS.FOLDERS
     settings = {
@@ -123,4 +124,4 @@ def register_own_data(cfg: CfgNode) -> None:
         register_folders(**settings)
     elif any(settings.values()):
         given = [name.upper() for name, value in settings.items() if value]
-        raise ValueError(f"{_KEY}.{given[0]} is set, but {_KEY}.IMAGES is empty; name the folder of the images")
+        raise ConfigError(f"{_KEY}.{given[0]} is set, but {_KEY}.IMAGES is empty; name the folder of the images")

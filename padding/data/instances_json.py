@@ -17,6 +17,7 @@ from typing import Any
 from padding.data.class_split import ClassSplit
 from padding.data.panoptic_json import check_files, names_outside, read_json
 from padding.data.sample import DatasetDict
+from padding.errors import DataError
 
 __all__ = ["load_instances"]
 
@@ -44,8 +45,8 @@ def load_instances(
         Entries in the order of the file, ``annotations[i]["category_id"]`` contiguous in ``class_split``.
 
     Raises:
-        FileNotFoundError: the JSON, the folder or an image is missing.
-        ValueError: the file contradicts itself or ``class_split``.
+        MissingFileError: the JSON, the folder or an image is missing.
+        DataError: the file contradicts itself or ``class_split``.
     """
     content = read_json(json_file, required=("images", "annotations", "categories"), cure=cure)
     outside = names_outside(content["categories"], class_split, class_split.contiguous_id, json_file)
@@ -61,7 +62,7 @@ def load_instances(
         for image in content["images"]
     ]
     if objects:
-        raise ValueError(f"{json_file}: objects of images that are not listed: {sorted(objects)[:5]}; obtain it again")
+        raise DataError(f"{json_file}: objects of images that are not listed: {sorted(objects)[:5]}; obtain it again")
     check_files(image_root, [entry["file_name"] for entry in entries], cure)
     logger.info("%s: %d images, %d objects", json_file, len(entries), len(content["annotations"]))
     return entries

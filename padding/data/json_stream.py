@@ -9,11 +9,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from padding.errors import DataError
+
 _CHUNK_CHARS = 1 << 20
 _BLANKS = " \t\n\r"
 
 
-class JsonStreamError(ValueError):
+class JsonStreamError(DataError):
     """A file that is not the JSON object it should be; the message names the file and the cure."""
 
 
@@ -106,7 +108,7 @@ def stream_json(
         ``(key, value)``; for a key of ``arrays`` one pair for each entry, none for an empty array.
 
     Raises:
-        FileNotFoundError: no such file.
+        MissingFileError: no such file.
         JsonStreamError: cut or damaged text, or a named key that is not an array.
     """
     path = Path(path)

@@ -10,7 +10,6 @@ Exit status: 0 sound, 1 problems found, 2 input that cannot be used.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from padding.data.registration import registered_names
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.semi_splits import select_entries
 from padding.data.targets import read_label_map
+from padding.errors import ConfigError, DataError, run_command
 
 __all__ = ["LabelAudit", "audit_labels", "displayed_size", "main"]
 
@@ -155,7 +155,7 @@ def displayed_size(path: str) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: the image cannot be decoded ({error})") from error
+        raise DataError(f"{path}: the image cannot be decoded ({error})") from error
     return (width, height) if turned else (height, width)
 
 
@@ -185,7 +185,7 @@ def _selected(args: argparse.Namespace) -> tuple[list[Any], tuple[str, ...], Map
     register_all()
     entries = DatasetCatalog.get(args.dataset) if args.dataset in registered_names() else []
     if not entries or "sem_seg_file_name" not in entries[0]:
-        raise ValueError(f"'{args.dataset}' is no data set with semantic label files; known are {registered_names()}")
+        raise ConfigError(f"'{args.dataset}' is no data set with semantic label files; known are {registered_names()}")
     if args.list:
         entries = select_entries(entries, read_id_list(args.list), split=args.list, data=(args.dataset,))
     label_map = getattr(MetadataCatalog.get(args.dataset), "sem_seg_label_map", None)
@@ -194,16 +194,16 @@ def _selected(args: argparse.Namespace) -> tuple[list[Any], tuple[str, ...], Map
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return run_command(_audit, arguments, failure=2)
+
+
+def _audit(arguments: Sequence[str] | None) -> int:
     args = parse_arguments(arguments)
-    try:
-        entries, names, label_map = _selected(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  (the command line's result)
-        return 2
+    entries, names, label_map = _selected(args)
     audit = audit_labels(entries, names, label_map=label_map)
     problems = audit.problems(all_labeled=args.list is not None)
     report = [*audit.lines(), *(f"problem: {line}" for line in problems), f"{len(problems)} kinds of problems"]
-    print("\n".join(report))  # noqa: T201
+    print("\n".join(report))  # noqa: T201  (the command line's result)
     return 1 if problems else 0
 
 

@@ -7,6 +7,7 @@ and the same command goes on where it stopped.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,11 +20,12 @@ from tqdm import tqdm
 from padding.data.files import TEMPORARY, save_png
 from padding.data.label_audit import audit_labels
 from padding.data.panoptic_audit import map_tasks
-from padding.data.panoptic_png import PreparationError
+from padding.data.preparation import report
 from padding.data.sample import DatasetDict
 from padding.data.targets import read_label_map
+from padding.errors import PreparationError
 
-__all__ = ["Conversion", "LabelPair", "conclude", "convert_labels", "existing_pairs"]
+__all__ = ["Conversion", "LabelPair", "convert_data_set", "convert_labels", "existing_pairs"]
 
 Reader = Callable[[Path], npt.NDArray[np.uint8]]
 Palette = tuple[tuple[int, int, int], ...]
@@ -132,21 +134,46 @@ def _convert_one(pair: LabelPair, *, read: Reader, palette: Palette, write: bool
     return "written"
 
 
-def conclude(done: Conversion, entries: Sequence[DatasetDict], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Read everything that will be trained on or evaluated once more.
+def convert_data_set(
+    args: argparse.Namespace,
+    pairs: Sequence[LabelPair],
+    read: Reader,
+    *,
+    entries: Callable[[Sequence[LabelPair]], Sequence[DatasetDict]],
+    names: Sequence[str],
+    palette: Palette = (),
+    title: str,
+    cure: str,
+) -> int:
+    """Convert a data set as its script was told to, then read everything that will be used once more.
 
     Args:
-        done: of ``convert_labels``.
-        entries: every image with its label file.
+        args: ``subset``, ``check``, ``overwrite`` and ``num_workers`` of the script.
+        pairs: of the whole data set.
+        read: see ``convert_labels``.
+        entries: pairs that are there -> every image with its label file.
         names: of the classes.
+        palette: see ``convert_labels``.
+        title: of the progress bar.
+        cure: see ``existing_pairs``.
 
     Returns:
-        Lines for a reader, and the problems, a line each.
+        The exit status.
     """
-    audit = audit_labels(entries, names)
+    pairs = existing_pairs(pairs, subset=args.subset, cure=cure)
+    done = convert_labels(
+        pairs,
+        read,
+        palette=palette,
+        write=not args.check,
+        overwrite=args.overwrite,
+        num_workers=args.num_workers,
+        title=title,
+    )
+    audit = audit_labels(entries(pairs), names)
     problems = audit.problems(all_labeled=True)
     if done.differing:
         shown = ", ".join(str(path) for path in done.differing[:_SHOWN])
         problems.append(f"{len(done.differing)} label images {_DIFFER}: {shown}")
     counts = f"{len(done.missing)} missing, {len(done.written)} written, {len(done.kept)} right already"
-    return [f"label images: {counts}", *audit.lines()], problems
+    return report(problems, [f"label images: {counts}", *audit.lines()])

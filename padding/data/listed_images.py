@@ -12,6 +12,7 @@ from pathlib import Path
 
 from padding.data.panoptic_json import check_files
 from padding.data.sample import DatasetDict
+from padding.errors import DataError, MissingFileError
 
 __all__ = ["IMAGE_ENDINGS", "images_by_id", "load_listed_images", "read_id_list"]
 
@@ -22,19 +23,19 @@ def read_id_list(path: str | Path) -> tuple[str, ...]:
     """Ids of a text file, one a line; blank lines and lines that start with # are skipped.
 
     Raises:
-        FileNotFoundError: there is no such list.
-        ValueError: an id stands in it twice, or the list is empty.
+        MissingFileError: there is no such list.
+        DataError: an id stands in it twice, or the list is empty.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list of image ids; datasets/README.md names those that exist")
+        raise MissingFileError(f"{path}: no such list of image ids; datasets/README.md names those that exist")
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     ids = tuple(line for line in lines if line and not line.startswith("#"))
     if not ids:
-        raise ValueError(f"{path}: the list holds no image id; expected one a line")
+        raise DataError(f"{path}: the list holds no image id; expected one a line")
     twice, count = Counter(ids).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{path}: image id {twice} stands {count} times; remove the repetitions")
+        raise DataError(f"{path}: image id {twice} stands {count} times; remove the repetitions")
     return ids
 
 
@@ -65,7 +66,7 @@ def load_listed_images(
         listed, so that no image is opened.
 
     Raises:
-        FileNotFoundError: the list, the image folder or an image is missing.
+        MissingFileError: the list, the image folder or an image is missing.
         ValueError: two images share a stem, or the folder has none.
     """
     image_root, label_root = Path(image_root), Path(label_root)
@@ -96,21 +97,21 @@ def _place(pattern: str, image_id: str) -> str:
 def images_by_id(folder: Path, cure: str) -> dict[str, str]:
     """File name of every image of a folder by its id, in order of the names."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of images. {cure}".rstrip())
+        raise MissingFileError(f"{folder}: no such folder of images. {cure}".rstrip())
     names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix.lower() in IMAGE_ENDINGS)
     files = {Path(name).stem: name for name in names}
     if not names:
-        raise ValueError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)}). {cure}".rstrip())
+        raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)}). {cure}".rstrip())
     if len(files) < len(names):
         twice = next(name for name in names if files[Path(name).stem] != name)
-        raise ValueError(f"{folder}: {twice} and {files[Path(twice).stem]} have one id; give every image one file")
+        raise DataError(f"{folder}: {twice} and {files[Path(twice).stem]} have one id; give every image one file")
     return files
 
 
 def _only(files: Mapping[str, str], ids: Sequence[str], *, folder: Path, listed_in: str | Path) -> dict[str, str]:
     missing = [i for i in ids if i not in files]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: has no image {missing[0]}, nor {len(missing) - 1} others of the {len(ids)} that {listed_in} "
             "lists; ids are file names without their ending"
         )

@@ -34,6 +34,7 @@ from padding.data.augmentation import (
 )
 from padding.data.catalog import class_split_of
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX
+from padding.errors import ConfigError, DataError, MissingFileError
 
 __all__ = [
     "MAPPER_REGISTRY",
@@ -66,13 +67,13 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Mapping[str, Any]], 
     """The mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
 
     Raises:
-        ValueError: the name is neither registered nor an official alias.
+        ConfigError: the name is neither registered nor an official alias.
     """
     name = cfg.INPUT.DATASET_MAPPER_NAME
     class_name, _ = _ALIASES.get(name, (name, ""))
     if class_name not in MAPPER_REGISTRY:
         known = sorted({mapper_name for mapper_name, _ in MAPPER_REGISTRY} | set(_ALIASES))
-        raise ValueError(f"INPUT.DATASET_MAPPER_NAME is '{name}'; known mappers are {', '.join(known)}")
+        raise ConfigError(f"INPUT.DATASET_MAPPER_NAME is '{name}'; known mappers are {', '.join(known)}")
     return MAPPER_REGISTRY.get(class_name)(cfg, is_train=is_train)
 
 
@@ -239,9 +240,9 @@ class Mapper:
         try:
             image = utils.read_image(path, format=self.image_format)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path}: no such file, though the data set lists it; obtain it again") from error
+            raise MissingFileError(f"{path}: no such file, though the data set lists it; obtain it again") from error
         except OSError as error:
-            raise ValueError(f"{path}: cannot be decoded ({error}); the file is damaged, obtain it again") from error
+            raise DataError(f"{path}: cannot be decoded ({error}); the file is damaged, obtain it again") from error
         targets.check_size(path, image.shape, dataset_dict)
         return image
 
@@ -252,7 +253,7 @@ class Mapper:
         grey = targets.read_label_map(path)
         targets.check_size(path, grey.shape, {"height": size[0], "width": size[1]})
         if grey.dtype != np.uint8:
-            raise ValueError(f"{path}: a continuous map is an 8-bit grey image, this one has {grey.dtype}; convert it")
+            raise DataError(f"{path}: a continuous map is an 8-bit grey image, this one has {grey.dtype}; convert it")
         grey = targets.pad_to_size(transforms.apply_image(grey), self.plan.output_size, 0, name=str(path))
         return torch.from_numpy(np.ascontiguousarray(grey)).to(torch.float32).div_(255.0)[None]
 
@@ -287,11 +288,11 @@ class SemanticMapper(Mapper):
             settings: see ``Mapper``.
 
         Raises:
-            ValueError: the ignore label is one of the classes.
+            DataError: the ignore label is one of the classes.
         """
         super().__init__(**settings)
         if ignore_label < num_classes:
-            raise ValueError(
+            raise DataError(
                 f"the ignore label {ignore_label} is one of the {num_classes} classes; register the data set with "
                 "an ignore_label beyond them"
             )
@@ -354,11 +355,11 @@ class UnlabeledMapper(Mapper):
         """Settings from the INPUT keys; the augmentation is the one of the labeled images.
 
         Raises:
-            ValueError: if that augmentation looks at labels.
+            ConfigError: if that augmentation looks at labels.
         """
         crop = cfg.INPUT.CROP
         if is_train and crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1.0:
-            raise ValueError(
+            raise ConfigError(
                 "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA looks at labels, which unlabeled images do not have; set it to 1.0"
             )
         return {**cls._base_arguments(cfg, is_train), "extra_maps": ()}
@@ -439,7 +440,7 @@ def _read_segment_index(sample: Mapping[str, Any], size: tuple[int, int]) -> tar
 
 def _required(sample: Mapping[str, Any], key: str) -> Any:
     if key not in sample:
-        raise ValueError(
+        raise ConfigError(
             f"{sample['file_name']}: this data set has no '{key}', which INPUT.DATASET_MAPPER_NAME or INPUT.EXTRA_MAPS "
             f"needs (there is {sorted(sample)}); choose another mapper or data set"
         )

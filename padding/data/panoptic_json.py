@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from padding.data.class_split import ClassSplit
 from padding.data.sample import DatasetDict, SegmentInfo
+from padding.errors import DataError, MissingFileError
 
 __all__ = ["UnseenPolicy", "check_files", "load_panoptic", "names_outside", "read_json"]
 
@@ -33,23 +34,23 @@ def read_json(path: str | Path, *, required: Iterable[str] = (), cure: str = "")
         cure: sentence appended to every error: how the file is obtained.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not valid JSON (as when a download was cut), not an object, or lacks a key.
+        MissingFileError: there is no such file.
+        DataError: it is not valid JSON (as when a download was cut), not an object, or lacks a key.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. {cure}".rstrip())
+        raise MissingFileError(f"{path}: no such file. {cure}".rstrip())
     try:
         with path.open(encoding="utf-8") as file:
             content = json.load(file)
     except ValueError as error:
-        raise ValueError(
+        raise DataError(
             f"{path}: not valid JSON ({error}); the file is damaged or was cut while it was written. "
             f"Obtain it again. {cure}".rstrip()
         ) from error
     missing = [key for key in required if not isinstance(content, dict) or key not in content]
     if missing:
-        raise ValueError(f"{path}: lacks {missing}, which this kind of COCO file holds. {cure}".rstrip())
+        raise DataError(f"{path}: lacks {missing}, which this kind of COCO file holds. {cure}".rstrip())
     return content
 
 
@@ -85,7 +86,7 @@ def load_panoptic(
         Entries in the order of the file, ``category_id`` contiguous in ``class_split``.
 
     Raises:
-        FileNotFoundError: the JSON, a folder, an image or a PNG is missing.
+        MissingFileError: the JSON, a folder, an image or a PNG is missing.
         ValueError: the file contradicts itself or ``class_split``, or the policy "error" met such a segment.
     """
     if unseen_policy not in get_args(UnseenPolicy):
@@ -167,12 +168,12 @@ class _SegmentReader:
     def _is_void(self, segment: Mapping[str, Any], image_name: str) -> bool:
         category_id = segment["category_id"]
         if category_id not in self.outside:
-            raise ValueError(
+            raise DataError(
                 f"{self.json_name}: segment {segment['id']} of image {image_name} has the unknown category id "
                 f"{category_id}; add the category to the file's 'categories' or correct the segment"
             )
         if self.policy == "error":
-            raise ValueError(
+            raise DataError(
                 f"{self.json_name}: image {image_name} holds '{self.outside[category_id]}' (category {category_id}), "
                 f"which is not one of the {len(self.allowed)} classes this set may show. Prepare a JSON "
                 "without such images, or register the set with unseen_policy='ignore_pixels' or 'drop_image'"
@@ -201,7 +202,7 @@ def names_outside(
             outside[category["id"]] = category["name"]
         contiguous = class_split.contiguous_id.get(category["id"])
         if contiguous is not None and class_split.names[contiguous] != category["name"]:
-            raise ValueError(
+            raise DataError(
                 f"{json_name}: category id {category['id']} is '{category['name']}' in the file and "
                 f"'{class_split.names[contiguous]}' in the registered classes; register the file's own classes"
             )
@@ -215,7 +216,7 @@ def _annotations_by_image(content: Mapping[str, Any], json_name: str | Path) -> 
         image_id = annotation["image_id"]
         if image_id not in image_ids or image_id in annotations:
             what = "is annotated twice" if image_id in annotations else "is annotated but not listed in 'images'"
-            raise ValueError(f"{json_name}: image {image_id} {what}; obtain the file again or repair this entry")
+            raise DataError(f"{json_name}: image {image_id} {what}; obtain the file again or repair this entry")
         annotations[image_id] = annotation
     return annotations
 
@@ -227,7 +228,7 @@ def check_files(root: str | Path, paths: list[str], cure: str) -> None:
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder. {cure}".rstrip())
+        raise MissingFileError(f"{root}: no such folder. {cure}".rstrip())
     present = {root: set(os.listdir(root))}  # noqa: PTH208
     missing = []
     for path in paths:
@@ -237,6 +238,6 @@ def check_files(root: str | Path, paths: list[str], cure: str) -> None:
         if name not in present[Path(folder)]:
             missing.append(path)
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{missing[0]}: no such file, nor are {len(missing) - 1} others of the {len(paths)} listed. {cure}".rstrip()
         )

@@ -15,14 +15,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from padding.data.files import save_png
+from padding.errors import PreparationError
 
 IGNORE_LABEL = 255
 VOID_ID = 0
 _SHOWN = 5
-
-
-class PreparationError(ValueError):
-    """Data that cannot be prepared; the message names the file and the cure."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from padding.data.registration import register_listed_images
 from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
 from padding.data.voc import voc_palette
+from padding.errors import DataError, MissingFileError
 
 __all__ = [
     "CONTEXT_FOLDER",
@@ -77,7 +78,7 @@ def context_classes() -> tuple[ContextClass, ...]:
     lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     for position, columns in enumerate(lines):
         if len(columns) != 6 or columns[0] != str(position):
-            raise ValueError(f"{path}: row {position} is {columns}; expected six columns, the first one counting up")
+            raise DataError(f"{path}: row {position} is {columns}; expected six columns, the first one counting up")
     return tuple(ContextClass(name, tag, int(other), raw, int(raw_id)) for _, name, tag, other, raw, raw_id in lines)
 
 
@@ -119,12 +120,12 @@ def context_ids(part: str) -> tuple[str, ...]:
     """Image ids of "train" (4998) or "val" (5105).
 
     Raises:
-        ValueError: the list does not have the official number of images.
+        DataError: the list does not have the official number of images.
     """
     path = splits_dir() / "pascal_context" / f"{part}.txt"
     ids = read_id_list(path)
     if len(ids) != _COUNTS[part]:
-        raise ValueError(f"{path}: {len(ids)} images, the official {part} set has {_COUNTS[part]}; restore the file")
+        raise DataError(f"{path}: {len(ids)} images, the official {part} set has {_COUNTS[part]}; restore the file")
     return ids
 
 
@@ -132,17 +133,17 @@ def read_label_names(path: str | Path) -> dict[int, str]:
     """Value in ``LabelMap`` -> name, from the data set's ``labels.txt`` with lines such as "2: aeroplane".
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line has another form.
+        MissingFileError: there is no such file.
+        DataError: a line has another form.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it is part of the PASCAL-Context download, beside trainval/")
+        raise MissingFileError(f"{path}: no such file; it is part of the PASCAL-Context download, beside trainval/")
     names: dict[int, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         value, colon, name = line.partition(":")
         if line.strip() and not (colon and value.strip().isdigit() and name.strip()):
-            raise ValueError(f"{path}:{number}: expected a number, a colon and a name, got '{line}'")
+            raise DataError(f"{path}:{number}: expected a number, a colon and a name, got '{line}'")
         if line.strip():
             names[int(value)] = name.strip()
     return names
@@ -155,7 +156,7 @@ def context_lookup(names: Mapping[int, str] | None = None) -> npt.NDArray[np.uin
         names: of ``labels.txt``, which decide then; None: the numbers of our table.
 
     Raises:
-        ValueError: a class is not among the names.
+        DataError: a class is not among the names.
     """
     lookup = np.zeros(_NUM_RAW + 1, np.uint8)
     values = {name: value for value, name in (names or {}).items()}
@@ -164,7 +165,7 @@ def context_lookup(names: Mapping[int, str] | None = None) -> npt.NDArray[np.uin
             continue
         value = values.get(entry.raw_name) if names is not None else entry.raw_id
         if value is None or not 0 < value <= _NUM_RAW:
-            raise ValueError(
+            raise DataError(
                 f"labels.txt has no class '{entry.raw_name}' among its {len(values)} names; use the labels.txt of the "
                 "459-class PASCAL-Context download, not 59_labels.txt"
             )
@@ -180,20 +181,20 @@ def read_context_mat(path: str | Path, lookup: npt.NDArray[np.uint8]) -> npt.NDA
         lookup: see ``context_lookup``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, has no ``LabelMap``, or other values.
+        MissingFileError: there is no such file.
+        DataError: it cannot be read, has no ``LabelMap``, or other values.
     """
     import scipy.io
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; unpack trainval.tar.gz of PASCAL-Context, 10 103 files")
+        raise MissingFileError(f"{path}: no such file; unpack trainval.tar.gz of PASCAL-Context, 10 103 files")
     try:
         raw = np.asarray(scipy.io.loadmat(path)["LabelMap"])
     except Exception as error:  # scipy raises whatever damaged bytes lead it to
-        raise ValueError(f"{path}: no LabelMap can be read ({error}); obtain the file again") from error
+        raise DataError(f"{path}: no LabelMap can be read ({error}); obtain the file again") from error
     if raw.ndim != 2 or raw.min() < 0 or raw.max() > _NUM_RAW:
-        raise ValueError(
+        raise DataError(
             f"{path}: LabelMap is {raw.shape} with values to {raw.max()}; expected (h, w) and 0 to {_NUM_RAW}"
         )
     return lookup[raw.astype(np.int64)]

@@ -17,6 +17,7 @@ from padding.data.listed_images import load_listed_images
 from padding.data.panoptic_json import UnseenPolicy, load_panoptic
 from padding.data.sample import IGNORE_LABEL, LABEL_DIVISOR, DatasetDict
 from padding.data.sem_seg_list import ImagePolicy, load_sem_seg
+from padding.errors import DataError
 
 __all__ = [
     "class_split_of",
@@ -43,7 +44,7 @@ def class_split_of(dataset_name: str) -> ClassSplit:
     ``thing_classes``, everything seen.
 
     Raises:
-        ValueError: the set is unknown or names no classes.
+        DataError: the set is unknown or names no classes.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -56,7 +57,7 @@ def class_split_of(dataset_name: str) -> ClassSplit:
     names = tuple(getattr(metadata, "stuff_classes", ())) or things
     if not names:
         why = "has no class names in its metadata" if known else f"is not registered; ours are {sorted(_registered)}"
-        raise ValueError(
+        raise DataError(
             f"data set '{dataset_name}' {why}. Call padding.data.catalog.register_all() or register your own"
         )
     is_thing = tuple(name in things for name in names)
@@ -140,12 +141,12 @@ def register_sem_seg(  # noqa: PLR0913  (one argument per file or folder)
         cure: sentence for error messages: how the files are obtained.
 
     Raises:
-        ValueError: ``name`` belongs to somebody else, or ``label_map`` leads outside the label space.
+        DataError: ``name`` belongs to somebody else, or ``label_map`` leads outside the label space.
     """
     if label_map is not None:
         outside = sorted({*label_map.values()} - {*range(class_split.num_classes), IGNORE_LABEL})
         if outside:
-            raise ValueError(
+            raise DataError(
                 f"data set '{name}': label_map leads to {outside[:5]}, but there are {class_split.num_classes} classes "
                 f"(0 to {class_split.num_classes - 1}) and the ignore label {IGNORE_LABEL}"
             )
@@ -230,11 +231,11 @@ def register_instances(
         cure: sentence for error messages: how the files are obtained.
 
     Raises:
-        ValueError: ``name`` belongs to somebody else, or a class is stuff.
+        DataError: ``name`` belongs to somebody else, or a class is stuff.
     """
     stuff = [class_name for class_name, thing in zip(class_split.names, class_split.is_thing, strict=True) if not thing]
     if stuff:
-        raise ValueError(f"data set '{name}': instances of stuff {stuff[:5]}; restrict the class_split to its things")
+        raise DataError(f"data set '{name}': instances of stuff {stuff[:5]}; restrict the class_split to its things")
     files = {"image_root": str(image_root), "json_file": str(json_file)}
     register_data_set(
         name,
@@ -270,13 +271,13 @@ def register_data_set(
         label_map: value in semantic PNGs -> contiguous id or the ignore label.
 
     Raises:
-        ValueError: ``name`` belongs to a data set that was registered by somebody else.
+        DataError: ``name`` belongs to a data set that was registered by somebody else.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     if name in DatasetCatalog:
         if name not in _registered:
-            raise ValueError(f"a data set '{name}' is registered already, not by this project; choose another name")
+            raise DataError(f"a data set '{name}' is registered already, not by this project; choose another name")
         DatasetCatalog.remove(name)
     if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)  # a metadata field accepts one value only, so another root needs a new object

@@ -17,6 +17,7 @@ from PIL import Image
 
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import check_size, read_label_map, translate_labels
+from padding.errors import ConfigError, DataError, MissingFileError
 
 __all__ = ["SALIENT_ABOVE", "has_saliency", "read_grey_map", "read_saliency", "saliency_target", "saliency_to_bytes"]
 
@@ -44,8 +45,8 @@ def read_saliency(entry: Mapping[str, Any]) -> tuple[npt.NDArray[np.float32], np
         Saliency (h, w) float32 in [0, 1], 0 where it is unknown, and the mask (h, w) bool of pixels where it is known.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the entry has no saliency, or its file cannot be used.
+        MissingFileError: there is no such file.
+        ConfigError: the entry has no saliency, or its file cannot be used.
     """
     if _MAP in entry:
         path = entry[_MAP]
@@ -59,7 +60,7 @@ def read_saliency(entry: Mapping[str, Any]) -> tuple[npt.NDArray[np.float32], np
         known = labels != IGNORE_LABEL
         saliency = np.isin(labels, entry[_CLASSES]).astype(np.float32)
     else:
-        raise ValueError(
+        raise ConfigError(
             f"{entry.get('file_name', entry)}: has no saliency, neither '{_MAP}' nor '{_CLASSES}' with "
             "'sem_seg_file_name'; name a saliency set in DATASETS.TRAIN_SALIENCY (datasets/README.md lists them)"
         )
@@ -73,22 +74,22 @@ def read_grey_map(path: str | Path) -> npt.NDArray[np.uint8]:
     Unlike ``read_label_map``, the colours of a palette count: a mask saved as black and white has the indices 0 and 1.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded, has colours or more than 8 bits.
+        MissingFileError: there is no such file.
+        DataError: it cannot be decoded, has colours or more than 8 bits.
     """
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
-                raise ValueError(f"{path}: a saliency map is an 8-bit grey image, this one has mode {image.mode}")
+                raise DataError(f"{path}: a saliency map is an 8-bit grey image, this one has mode {image.mode}")
             if image.mode in ("L", "1"):
                 return np.array(image.convert("L"))
             colors = np.asarray(image.convert("RGB"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file, though the data set lists it; obtain it again") from None
+        raise MissingFileError(f"{path}: no such file, though the data set lists it; obtain it again") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be decoded ({error}); the file is damaged, obtain it again") from error
+        raise DataError(f"{path}: cannot be decoded ({error}); the file is damaged, obtain it again") from error
     if colors.size and int((colors.max(axis=2) - colors.min(axis=2)).max()) > _LARGEST_TINT:
-        raise ValueError(
+        raise DataError(
             f"{path}: a saliency map is a grey image, this one has colours; were class labels or an overlay meant?"
         )
     return np.ascontiguousarray(colors[..., 1])

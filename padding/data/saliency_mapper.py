@@ -22,6 +22,7 @@ from padding.data.augmentation import AugmentationPlan, View, color_jitter, resi
 from padding.data.mappers import MAPPER_REGISTRY, Mapper, SemanticMapper
 from padding.data.saliency import read_saliency, saliency_target, saliency_to_bytes
 from padding.data.targets import pad_to_size
+from padding.errors import ConfigError
 
 __all__ = ["JointSaliencyMapper", "SaliencyMapper", "saliency_plan", "transform_saliency"]
 
@@ -32,7 +33,7 @@ def saliency_plan(cfg: CfgNode) -> AugmentationPlan:
     """Augmentation of the images with saliency alone, by INPUT.SALIENCY.MODE.
 
     Raises:
-        ValueError: the mode is unknown, or a size is no size.
+        ConfigError: the mode is unknown, or a size is no size.
     """
     keys, flip = cfg.INPUT.SALIENCY, cfg.INPUT.RANDOM_FLIP
     if keys.MODE == "resize":
@@ -40,7 +41,7 @@ def saliency_plan(cfg: CfgNode) -> AugmentationPlan:
     elif keys.MODE == "scale_crop":
         plan = scale_and_crop(factors=keys.SCALE_FACTORS, sampling="choice", crop_size=keys.CROP, flip=flip)
     else:
-        raise ValueError(f"INPUT.SALIENCY.MODE is '{keys.MODE}'; choose 'resize' or 'scale_crop'")
+        raise ConfigError(f"INPUT.SALIENCY.MODE is '{keys.MODE}'; choose 'resize' or 'scale_crop'")
     return replace(plan, photometric=color_jitter(cfg.INPUT.FORMAT)) if cfg.INPUT.COLOR_AUG_SSD else plan
 
 

@@ -17,6 +17,7 @@ from padding.data.listed_images import images_by_id
 from padding.data.registration import class_split_of, register_data_set, registered_names
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.voc import VOC_NAMES
+from padding.errors import DataError, MissingFileError
 
 __all__ = [
     "DERIVED_SETS",
@@ -134,7 +135,7 @@ def pair_saliency(
         cure: sentence for error messages: how the files are obtained.
 
     Raises:
-        FileNotFoundError: ``folder`` or one of the two folders is missing.
+        MissingFileError: ``folder`` or one of the two folders is missing.
         ValueError: a folder is empty, or two of its files have one stem.
     """
     folder = Path(folder)
@@ -156,13 +157,13 @@ def pair_saliency(
 
 def _subfolder(folder: Path, names: Sequence[str], what: str, cure: str) -> Path:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder. {cure}".rstrip())
+        raise MissingFileError(f"{folder}: no such folder. {cure}".rstrip())
     present = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     for name in names:
         found = present.get(name.lower(), folder / name)
         if found.is_dir():
             return found
-    raise FileNotFoundError(f"{folder}: has no folder of {what} ({', '.join(names)}). {cure}".rstrip())
+    raise MissingFileError(f"{folder}: has no folder of {what} ({', '.join(names)}). {cure}".rstrip())
 
 
 def load_saliency(
@@ -171,17 +172,17 @@ def load_saliency(
     """Entries of a saliency set: ``file_name``, ``image_id`` and ``saliency_file_name``, see ``pair_saliency``.
 
     Raises:
-        FileNotFoundError: a folder is missing, or an image has no map.
-        ValueError: a map has no image, a folder is empty, or two files have one stem.
+        MissingFileError: a folder is missing, or an image has no map.
+        DataError: a map has no image, a folder is empty, or two files have one stem.
     """
     pairs = pair_saliency(folder, images=images, masks=masks, cure=cure)
     if pairs.without_mask:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{pairs.masks}: has no map of {pairs.without_mask[0]}, nor of {len(pairs.without_mask) - 1} other images "
             f"of {pairs.images}; both are paired by their names without ending. {cure}".rstrip()
         )
     if pairs.without_image:
-        raise ValueError(
+        raise DataError(
             f"{pairs.images}: has no image of the map {pairs.without_image[0]}, nor of {len(pairs.without_image) - 1} "
             f"others of {pairs.masks}; were the images unpacked completely? {cure}".rstrip()
         )
@@ -233,14 +234,14 @@ def register_derived_saliency(name: str, *, dense: str, salient: Sequence[str]) 
         salient: names of its salient classes.
 
     Raises:
-        ValueError: a class is unknown, or ``name`` belongs to somebody else.
+        DataError: a class is unknown, or ``name`` belongs to somebody else.
     """
     from detectron2.data import MetadataCatalog
 
     names = class_split_of(dense).names
     unknown = [one for one in salient if one not in names]
     if unknown or not salient:
-        raise ValueError(
+        raise DataError(
             f"data set '{name}': {unknown[0] if unknown else 'nothing'} is to be salient, but the classes of '{dense}' "
             f"are {', '.join(names)}"
         )

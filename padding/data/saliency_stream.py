@@ -22,6 +22,7 @@ from padding.data.saliency import has_saliency
 from padding.data.saliency_mapper import JointSaliencyMapper, SaliencyMapper
 from padding.data.semi_splits import SemiSplit, read_semi_split, select_entries
 from padding.data.streams import PairedStream, TrainStream, derived_seed, load_training_entries
+from padding.errors import ConfigError, DataError
 
 __all__ = [
     "SALIENCY_BATCHES",
@@ -42,7 +43,7 @@ def load_segmentation_entries(cfg: CfgNode) -> Entries:
     """Entries of DATASETS.TRAIN; with DATASETS.SPLIT those of its ``labeled.txt``, in the order of the list.
 
     Raises:
-        FileNotFoundError, ValueError: a list, an image or an id is missing.
+        MissingFileError, DataError: a list, an image or an id is missing.
     """
     data = cfg.DATASETS
     pool = load_training_entries(data.TRAIN, filter_empty=False)
@@ -59,7 +60,7 @@ def load_saliency_entries(cfg: CfgNode) -> Entries:
     stay complete.
 
     Raises:
-        FileNotFoundError, ValueError: a list, an image or an id is missing, or a set has no saliency.
+        MissingFileError, DataError: a list, an image or an id is missing, or a set has no saliency.
     """
     names = tuple(cfg.DATASETS.TRAIN_SALIENCY)
     sets = {name: _with_saliency(name) for name in names}
@@ -81,7 +82,7 @@ def load_joint_entries(cfg: CfgNode) -> Entries:
     DATASETS.TRAIN_SALIENCY.
 
     Raises:
-        FileNotFoundError, ValueError: a list, an image or an id is missing; no image has both; or saliency would be
+        MissingFileError, ConfigError: a list, an image or an id is missing; no image has both; or saliency would be
             derived from other labels than those of the entry.
     """
     found = load_segmentation_entries(cfg)
@@ -90,7 +91,7 @@ def load_joint_entries(cfg: CfgNode) -> Entries:
     both = [_joined(entry, by_file.get(_file(entry))) for entry in found]
     kept = [entry for entry in both if entry is not None]
     if not kept:
-        raise ValueError(
+        raise ConfigError(
             f"DATASETS.SALIENCY_BATCHES is 'joint', but none of the {len(found)} images of "
             f"{', '.join(cfg.DATASETS.TRAIN)} has saliency in DATASETS.TRAIN_SALIENCY ({', '.join(names) or 'empty'}); "
             "name a set of the same image files there, such as camvid_train_saliency, or choose 'paired'"
@@ -122,18 +123,18 @@ def build_saliency_stream(
         num_workers: processes that map ahead, for each stream.
 
     Raises:
-        ValueError: images of a kind are asked for, but there are none; or the numbers do not suit "joint" batches.
+        ConfigError: images of a kind are asked for, but there are none; or the numbers do not suit "joint" batches.
     """
     mode = cfg.DATASETS.SALIENCY_BATCHES
     if mode not in SALIENCY_BATCHES:
-        raise ValueError(f"DATASETS.SALIENCY_BATCHES is '{mode}'; choose one of {', '.join(SALIENCY_BATCHES)}")
+        raise ConfigError(f"DATASETS.SALIENCY_BATCHES is '{mode}'; choose one of {', '.join(SALIENCY_BATCHES)}")
     build = partial(TrainStream, rank=rank, world_size=world_size, num_workers=num_workers)
     if saliency_per_batch == 0:
         entries = load_segmentation_entries(cfg)
         return build(entries, build_mapper(cfg, is_train=True), batch_size=segmentation_per_batch, seed=seed)
     if mode == "joint":
         if saliency_per_batch != segmentation_per_batch:
-            raise ValueError(
+            raise ConfigError(
                 f"DATASETS.SALIENCY_BATCHES is 'joint': every image has both labels, but {saliency_per_batch} images "
                 f"with saliency and {segmentation_per_batch} with classes are asked for; set "
                 "SOLVER.IMS_PER_BATCH_SALIENCY to IMS_PER_BATCH, or to 0 for class labels alone"
@@ -141,7 +142,7 @@ def build_saliency_stream(
         return build(load_joint_entries(cfg), _joint_mapper(cfg), batch_size=segmentation_per_batch, seed=seed)
     salient = load_saliency_entries(cfg)
     if not salient:
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.IMS_PER_BATCH_SALIENCY is {cfg.SOLVER.IMS_PER_BATCH_SALIENCY}, but no image has saliency: name "
             "sets in DATASETS.TRAIN_SALIENCY, or set the number to 0"
         )
@@ -157,11 +158,11 @@ def build_saliency_stream(
 
 def _with_saliency(name: str) -> Entries:
     if name not in DatasetCatalog:
-        raise ValueError(f"DATASETS.TRAIN_SALIENCY names '{name}', which is not registered")
+        raise ConfigError(f"DATASETS.TRAIN_SALIENCY names '{name}', which is not registered")
     entries: Entries = list(DatasetCatalog.get(name))
     without = [entry for entry in entries if not has_saliency(entry)]
     if without:
-        raise ValueError(
+        raise ConfigError(
             f"DATASETS.TRAIN_SALIENCY names '{name}', but {len(without)} of its {len(entries)} images have none, "
             f"first {without[0]['file_name']}; datasets/README.md lists the saliency sets"
         )
@@ -183,7 +184,7 @@ def _joined(entry: dict[str, Any], salient: Mapping[str, Any] | None) -> dict[st
     if salient is None:
         return None
     if "saliency_file_name" not in salient and salient["sem_seg_file_name"] != entry.get("sem_seg_file_name"):
-        raise ValueError(
+        raise DataError(
             f"{entry['file_name']}: saliency is derived from {salient['sem_seg_file_name']}, the class labels are "
             f"{entry.get('sem_seg_file_name')}; joint batches need one label file, use 'paired' ones"
         )
@@ -193,7 +194,7 @@ def _joined(entry: dict[str, Any], salient: Mapping[str, Any] | None) -> dict[st
 def _joint_mapper(cfg: CfgNode) -> JointSaliencyMapper:
     named = build_mapper(cfg, is_train=True)
     if not isinstance(named, SemanticMapper):
-        raise ValueError(
+        raise ConfigError(
             f"INPUT.DATASET_MAPPER_NAME is '{cfg.INPUT.DATASET_MAPPER_NAME}', but joint batches have semantic labels; "
             "choose 'semantic_scale_crop' or 'mask_former_semantic'"
         )

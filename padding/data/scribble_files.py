@@ -17,7 +17,6 @@ from padding.data.class_split import ClassSplit
 from padding.data.files import save_png, write_bytes
 from padding.data.label_audit import displayed_size
 from padding.data.panoptic_audit import map_tasks
-from padding.data.panoptic_png import PreparationError
 from padding.data.registration import class_split_of
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING
 from padding.data.scribble_folder import ScribbleFolder
@@ -28,6 +27,7 @@ from padding.data.scribble_statistics import ScribbleStatistics, count_image
 from padding.data.scribble_tags import ScribbleTags
 from padding.data.scribbles import AnnotatedImage, draw_scribbles, parse_scribble_xml, scribble_xml
 from padding.data.targets import read_label_map, translate_labels
+from padding.errors import PreparationError
 
 __all__ = [
     "LabelSpace",

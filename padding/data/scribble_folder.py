@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from padding.data.files import TEMPORARY, write_json
-from padding.data.panoptic_png import PreparationError
+from padding.errors import PreparationError
 
 __all__ = ["ScribbleFolder"]
 

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from padding.data.panoptic_png import PreparationError
 from padding.data.sample import IGNORE_LABEL
 from padding.data.scribble_files import ScribbleTask
 from padding.data.scribble_folder import ScribbleFolder
 from padding.data.targets import read_label_map
+from padding.errors import PreparationError
 
 __all__ = ["draw_preview"]
 

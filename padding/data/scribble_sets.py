@@ -111,7 +111,7 @@ def load_scribbles(dense: str, *, label_root: str | Path, cure: str = "") -> lis
         cure: sentence for error messages: how they are made.
 
     Raises:
-        FileNotFoundError: an image has none; a training set without it would teach nothing.
+        MissingFileError: an image has none; a training set without it would teach nothing.
     """
     from detectron2.data import DatasetCatalog
 

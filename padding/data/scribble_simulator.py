@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from padding.data.scribble_curves import STYLES, Points, Region, central_part, resampled, skeleton_path
 from padding.data.scribbles import DEFAULT_WIDTH, Scribble, line_mask
+from padding.errors import ConfigError
 
 __all__ = ["SIMULATOR_VERSION", "SimulatorConfig", "simulate_scribbles"]
 
@@ -63,18 +64,18 @@ class SimulatorConfig:
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
-            raise ValueError(f"the style is '{self.style}'; expected one of {', '.join(STYLES)}")
+            raise ConfigError(f"the style is '{self.style}'; expected one of {', '.join(STYLES)}")
         for name in ("length", "drop", "second_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a share in [0, 1]")
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share in [0, 1]")
         if self.seed < 0 or self.width < 1 or self.min_area < 1:
-            raise ValueError(f"expected seed >= 0, width >= 1 and min_area >= 1, got {self}")
+            raise ConfigError(f"expected seed >= 0, width >= 1 and min_area >= 1, got {self}")
         if min(self.erosion) < 0 or self.background_erosion < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"the erosions are {self.erosion}, factor {self.background_erosion}; expected none below 0"
             )
         if not 0 <= self.erosion_share[0] < self.erosion_share[1]:
-            raise ValueError(f"erosion_share is {self.erosion_share}; expected a smaller and a larger share")
+            raise ConfigError(f"erosion_share is {self.erosion_share}; expected a smaller and a larger share")
 
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, with the version of the simulator."""

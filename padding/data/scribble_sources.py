@@ -32,6 +32,7 @@ from padding.data.scribbles import (
     parse_scribble_xml,
     scaled_to,
 )
+from padding.errors import DataError, MissingFileError
 
 __all__ = ["FORMATS", "ScribbleReader", "ScribbleSource", "find_scribbles"]
 
@@ -60,10 +61,10 @@ class ScribbleSource:
         """Content of an image's file, and its name for messages.
 
         Raises:
-            FileNotFoundError: the image has none.
+            MissingFileError: the image has none.
         """
         if key not in self.members:
-            raise FileNotFoundError(f"{self.path}: no {self.format} file for image {key}; complete the download")
+            raise MissingFileError(f"{self.path}: no {self.format} file for image {key}; complete the download")
         name = self.members[key]
         if self.path.is_dir():
             return (self.path / name).read_bytes(), str(self.path / name)
@@ -94,8 +95,8 @@ def find_scribbles(path: str | Path, *, below: str = "", wanted_format: str = ""
         wanted_format: one of ``FORMATS`` where there are several; "" finds out.
 
     Raises:
-        FileNotFoundError: there is no such folder or file.
-        ValueError: no scribble files, several formats, or two files for one image.
+        MissingFileError: there is no such folder or file.
+        DataError: no scribble files, several formats, or two files for one image.
     """
     path = Path(path)
     names = [name for name in _names_in(path) if not below or f"/{name}".find(f"/{below.strip('/')}/") >= 0]
@@ -106,7 +107,7 @@ def find_scribbles(path: str | Path, *, below: str = "", wanted_format: str = ""
     if len(counts) != 1 or not sum(counts.values()):
         found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count) or "none"
         where = f"{path} below '{below}'" if below else f"{path}"
-        raise ValueError(
+        raise DataError(
             f"{where}: expected scribble files of one format ({', '.join(FORMATS)}), found {found}; name the folder of "
             "the scribbles, or the format"
         )
@@ -115,7 +116,7 @@ def find_scribbles(path: str | Path, *, below: str = "", wanted_format: str = ""
     for name in sorted(name for name, one in formats.items() if one == kind):
         key = PurePosixPath(name).stem
         if key in members:
-            raise ValueError(f"{path}: image {key} has the files {members[key]} and {name}; name one of the folders")
+            raise DataError(f"{path}: image {key} has the files {members[key]} and {name}; name one of the folders")
         members[key] = name
     return ScribbleSource(path, kind, members)
 
@@ -124,11 +125,11 @@ def _names_in(path: Path) -> list[str]:
     if path.is_dir():
         return [file.relative_to(path).as_posix() for file in path.rglob("[!.]*") if file.is_file()]
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path}: no such folder or zip file of scribbles; datasets/README.md says where to get it"
         )
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: neither a folder nor a zip file; unpack it first")
+        raise DataError(f"{path}: neither a folder nor a zip file; unpack it first")
     # Archives made on a Mac carry a hidden twin of every file.
     names = _opened_zip(path).namelist()
     return [name for name in names if not name.endswith("/") and not PurePosixPath(name).name.startswith(".")]
@@ -166,7 +167,7 @@ class ScribbleReader:
             size: (h, w) of the image.
 
         Raises:
-            FileNotFoundError: the image has no file.
+            MissingFileError: the image has no file.
             ValueError: the file cannot be read, has another size, an unknown tag or a value that is no class.
         """
         content, where = self.source.read(key)
@@ -201,7 +202,7 @@ class ScribbleReader:
         found = np.unique(values)
         wrong = [n for n in found.tolist() if not (0 <= table.get(n, -1) < num_classes or table.get(n) == IGNORE_LABEL)]
         if wrong:
-            raise ValueError(
+            raise DataError(
                 f"{where}: holds the values {wrong[:_SHOWN]}; expected 0 to {num_classes - 1}, {IGNORE_LABEL} "
                 f"(unlabelled) and {SCRIBBLE_PADDING} (padding). Is it of this data set, and does it need a label map?"
             )
@@ -214,7 +215,7 @@ class ScribbleReader:
             return
         text = f"{where}: made for {found[0]} x {found[1]} (height x width), the image is {size[0]} x {size[1]}"
         if not self.rescale:
-            raise ValueError(f"{text}; use the images that belong to the scribbles, or allow rescaling")
+            raise DataError(f"{text}; use the images that belong to the scribbles, or allow rescaling")
         logger.warning("%s; rescaled", text)
 
 
@@ -223,10 +224,10 @@ def _index_image(content: bytes, where: str) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(content)) as image:
             # A palette image gives its indices: its colours are for the eye alone.
             if image.mode not in ("P", "L"):
-                raise ValueError(f"{where}: an image of mode {image.mode}; expected 8-bit class ids, grey or palette")
+                raise DataError(f"{where}: an image of mode {image.mode}; expected 8-bit class ids, grey or palette")
             return np.asarray(image)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{where}: cannot be decoded ({error}); obtain the file again") from error
+        raise DataError(f"{where}: cannot be decoded ({error}); obtain the file again") from error
 
 
 def _read_hdf5(
@@ -236,18 +237,18 @@ def _read_hdf5(
     try:
         import h5py
     except ImportError as error:
-        raise ValueError(
+        raise DataError(
             f"{where}: HDF5 files need the package h5py: pip install h5py, or use the data set's XML or PNG files"
         ) from error
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
             lines, values, dims = (file[name][()] for name in ("scribble", "scribble_values", "image_dims"))
     except (OSError, KeyError) as error:
-        raise ValueError(
+        raise DataError(
             f"{where}: no Scribbles4All file ({error}); it needs scribble, scribble_values and image_dims"
         ) from error
     values = np.asarray(values).reshape(len(lines), -1)
     if not (values == values[:, :1]).all() or not ((values >= 0) & (values <= 255)).all():
-        raise ValueError(f"{where}: lines have colours instead of class ids; translate them first")
+        raise DataError(f"{where}: lines have colours instead of class ids; translate them first")
     points = [np.asarray(line, np.float64).reshape(-1, 2) for line in lines]
     return points, values[:, 0].astype(np.int64), (int(dims[0]), int(dims[1]))

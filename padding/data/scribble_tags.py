@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from padding.data.class_split import ClassSplit
+from padding.errors import DataError, MissingFileError
 
 __all__ = ["ScribbleTags", "read_tag_table"]
 
@@ -35,7 +36,7 @@ class ScribbleTags:
             tags: class name -> tag that annotation files use instead; the class name stays valid.
 
         Raises:
-            ValueError: a class is unknown, or one tag means two classes.
+            DataError: a class is unknown, or one tag means two classes.
         """
         tags = dict(tags or {})
         split.ids_of(tags)
@@ -44,19 +45,19 @@ class ScribbleTags:
             for spelling in (name, tags.get(name, name)):
                 if ids.setdefault(_normal(spelling), label) != label:
                     other = split.names[ids[_normal(spelling)]]
-                    raise ValueError(f"the tag '{spelling}' means both '{other}' and '{name}'; give each class its own")
+                    raise DataError(f"the tag '{spelling}' means both '{other}' and '{name}'; give each class its own")
         return cls(tuple(tags.get(name, name) for name in split.names), ids)
 
     def id_of(self, tag: str, *, where: str) -> int:
         """Class id of a tag.
 
         Raises:
-            ValueError: the tag is unknown; the message lists the known ones.
+            DataError: the tag is unknown; the message lists the known ones.
         """
         label = self.ids.get(_normal(tag))
         if label is None:
             near = difflib.get_close_matches(_normal(tag), self.ids, n=1, cutoff=0.0)
-            raise ValueError(
+            raise DataError(
                 f"{where}: unknown tag '{tag}' (nearest: '{near[0] if near else ''}'). Known are "
                 f"{', '.join(self.names)}; correct the file, or add the spelling to the table of tags"
             )
@@ -71,18 +72,18 @@ def read_tag_table(path: str | Path) -> dict[str, str]:
     """Class name -> tag, from a text file with a name and a tag in every line, separated by a tab.
 
     Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: a line has another number of columns, or a name stands twice.
+        MissingFileError: there is no such table.
+        DataError: a line has another number of columns, or a name stands twice.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table of tags; expected 'class name<TAB>tag' in every line")
+        raise MissingFileError(f"{path}: no such table of tags; expected 'class name<TAB>tag' in every line")
     tags: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         columns = [column.strip() for column in line.split("\t")]
         if len(columns) != 2 or not all(columns) or columns[0] in tags:
-            raise ValueError(f"{path}:{number}: expected a class name and a tag, each name once, got {columns}")
+            raise DataError(f"{path}:{number}: expected a class name and a tag, each name once, got {columns}")
         tags[columns[0]] = columns[1]
     return tags

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from padding.data.sample import IGNORE_LABEL
 from padding.data.scribble_tags import ScribbleTags
+from padding.errors import DataError
 
 __all__ = [
     "DEFAULT_WIDTH",
@@ -70,14 +71,14 @@ def parse_scribble_xml(content: bytes | str, tags: ScribbleTags, *, where: str) 
         where: file name for messages.
 
     Raises:
-        ValueError: not such a file, an unknown tag, or a coordinate that is no number.
+        DataError: not such a file, an unknown tag, or a coordinate that is no number.
     """
     try:
         root = ET.fromstring(content)
     except ET.ParseError as error:
-        raise ValueError(f"{where}: not well-formed XML ({error}); obtain the file again") from error
+        raise DataError(f"{where}: not well-formed XML ({error}); obtain the file again") from error
     if root.tag != "annotation":
-        raise ValueError(f"{where}: the root element is '{root.tag}', ScribbleSup's is 'annotation'; another format?")
+        raise DataError(f"{where}: the root element is '{root.tag}', ScribbleSup's is 'annotation'; another format?")
     stated = root.find("size")
     size = None if stated is None else (int(_number(stated, "height", where)), int(_number(stated, "width", where)))
     found = [_parse_polygon(polygon, tags, where) for polygon in root.iter("polygon")]
@@ -88,7 +89,7 @@ def parse_scribble_xml(content: bytes | str, tags: ScribbleTags, *, where: str) 
 def _parse_polygon(polygon: ET.Element, tags: ScribbleTags, where: str) -> Scribble:
     tag = polygon.findtext("tag")
     if tag is None:
-        raise ValueError(f"{where}: a polygon has no tag; name its class")
+        raise DataError(f"{where}: a polygon has no tag; name its class")
     points = [(_number(point, "X", where), _number(point, "Y", where)) for point in polygon.iter("point")]
     width = 0 if polygon.find("width") is None else int(_number(polygon, "width", where))
     return Scribble(tags.id_of(tag, where=where), np.array(points, np.float64).reshape(-1, 2), width)
@@ -101,7 +102,7 @@ def _number(element: ET.Element, name: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{where}: <{name}> of <{element.tag}> should be a number, it is {text!r}; correct the file")
+        raise DataError(f"{where}: <{name}> of <{element.tag}> should be a number, it is {text!r}; correct the file")
     return number
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from padding.data.panoptic_json import check_files, read_json
 from padding.data.sample import DatasetDict
+from padding.errors import DataError
 
 __all__ = ["ImagePolicy", "load_sem_seg"]
 
@@ -46,7 +47,7 @@ def load_sem_seg(
         Entries in the order of the list.
 
     Raises:
-        FileNotFoundError: the list, a folder, an image or a PNG is missing.
+        MissingFileError: the list, a folder, an image or a PNG is missing.
         ValueError: an unknown policy, or a list without the counts that the policy needs.
     """
     if unseen_policy not in get_args(ImagePolicy):
@@ -72,7 +73,7 @@ def load_sem_seg(
 
 def _is_clean(image: Mapping[str, Any], image_list: str | Path, cure: str) -> bool:
     if UNSEEN_COUNT not in image:
-        raise ValueError(
+        raise DataError(
             f"{image_list}: image {image['file_name']} has no '{UNSEEN_COUNT}', which the policy 'drop_image' needs. "
             f"{cure}".rstrip()
         )

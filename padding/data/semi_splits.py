@@ -16,6 +16,7 @@ from typing import Any
 
 from padding.data.listed_images import read_id_list
 from padding.data.roots import splits_dir
+from padding.errors import ConfigError, DataError, MissingFileError
 
 __all__ = ["SemiSplit", "read_semi_split", "select_entries", "shipped_splits"]
 
@@ -49,22 +50,20 @@ def read_semi_split(name: str) -> SemiSplit:
         name: "voc/cps_blender/1_8", or the path of a folder with both lists.
 
     Raises:
-        FileNotFoundError: no such split; names the shipped ones of the same data.
-        ValueError: an id is in both lists, or twice in one.
+        MissingFileError: no such split; names the shipped ones of the same data.
+        DataError: an id is in both lists, or twice in one.
     """
     folder = next((path for path in (splits_dir() / name, Path(name)) if (path / LISTS[0]).is_file()), None)
     if folder is None:
         near = [known for known in shipped_splits() if known.split("/")[0] == name.split("/")[0]] or shipped_splits()
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"DATASETS.SPLIT is '{name}', but neither datasets/splits nor the file system has such a folder with "
             f"{' and '.join(LISTS)}; shipped are {', '.join(near)}"
         )
     labeled, unlabeled = (read_id_list(folder / file) for file in LISTS)
     both = sorted(set(labeled) & set(unlabeled))
     if both:
-        raise ValueError(
-            f"{folder}: {len(both)} images are in both lists, first {both[0]}; remove them from {LISTS[1]}"
-        )
+        raise DataError(f"{folder}: {len(both)} images are in both lists, first {both[0]}; remove them from {LISTS[1]}")
     digest = hashlib.sha256(b"".join((folder / file).read_bytes() for file in LISTS)).hexdigest()[:16]
     return SemiSplit(name, labeled, unlabeled, digest)
 
@@ -97,13 +96,13 @@ def select_entries(
                 shared.add(key)
     ambiguous = [one for one in ids if one in shared]
     if ambiguous:
-        raise ValueError(
+        raise DataError(
             f"{len(ambiguous)} image ids of the split '{split}' name several images of {', '.join(data)}, first "
             f"{ambiguous[0]}; rename the files, or use one data set"
         )
     missing = [one for one in ids if one not in by_id]
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"{len(missing)} of {len(ids)} images of the split '{split}' are not in {', '.join(data)} "
             f"({len(entries)} images), first {', '.join(missing[:3])}; choose another DATASETS.SPLIT "
             "or complete the data"

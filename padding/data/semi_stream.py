@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog
 from padding.data.mappers import UnlabeledMapper, build_mapper
 from padding.data.semi_splits import read_semi_split, select_entries
 from padding.data.streams import PairedStream, TrainStream, derived_seed, load_training_entries
+from padding.errors import ConfigError
 
 __all__ = ["build_semi_supervised_stream", "load_semi_supervised_entries"]
 
@@ -25,7 +26,7 @@ def load_semi_supervised_entries(cfg: CfgNode) -> tuple[Entries, Entries]:
     """Labeled and unlabeled entries as DATASETS.{TRAIN,TRAIN_UNLABELED,SPLIT} say.
 
     Raises:
-        FileNotFoundError, ValueError: a list, an image or an id is missing, or an image is in both lists.
+        MissingFileError, DataError: a list, an image or an id is missing, or an image is in both lists.
     """
     data = cfg.DATASETS
     pool = load_training_entries(data.TRAIN, filter_empty=False)
@@ -64,7 +65,7 @@ def build_semi_supervised_stream(
         partner: each unlabeled sample gets one of another image as ``partner``, if there are two.
 
     Raises:
-        ValueError: unlabeled images are asked for, but there are none.
+        ConfigError: unlabeled images are asked for, but there are none.
     """
     labeled, unlabeled = load_semi_supervised_entries(cfg)
     common: dict[str, Any] = {"rank": rank, "world_size": world_size, "num_workers": num_workers}
@@ -73,7 +74,7 @@ def build_semi_supervised_stream(
     if unlabeled_per_batch == 0:
         return first
     if not unlabeled:
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.IMS_PER_BATCH_UNLABELED is {cfg.SOLVER.IMS_PER_BATCH_UNLABELED}, but no image is unlabeled: "
             "set DATASETS.SPLIT or DATASETS.TRAIN_UNLABELED, or the number to 0"
         )

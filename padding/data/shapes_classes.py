@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.roots import splits_dir
+from padding.errors import ConfigError
 
 __all__ = [
     "COARSE_NAMES",
@@ -106,15 +107,15 @@ class ShapesConfig:
 
     def __post_init__(self) -> None:
         if self.num_train < 0 or self.num_val < 0:
-            raise ValueError(f"num_train and num_val must be >= 0, got {self.num_train} and {self.num_val}")
+            raise ConfigError(f"num_train and num_val must be >= 0, got {self.num_train} and {self.num_val}")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie in [0, 2**32), got {self.seed}")
+            raise ConfigError(f"seed must lie in [0, 2**32), got {self.seed}")
         if self.max_objects < 1:
-            raise ValueError(f"max_objects must be >= 1, got {self.max_objects}")
+            raise ConfigError(f"max_objects must be >= 1, got {self.max_objects}")
         if not 2 <= self.radius_px[0] <= self.radius_px[1] <= self.size / 2:
-            raise ValueError(f"radius_px must grow from >= 2 to <= size / 2 = {self.size / 2}, got {self.radius_px}")
+            raise ConfigError(f"radius_px must grow from >= 2 to <= size / 2 = {self.size / 2}, got {self.radius_px}")
         if self.embedding_width < len(_ATTRIBUTES):
-            raise ValueError(f"embedding_width must be >= {len(_ATTRIBUTES)} attributes, got {self.embedding_width}")
+            raise ConfigError(f"embedding_width must be >= {len(_ATTRIBUTES)} attributes, got {self.embedding_width}")
 
     def count(self, split: str) -> int:
         """Number of images of ``"train"`` or ``"val"``."""

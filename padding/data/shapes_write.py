@@ -36,6 +36,7 @@ from padding.data.files import TEMPORARY, write_bytes
 from padding.data.shapes_classes import COARSE_NAMES, SPLITS, ShapesConfig, class_table, embed_classes, shapes_split
 from padding.data.shapes_render import RenderedImage, render_image
 from padding.data.worker_pool import worker_pool
+from padding.errors import DataError
 
 __all__ = ["FOLDER", "GENERATOR_VERSION", "IMAGE_FOLDERS", "file_digest", "write_shapes"]
 
@@ -131,7 +132,7 @@ def _refuse_other_parameters(folder: Path, config: ShapesConfig, overwrite: bool
     if found.get("version") != GENERATOR_VERSION:
         changed.insert(0, f"generator version {found.get('version')} -> {GENERATOR_VERSION}")
     if changed:
-        raise ValueError(
+        raise DataError(
             f"{folder} holds a data set made with other parameters ({'; '.join(changed)}). "
             "Choose another root, or pass overwrite=True (prepare_shapes.py: --overwrite) to replace it."
         )

@@ -15,6 +15,7 @@ from padding.data.files import write_text
 from padding.data.listed_images import IMAGE_ENDINGS, read_id_list
 from padding.data.roots import splits_dir
 from padding.data.semi_splits import LISTS, read_semi_split
+from padding.errors import DataError, ExistingFileError, MissingFileError
 
 __all__ = [
     "ListedFile",
@@ -72,7 +73,7 @@ def published_lists() -> dict[str, ListedFile]:
     """Rows of the table of lists by path below ``datasets/splits``.
 
     Raises:
-        ValueError: a row has another number of columns.
+        DataError: a row has another number of columns.
     """
     rows: dict[str, ListedFile] = {}
     path = splits_dir() / TABLE
@@ -81,7 +82,7 @@ def published_lists() -> dict[str, ListedFile]:
             continue
         fields = line.split("\t")
         if len(fields) != _COLUMNS:
-            raise ValueError(f"{path}: the row '{line}' has {len(fields)} columns instead of {_COLUMNS}; repair it")
+            raise DataError(f"{path}: the row '{line}' has {len(fields)} columns instead of {_COLUMNS}; repair it")
         rows[fields[0]] = ListedFile(num_ids=int(fields[1]), sha256=fields[2], pool=fields[3])
     return rows
 
@@ -160,18 +161,18 @@ def image_ids_in(folder: str | Path) -> tuple[str, ...]:
     """Sorted ids of all images of a folder and its sub-folders: file names without ending.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds no image, or two with one id.
+        MissingFileError: there is no such folder.
+        DataError: it holds no image, or two with one id.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of images")
+        raise MissingFileError(f"{folder}: no such folder of images")
     ids = sorted(p.stem for p in folder.rglob("[!.]*") if p.suffix.lower() in IMAGE_ENDINGS)
     if not ids:
-        raise ValueError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)})")
+        raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)})")
     twice = next((one for one, other in pairwise(ids) if one == other), None)
     if twice is not None:
-        raise ValueError(f"{folder}: several images are called {twice}; give every image a name of its own")
+        raise DataError(f"{folder}: several images are called {twice}; give every image a name of its own")
     return tuple(ids)
 
 
@@ -190,11 +191,11 @@ def draw_labeled(image_ids: Iterable[str], count: int, *, seed: int) -> tuple[tu
         Labeled and unlabeled ids, both sorted.
 
     Raises:
-        ValueError: the count is out of range.
+        DataError: the count is out of range.
     """
     pool = sorted(set(image_ids))
     if not 1 <= count < len(pool):
-        raise ValueError(f"cannot label {count} of {len(pool)} images; choose a number from 1 to {len(pool) - 1}")
+        raise DataError(f"cannot label {count} of {len(pool)} images; choose a number from 1 to {len(pool) - 1}")
     drawn = set(np.random.RandomState(seed).choice(pool, count, replace=False).tolist())
     return tuple(sorted(drawn)), tuple(one for one in pool if one not in drawn)
 
@@ -206,17 +207,17 @@ def labeled_by_files(image_ids: Iterable[str], label_folder: str | Path) -> tupl
         Labeled and unlabeled ids, both sorted.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds labels of no image, or of every image.
+        MissingFileError: there is no such folder.
+        DataError: it holds labels of no image, or of every image.
     """
     folder = Path(label_folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of labels")
+        raise MissingFileError(f"{folder}: no such folder of labels")
     pool = sorted(set(image_ids))
     with_file = {path.stem for path in folder.glob("[!.]*.png")}
     labeled = tuple(one for one in pool if one in with_file)
     if not 1 <= len(labeled) < len(pool):
-        raise ValueError(
+        raise DataError(
             f"{folder} holds labels (ID.png) of {len(labeled)} of the {len(pool)} images; lists of labeled and "
             "unlabeled images need some of both"
         )
@@ -227,11 +228,11 @@ def write_split(folder: str | Path, labeled: Sequence[str], unlabeled: Sequence[
     """Write the two lists.
 
     Raises:
-        FileExistsError: one of them is there already, perhaps that of a finished training.
+        ExistingFileError: one of them is there already, perhaps that of a finished training.
     """
     folder = Path(folder)
     for file in LISTS:
         if (folder / file).exists():
-            raise FileExistsError(f"{folder / file} exists; choose another folder, or delete both lists")
+            raise ExistingFileError(f"{folder / file} exists; choose another folder, or delete both lists")
     for file, ids in zip(LISTS, (labeled, unlabeled), strict=True):
         write_text(folder / file, "".join(f"{one}\n" for one in ids))

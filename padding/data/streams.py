@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from padding.data.mappers import build_mapper
+from padding.errors import CheckpointError, ConfigError, DataError, EmptyDataError
 
 __all__ = ["PairedStream", "TrainStream", "build_eval_loader", "derived_seed", "load_training_entries", "seeded"]
 
@@ -100,7 +101,7 @@ class _SampleAtPosition(Dataset[dict[str, Any]]):
                 sample = self.mapper(entry)
             if sample is not None:
                 return sample
-        raise RuntimeError(
+        raise EmptyDataError(
             f"{_MAX_ATTEMPTS} entries drawn for stream position {position} gave no sample, the last was "
             f"{entry.get('file_name', entry)}; do the annotations hold any usable segment?"
         )
@@ -159,7 +160,7 @@ class TrainStream:
             ValueError: the data set is empty, a number is out of range, or the other stream has other entries.
         """
         if len(dataset) == 0:  # type: ignore[arg-type]
-            raise ValueError("the training set has no image; were all dropped as empty, or by the unseen policy?")
+            raise DataError("the training set has no image; were all dropped as empty, or by the unseen policy?")
         if batch_size < 1 or seed < 0 or start < 0:
             raise ValueError(f"need batch_size >= 1, seed >= 0, start >= 0; got {batch_size}, {seed}, {start}")
         # Serialised entries are unpickled anew for every use (no mapper can spoil them) and shared with forked workers.
@@ -282,11 +283,11 @@ class PairedStream:
         """Continue at stored positions.
 
         Raises:
-            ValueError: if the state is that of other streams.
+            CheckpointError: if the state is that of other streams.
         """
         for own, saved in ((self.streams, state.get("streams", {})), (self.partners, state.get("partners", {}))):
             if set(own) != set(saved):
-                raise ValueError(
+                raise CheckpointError(
                     f"the checkpoint holds the positions of streams {sorted(saved)}, this training has {sorted(own)}; "
                     "resume with the configuration that wrote it, or start anew with MODEL.WEIGHTS"
                 )
@@ -311,18 +312,18 @@ def load_training_entries(names: Sequence[str], *, filter_empty: bool) -> list[d
         filter_empty: drop images without a segment or object that could be a target (entries with neither are kept).
 
     Raises:
-        ValueError: nothing is left, or the label spaces differ.
+        ConfigError: nothing is left, or the label spaces differ.
     """
     spaces = {name: getattr(MetadataCatalog.get(name), "class_split", None) for name in names}
     if len({split.names for split in spaces.values() if split is not None}) > 1:
         sizes = {name: split.num_classes for name, split in spaces.items() if split is not None}
-        raise ValueError(f"DATASETS.TRAIN mixes label spaces: {sizes} classes; train on sets with the same classes")
+        raise ConfigError(f"DATASETS.TRAIN mixes label spaces: {sizes} classes; train on sets with the same classes")
     entries: list[dict[str, Any]] = [entry for name in names for entry in DatasetCatalog.get(name)]
     kept = [entry for entry in entries if not filter_empty or _has_target(entry)]
     if len(kept) < len(entries):
         logger.info("%s: kept %d of %d images, the others hold no segment", ", ".join(names), len(kept), len(entries))
     if not kept:
-        raise ValueError(
+        raise ConfigError(
             f"none of the {len(entries)} images of {', '.join(names)} holds a segment to train on; "
             "check the annotation file, the unseen policy and DATALOADER.FILTER_EMPTY_ANNOTATIONS"
         )

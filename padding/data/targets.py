@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from padding.data.sample import VOID_INDEX, SegmentInfo
+from padding.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from detectron2.structures import Instances
@@ -49,7 +50,7 @@ def read_panoptic_ids(path: str | Path) -> npt.NDArray[np.uint32]:
     """Segment ids of a panoptic PNG, (h, w): R + 256 G + 65536 B.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
         ValueError: it cannot be decoded.
     """
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -63,13 +64,13 @@ def read_label_map(path: str | Path) -> LabelMap:
     """Label map of a PNG, (h, w) uint8 or uint16; a palette image gives its indices, never its colours.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded, or is a colour image.
+        MissingFileError: there is no such file.
+        DataError: it cannot be decoded, or is a colour image.
     """
     try:
         with Image.open(path) as image:  # cv2 would replace the indices by the colours of the palette
             if image.mode not in ("P", "L", "1", "I", "I;16"):
-                raise ValueError(
+                raise DataError(
                     f"{path}: a label map holds one number per pixel, but this is an image of mode {image.mode}; "
                     "convert its colours to class ids first"
                 )
@@ -81,7 +82,7 @@ def read_label_map(path: str | Path) -> LabelMap:
     if labels.dtype == np.uint8:
         return labels
     if labels.dtype != np.bool_ and (labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max):
-        raise ValueError(f"{path}: labels reach {labels.min()} to {labels.max()}; a label map holds 0 to 65535")
+        raise DataError(f"{path}: labels reach {labels.min()} to {labels.max()}; a label map holds 0 to 65535")
     return labels.astype(np.uint8 if labels.dtype == np.bool_ else np.uint16)
 
 
@@ -95,7 +96,7 @@ def check_size(path: str | Path, found: Sequence[int], listed: Mapping[str, Any]
     """Raise a ValueError naming the file unless its (h, w) is the listed one; nothing listed is accepted."""
     expected = (listed.get("height", found[0]), listed.get("width", found[1]))
     if tuple(found[:2]) != expected:
-        raise ValueError(
+        raise DataError(
             f"{path}: the file is {found[0]} x {found[1]} (height x width), the annotations say {expected[0]} x "
             f"{expected[1]}; image and annotations belong to different versions, obtain both again"
         )
@@ -112,7 +113,7 @@ def check_label_range(labels: LabelMap, *, num_classes: int, ignore_label: int, 
         counts[ignore_label] = 0
     wrong = np.flatnonzero(counts)
     if len(wrong):
-        raise ValueError(
+        raise DataError(
             f"{path}: holds the label {', '.join(map(str, wrong[:5]))}, but the data set has {num_classes} classes "
             f"(0 to {num_classes - 1}) and the ignore label {ignore_label}; convert the labels, or register all classes"
         )
@@ -130,12 +131,12 @@ def translate_labels(labels: LabelMap, label_map: Mapping[int, int], *, path: st
         (h, w) uint8, or uint16 where a label is larger.
 
     Raises:
-        ValueError: the file holds a value that the map does not.
+        DataError: the file holds a value that the map does not.
     """
     found = np.flatnonzero(_value_counts(labels))
     unknown = [int(value) for value in found if int(value) not in label_map]
     if unknown:
-        raise ValueError(
+        raise DataError(
             f"{path}: holds the values {unknown[:5]}, which the sem_seg_label_map of the data set does not translate; "
             "correct the file, or register the set with a complete map"
         )
@@ -176,12 +177,12 @@ def segment_index_map(
         (h, w) uint8, or uint16 for more than 254 segments: 0 for void, k + 1 for segment k.
 
     Raises:
-        ValueError: the PNG holds an id that the JSON does not list, or the JSON an id that no PNG can hold.
+        DataError: the PNG holds an id that the JSON does not list, or the JSON an id that no PNG can hold.
     """
     dtype = np.uint8 if len(segments) < np.iinfo(np.uint8).max else np.uint16
     segment_ids = [segment["id"] for segment in segments]
     if segment_ids and not 0 < min(segment_ids) <= max(segment_ids) < _NUM_IDS:
-        raise ValueError(
+        raise DataError(
             f"{path}: the panoptic JSON gives it segment ids from {min(segment_ids)} to {max(segment_ids)}; "
             f"a PNG holds 1 to {_NUM_IDS - 1}, and 0 is void. Correct the JSON"
         )
@@ -193,7 +194,7 @@ def segment_index_map(
     if np.count_nonzero(void) != np.count_nonzero(ids == 0):
         strange = np.setdiff1d(ids[void], [0, *void_ids])
         if len(strange):
-            raise ValueError(
+            raise DataError(
                 f"{path}: holds the segment ids {strange[:5].tolist()}, which the panoptic JSON does not list for this "
                 "image; PNG and JSON belong to different versions, obtain or generate both again"
             )
@@ -252,7 +253,7 @@ def annotation_mask(annotation: Mapping[str, Any], size: tuple[int, int], *, pat
         path: the image, for the message.
 
     Raises:
-        ValueError: the segmentation has another form or another size.
+        DataError: the segmentation has another form or another size.
     """
     from pycocotools import mask as coco_mask
 
@@ -262,7 +263,7 @@ def annotation_mask(annotation: Mapping[str, Any], size: tuple[int, int], *, pat
         return coco_mask.decode(coco_mask.frPyObjects(segmentation, *size) if raw else segmentation)
     if isinstance(segmentation, list) and segmentation and all(len(polygon) >= 6 for polygon in segmentation):
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
-    raise ValueError(
+    raise DataError(
         f"{path}: annotation {annotation.get('id', '?')} has neither polygons of at least three points nor run-length "
         f"code of size {tuple(size)}; correct its 'segmentation'"
     )
@@ -285,13 +286,13 @@ def pad_to_size(array: npt.NDArray[Any], size: tuple[int, int] | None, value: fl
     """Pad an (h, w, ...) array at the right and the bottom with a constant; ``size`` None returns it as it is.
 
     Raises:
-        ValueError: the array is larger than ``size``.
+        ConfigError: the array is larger than ``size``.
     """
     if size is None or array.shape[:2] == size:
         return array
     height, width = array.shape[:2]
     if height > size[0] or width > size[1]:
-        raise ValueError(
+        raise ConfigError(
             f"{name} is {height} x {width} after the augmentation and does not fit the padded {size[0]} x {size[1]}; "
             "raise INPUT.SIZE_DIVISIBILITY to the size of the crop (or set it to -1), or crop smaller"
         )

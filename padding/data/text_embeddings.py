@@ -20,6 +20,7 @@ import numpy as np
 
 from padding.data.class_embeddings import FloatArray, normalise_rows
 from padding.data.files import replacing
+from padding.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,7 +57,7 @@ def templates_of(name: str) -> tuple[str, ...]:
 
         return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
     if name not in TEMPLATE_SETS:
-        raise ValueError(f"unknown template set {name!r}; choose one of {TEMPLATE_SET_NAMES}")
+        raise ConfigError(f"unknown template set {name!r}; choose one of {TEMPLATE_SET_NAMES}")
     return TEMPLATE_SETS[name]
 
 
@@ -74,13 +75,13 @@ def clean_names(names: Sequence[str]) -> list[str]:
     """`clean_name` of all; two classes must not end up with the same text.
 
     Raises:
-        ValueError: naming the classes that would.
+        DataError: naming the classes that would.
     """
     cleaned = [clean_name(name) for name in names]
     counts = Counter(cleaned)
     merged = [name for name, text in zip(names, cleaned, strict=True) if counts[text] > 1]
     if merged:
-        raise ValueError(f"cleaning gives these classes the same text: {', '.join(merged)}; clean the names by hand")
+        raise DataError(f"cleaning gives these classes the same text: {', '.join(merged)}; clean the names by hand")
     return cleaned
 
 

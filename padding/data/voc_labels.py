@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from padding.data.label_conversion import LabelPair
 from padding.data.listed_images import read_id_list
-from padding.data.panoptic_png import PreparationError
 from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import read_label_map
 from padding.data.voc import VOC_NAMES
+from padding.errors import DataError, PreparationError
 
 __all__ = ["SBD_LABELS", "read_voc_labels", "voc_label_pairs"]
 
@@ -62,7 +62,7 @@ def _read_sbd(path: Path) -> npt.NDArray[np.uint8]:
         raise ValueError(error) from error
     labels = np.asarray(content["GTcls"].Segmentation)
     if labels.ndim != 2:
-        raise ValueError(f"GTcls.Segmentation has {labels.ndim} dimensions")
+        raise DataError(f"GTcls.Segmentation has {labels.ndim} dimensions")
     return labels
 
 

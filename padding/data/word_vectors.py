@@ -14,6 +14,7 @@ import numpy as np
 
 from padding.data.class_embeddings import FloatArray
 from padding.data.text_embeddings import clean_name
+from padding.errors import DataError, MissingFileError
 
 _BINARY_SUFFIXES = (".bin", ".bin.gz")
 
@@ -34,12 +35,12 @@ def read_word_vectors(path: str | Path, *, limit: int | None = None) -> WordVect
         limit: read only the first (most frequent) words.
 
     Raises:
-        FileNotFoundError: no such file, with the cure.
-        ValueError: not in word2vec format.
+        MissingFileError: no such file, with the cure.
+        DataError: not in word2vec format.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"No word vectors at {path}. Nothing is downloaded: fetch them by hand, for example "
             "GoogleNews-vectors-negative300.bin.gz, and give the path with --vectors."
         )
@@ -49,7 +50,7 @@ def read_word_vectors(path: str | Path, *, limit: int | None = None) -> WordVect
     try:
         vectors: WordVectors = KeyedVectors.load_word2vec_format(str(path), binary=binary, limit=limit)
     except (ValueError, EOFError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(
+        raise DataError(
             f"{path} is not in word2vec {'binary' if binary else 'text'} format ({error}). Text starts with a line "
             "`count width`; binary files end in .bin or .bin.gz."
         ) from error
@@ -87,7 +88,7 @@ def word_embeddings(names: Sequence[str], vectors: WordVectors) -> tuple[FloatAr
     """Embeddings of class names, (K, E) float32, and for each name how it was found.
 
     Raises:
-        ValueError: listing every class of which a word is unknown.
+        DataError: listing every class of which a word is unknown.
     """
     rows, notes, unknown = [], {}, []
     for name in names:
@@ -98,7 +99,7 @@ def word_embeddings(names: Sequence[str], vectors: WordVectors) -> tuple[FloatAr
             rows.append(row)
             notes[name] = note
     if unknown:
-        raise ValueError(
+        raise DataError(
             f"the word vectors do not know {len(unknown)} of {len(names)} classes: {', '.join(unknown)}. "
             "Rename the classes, read more words (--limit), or use other vectors."
         )

@@ -18,7 +18,7 @@ from torch import nn
 
 from padding.data.files import set_aside
 from padding.engine.checkpointer import read_training_checkpoint, write_checkpoint
-from padding.modeling.checkpoint import CheckpointError
+from padding.errors import CheckpointError, ConfigError
 
 __all__ = ["BEST_FILE", "BestCheckpoint", "BestRecord"]
 
@@ -105,11 +105,11 @@ class BestCheckpoint:
             The best evaluation so far; None if the metric has not been a number yet.
 
         Raises:
-            ValueError: if the results do not hold the metric; names those they hold.
+            ConfigError: if the results do not hold the metric; names those they hold.
         """
         flat = flatten_results_dict(results)
         if self._metric not in flat:
-            raise ValueError(
+            raise ConfigError(
                 f"TEST.BEST_METRIC is {self._metric!r}, which is none of this evaluation's results: {', '.join(flat)}"
             )
         value = float(flat[self._metric])

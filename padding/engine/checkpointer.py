@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from padding.data.files import replacing, set_aside, write_text
-from padding.modeling.checkpoint import CheckpointError
+from padding.errors import CheckpointError
 
 __all__ = ["TrainingCheckpointer", "read_training_checkpoint", "write_checkpoint"]
 

@@ -21,6 +21,8 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from padding.errors import DeviceError
+
 __all__ = ["distribute", "launched_by_torchrun", "restarted_by_torchrun", "torchrun_process_group", "unwrap"]
 
 AGENT_FILE = ".torchrun_agent"
@@ -40,13 +42,13 @@ def torchrun_process_group(device: str) -> Iterator[None]:
         device: ``MODEL.DEVICE``; "cuda" takes NCCL and GPU number LOCAL_RANK, anything else gloo.
 
     Raises:
-        RuntimeError: if torchrun started more processes on this machine than it has GPUs.
+        DeviceError: if torchrun started more processes on this machine than it has GPUs.
     """
     local_rank = int(os.environ["LOCAL_RANK"])
     use_cuda = device.startswith("cuda")
     if use_cuda:
         if local_rank >= torch.cuda.device_count():
-            raise RuntimeError(
+            raise DeviceError(
                 f"torchrun started process {local_rank} on a machine with {torch.cuda.device_count()} GPU(s); lower "
                 "--nproc-per-node, or add MODEL.DEVICE cpu"
             )

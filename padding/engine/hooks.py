@@ -4,6 +4,7 @@
 from detectron2.engine import HookBase
 
 from padding.engine.checkpointer import TrainingCheckpointer
+from padding.errors import ConfigError
 
 __all__ = ["CheckpointHook", "ScheduleHook"]
 
@@ -25,7 +26,7 @@ class CheckpointHook(HookBase):
 
     def __init__(self, checkpointer: TrainingCheckpointer, period: int) -> None:
         if period < 1:
-            raise ValueError(f"SOLVER.CHECKPOINT_PERIOD must be at least 1, got {period}")
+            raise ConfigError(f"SOLVER.CHECKPOINT_PERIOD must be at least 1, got {period}")
         self._checkpointer = checkpointer
         self._period = period
 

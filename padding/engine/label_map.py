@@ -15,6 +15,7 @@ from detectron2.utils.colormap import colormap
 from torch import Tensor
 
 from padding.data.files import save_png
+from padding.errors import ConfigError
 from padding.modeling.tta import scored_pixels
 
 __all__ = ["UNLABELED", "class_colors", "label_map_of", "semantic_labels", "write_label_map"]
@@ -44,7 +45,7 @@ def label_map_of(prediction: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
         ValueError: if there are no semantic scores, or too many classes for a byte.
     """
     if "sem_seg" not in prediction:
-        raise ValueError(
+        raise ConfigError(
             f"a label map needs semantic scores, the model predicts {sorted(prediction)}; switch "
             "MODEL.MASK_FORMER.TEST.SEMANTIC_ON on"
         )

@@ -16,6 +16,8 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from padding.errors import ConfigError
+
 __all__ = [
     "base_learning_rate",
     "build_lr_scheduler",
@@ -158,10 +160,10 @@ def make_optimizer(node: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.O
         groups: from ``parameter_groups``.
 
     Raises:
-        ValueError: for an unknown name, or if nothing is trainable.
+        ConfigError: for an unknown name, or if nothing is trainable.
     """
     if not groups:
-        raise ValueError("no trainable parameter for this optimiser: every parameter of its modules is frozen")
+        raise ConfigError("no trainable parameter for this optimiser: every parameter of its modules is frozen")
     name = node.OPTIMIZER.upper()
     if name == "ADAMW":
         return torch.optim.AdamW(groups, lr=node.BASE_LR, weight_decay=node.WEIGHT_DECAY)
@@ -171,7 +173,7 @@ def make_optimizer(node: CfgNode, groups: list[dict[str, Any]]) -> torch.optim.O
         return torch.optim.SGD(
             groups, lr=node.BASE_LR, momentum=node.MOMENTUM, nesterov=node.NESTEROV, weight_decay=node.WEIGHT_DECAY
         )
-    raise ValueError(f'SOLVER.OPTIMIZER is {node.OPTIMIZER!r}; known are "ADAMW", "ADAM" and "SGD"')
+    raise ConfigError(f'SOLVER.OPTIMIZER is {node.OPTIMIZER!r}; known are "ADAMW", "ADAM" and "SGD"')
 
 
 def base_learning_rate(node: CfgNode) -> float:
@@ -183,11 +185,11 @@ def base_learning_rate(node: CfgNode) -> float:
         node: SOLVER or a sub-node (see ``solver_node``); REFERENCE_BATCH 0 leaves BASE_LR as it is.
 
     Raises:
-        ValueError: for a negative REFERENCE_BATCH.
+        ConfigError: for a negative REFERENCE_BATCH.
     """
     reference, images = node.REFERENCE_BATCH, node.IMS_PER_BATCH
     if reference < 0:
-        raise ValueError(f"SOLVER.REFERENCE_BATCH is {reference}; expected a number of images, or 0 not to scale")
+        raise ConfigError(f"SOLVER.REFERENCE_BATCH is {reference}; expected a number of images, or 0 not to scale")
     if reference == 0:
         return node.BASE_LR
     rate = node.BASE_LR * images / reference
@@ -236,7 +238,7 @@ def clip_gradients_(parameters: Iterable[nn.Parameter], node: CfgNode) -> None:
         node: CLIP_GRADIENTS; CLIP_TYPE "full_model", or Detectron2's "norm" and "value" per parameter.
 
     Raises:
-        ValueError: for an unknown CLIP_TYPE.
+        ConfigError: for an unknown CLIP_TYPE.
     """
     if not node.ENABLED:
         return
@@ -248,7 +250,7 @@ def clip_gradients_(parameters: Iterable[nn.Parameter], node: CfgNode) -> None:
     elif node.CLIP_TYPE == "value":
         nn.utils.clip_grad_value_(list(parameters), node.CLIP_VALUE)
     else:
-        raise ValueError(
+        raise ConfigError(
             f'SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {node.CLIP_TYPE!r}; known are "full_model", "norm" and "value"'
         )
 
@@ -276,7 +278,7 @@ def lr_multiplier(node: CfgNode, *, max_iter: int | None = None) -> Callable[[in
 def _warmup(node: CfgNode) -> Callable[[int], float]:
     factor, length, method = node.WARMUP_FACTOR, node.WARMUP_ITERS, node.WARMUP_METHOD
     if method not in ("linear", "constant"):
-        raise ValueError(f'SOLVER.WARMUP_METHOD is {method!r}; known are "linear" and "constant"')
+        raise ConfigError(f'SOLVER.WARMUP_METHOD is {method!r}; known are "linear" and "constant"')
 
     def at(iteration: int) -> float:
         if iteration >= length:
@@ -291,7 +293,7 @@ def _decay(node: CfgNode, last: int) -> Callable[[int], float]:
     if name == "WarmupMultiStepLR":
         steps = list(node.STEPS)
         if steps != sorted(steps):
-            raise ValueError(f"SOLVER.STEPS must increase, got {tuple(steps)}")
+            raise ConfigError(f"SOLVER.STEPS must increase, got {tuple(steps)}")
         return lambda iteration: node.GAMMA ** bisect_right(steps, iteration)
     if name == "WarmupCosineLR":
         return lambda iteration: 0.5 * (1.0 + math.cos(math.pi * iteration / last))
@@ -299,7 +301,7 @@ def _decay(node: CfgNode, last: int) -> Callable[[int], float]:
         return lambda iteration: max((1.0 - iteration / last) ** node.POLY_LR_POWER, node.POLY_LR_CONSTANT_ENDING)
     if name == "constant":
         return lambda _: 1.0
-    raise ValueError(
+    raise ConfigError(
         f'SOLVER.LR_SCHEDULER_NAME is {name!r}; known are "WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR" and '
         '"constant"'
     )

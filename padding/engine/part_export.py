@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a part of a trained model, such as one of two networks, as a model of its own: weights and configuration."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -10,9 +14,80 @@ from torch import Tensor
 
 from padding.data.files import write_text
 from padding.engine.checkpointer import write_checkpoint
-from padding.modeling.checkpoint import CheckpointError
+from padding.engine.commands import add_config_arguments, open_config, parse
+from padding.engine.complexity import build_on_meta
+from padding.errors import CheckpointError, ConfigError
+from padding.modeling.checkpoint import read_checkpoint
 
-__all__ = ["check_export", "standalone_cfg", "write_export"]
+__all__ = ["Part", "check_export", "export_command", "export_part", "num_parameters", "standalone_cfg", "write_export"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model.
+
+    Attributes:
+        what: it is, for messages.
+        command: that writes it.
+        state: weights of the whole -> those of the part.
+        cfg: configuration of the whole, file with the part's weights -> configuration of the part.
+    """
+
+    what: str
+    command: str
+    state: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    cfg: Callable[[CfgNode, Path], CfgNode]
+
+
+def export_part(cfg: CfgNode, weights: str | Path, output: str | Path, part: Part) -> Path:
+    """Write the part's weights and configuration.
+
+    Args:
+        cfg: the whole model's configuration; its data sets are registered.
+        weights: its checkpoint.
+        output: weight file to write, ``*.pth``; the configuration lies beside it as ``*.yaml``.
+        part: what to write.
+
+    Returns:
+        The configuration file.
+
+    Raises:
+        ConfigError: for another kind of file.
+        CheckpointError: if the checkpoint does not hold exactly what ``cfg`` describes.
+        MissingFileError: if there is no checkpoint.
+    """
+    check_export(weights, output)
+    own = part.cfg(cfg, Path(output))
+    state = part.state(read_checkpoint(weights))
+    header = f"The {part.what} of {weights}; written by python -m {part.command}."
+    return write_export(own, state, output, source=weights, what=part.what, header=header)
+
+
+def export_command(
+    arguments: Sequence[str] | None,
+    parser: argparse.ArgumentParser,
+    part_of: Callable[[argparse.Namespace], Part],
+    *,
+    architecture: str,
+) -> Path:
+    """Run the command line of a method's export; ``part_of`` makes its arguments a part. Returns the configuration."""
+    add_config_arguments(parser, help_text="configuration of the training", weights="its checkpoint")
+    parser.add_argument("--output", required=True, metavar="FILE", help="weight file to write, *.pth")
+    args = parse(parser, arguments)
+    part = part_of(args)
+    cfg = open_config(args.config_file, args.opts, architectures=(architecture,))
+    target = export_part(cfg, args.weights, args.output, part)
+    whole, own = num_parameters(cfg), num_parameters(part.cfg(cfg, Path(args.output)))
+    print(  # noqa: T201  (the command's result)
+        f"{own:,} of {whole:,} parameters ({100 * own / whole:.1f} %) in {args.output}, configuration in {target}; "
+        "run them with demo.py or train_net.py --eval-only"
+    )
+    return target
+
+
+def num_parameters(cfg: CfgNode) -> int:
+    """Parameters of the model that a configuration describes, without building it."""
+    return sum(parameter.numel() for parameter in build_on_meta(cfg).parameters())
 
 
 def check_export(weights: str | Path, output: str | Path) -> None:
@@ -23,13 +98,13 @@ def check_export(weights: str | Path, output: str | Path) -> None:
         output: weight file to write.
 
     Raises:
-        ValueError: the output is no .pth file, or the checkpoint itself.
+        ConfigError: the output is no .pth file, or the checkpoint itself.
     """
     output = Path(output)
     if output.suffix != ".pth":
-        raise ValueError(f"{output}: weights are written to a .pth file; change the ending")
+        raise ConfigError(f"{output}: weights are written to a .pth file; change the ending")
     if output.resolve() == Path(weights).resolve():
-        raise ValueError(f"{output} is the checkpoint to be read; choose another name")
+        raise ConfigError(f"{output} is the checkpoint to be read; choose another name")
 
 
 def standalone_cfg(cfg: CfgNode, weights: str | Path) -> CfgNode:
@@ -67,7 +142,6 @@ def write_export(
     """
     _check_complete(cfg, state, str(source), what)
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(output, {"model": dict(state)})
     target = output.with_suffix(".yaml")
     write_text(target, f"# {header}\n" + cfg.dump())

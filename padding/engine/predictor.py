@@ -14,8 +14,10 @@ from detectron2.data.catalog import Metadata
 from padding.data.augmentation import View, resize_for_test
 from padding.data.catalog import class_split_of
 from padding.data.class_split import ClassSplit
+from padding.engine.commands import load_model
 from padding.engine.label_map import semantic_labels
 from padding.engine.trainer import TRAINER_REGISTRY
+from padding.errors import ConfigError, MethodError
 
 __all__ = ["UNSEEN_MARK", "Predictor", "display_metadata"]
 
@@ -30,14 +32,14 @@ def display_metadata(dataset_name: str, split: ClassSplit | None = None) -> Meta
         split: label space to show instead of the data set's, for a model that knows further classes.
 
     Raises:
-        ValueError: if the data set is not registered with class names.
+        ConfigError: if the data set is not registered with class names.
     """
     if split is not None:
         return _display_split(dataset_name, split)
     source = MetadataCatalog.get(dataset_name)
     names = source.get("stuff_classes") or source.get("thing_classes")
     if not names:
-        raise ValueError(f"data set {dataset_name!r} (DATASETS.TEST) is not registered; its class names are needed")
+        raise ConfigError(f"data set {dataset_name!r} (DATASETS.TEST) is not registered; its class names are needed")
     split = source.get("class_split")
     unseen = split.unseen_names if split is not None else frozenset()
     marked = [f"{name}{UNSEEN_MARK}" if name in unseen else name for name in names]
@@ -69,19 +71,14 @@ class Predictor:
         """Build the model of ``cfg`` and load MODEL.WEIGHTS.
 
         Raises:
-            ValueError: without MODEL.WEIGHTS or DATASETS.TEST.
+            ConfigError: without MODEL.WEIGHTS or DATASETS.TEST.
         """
-        if not cfg.MODEL.WEIGHTS:
-            raise ValueError("MODEL.WEIGHTS is empty; set it to a trained checkpoint, for example model_final.pth")
         if not cfg.DATASETS.TEST:
-            raise ValueError("DATASETS.TEST is empty; its first data set gives the class names")
-        trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
+            raise ConfigError("DATASETS.TEST is empty; its first data set gives the class names")
         self.cfg = cfg
         display_metadata(cfg.DATASETS.TEST[0])  # an unknown data set is reported before the model is built
-        self._trainer_class = trainer_class
-        self.model = trainer_class.build_model(cfg)
-        trainer_class.load_weights(self.model, cfg.MODEL.WEIGHTS, complete=True)
-        self.model.eval()
+        self._trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
+        self.model = load_model(cfg)
         self._show_label_space()
         self._resize = resize_for_test(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
 
@@ -123,11 +120,11 @@ class Predictor:
 
         Raises:
             ValueError: for an unknown name, with the nearest spelling.
-            TypeError: if the model cannot be restricted.
+            MethodError: if the model cannot be restricted.
         """
         restrict = getattr(self.model, "restrict_to", None)
         if restrict is None:
-            raise TypeError(f"{type(self.model).__name__} always predicts all its classes; leave the list out")
+            raise MethodError(f"{type(self.model).__name__} always predicts all its classes; leave the list out")
         restrict(None if names is None else self._label_space().ids_of(names))
 
     def add_classes(self, names: Sequence[str], embeddings: Any = None, **options: Any) -> Any:

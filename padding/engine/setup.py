@@ -16,15 +16,12 @@ from detectron2.utils.logger import setup_logger
 
 from padding.data.config import add_input_config
 from padding.engine.config import add_solver_config
+from padding.errors import ConfigError
 from padding.modeling.config import add_mask2former_config
 
 __all__ = ["ConfigError", "add_core_config", "load_cfg", "setup_cfg"]
 
 AddConfig = Callable[[CfgNode], None]
-
-
-class ConfigError(ValueError):
-    """A configuration file or a KEY VALUE pair of the command line is wrong."""
 
 
 def add_core_config(cfg: CfgNode) -> None:
@@ -34,17 +31,13 @@ def add_core_config(cfg: CfgNode) -> None:
     add_solver_config(cfg)
 
 
-def load_cfg(
-    config_file: str, opts: Sequence[str], add_config_fns: Sequence[AddConfig], *, drop_unknown: bool = False
-) -> CfgNode:
+def load_cfg(config_file: str, opts: Sequence[str], add_config_fns: Sequence[AddConfig]) -> CfgNode:
     """Merge defaults, file and command line, and freeze. No side effects.
 
     Args:
         config_file: YAML with ``_BASE_``, or "" for the defaults.
         opts: alternating keys and values.
         add_config_fns: one ``add_<method>_config`` per method.
-        drop_unknown: leave unknown keys of the file out, with a line in the log, instead of failing: the config.yaml of
-            a training names the keys of every method, a command of one method knows its own.
 
     Raises:
         ConfigError: for a missing or unsafe file, an unknown key or a value of the wrong type.
@@ -54,7 +47,7 @@ def load_cfg(
     for add_config in add_config_fns:
         add_config(cfg)
     if config_file:
-        _merge_file(cfg, config_file, drop_unknown=drop_unknown)
+        _merge_file(cfg, config_file)
     _merge_opts(cfg, opts)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -67,7 +60,7 @@ def setup_cfg(args: argparse.Namespace, add_config_fns: Sequence[AddConfig]) -> 
     """Load the configuration, set up logging, seed all generators and write OUTPUT_DIR/config.yaml.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        args: of ``padding.engine.commands.training_parser``, or Detectron2's ``default_argument_parser``.
         add_config_fns: one ``add_<method>_config`` per method.
 
     Returns:
@@ -94,19 +87,14 @@ def _reset_loggers(names: set[str]) -> None:
         setup_logger.cache_clear()
 
 
-def _merge_file(cfg: CfgNode, config_file: str, *, drop_unknown: bool) -> None:
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not Path(config_file).is_file():
         raise ConfigError(f"configuration file {config_file} does not exist")
     chain = list(_file_chain(Path(config_file)))
-    if not drop_unknown:
-        for path, content in chain:
-            _check_keys(content, cfg, place=str(path))
+    for path, content in chain:
+        _check_keys(content, cfg, place=str(path))
     try:
-        if drop_unknown:
-            known = _known_part(CfgNode.load_yaml_with_base(config_file, allow_unsafe=False), cfg, place=config_file)
-            cfg.merge_from_other_cfg(CfgNode(known))
-        else:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+        cfg.merge_from_file(config_file, allow_unsafe=False)
     except (ValueError, KeyError, AssertionError) as error:
         files = ", ".join(str(path) for path, _ in chain)
         raise ConfigError(f"{files}: {error}") from error
@@ -136,18 +124,6 @@ def _check_keys(content: Mapping[str, Any], cfg: CfgNode, *, place: str, prefix:
             raise _unknown_key(name, cfg, place=place, prefix=prefix)
         if isinstance(cfg[key], CfgNode) and isinstance(value, Mapping):
             _check_keys(value, cfg[key], place=place, prefix=f"{name}.")
-
-
-def _known_part(content: Mapping[str, Any], cfg: CfgNode, *, place: str, prefix: str = "") -> dict[str, Any]:
-    known: dict[str, Any] = {}
-    for key, value in content.items():
-        if key not in cfg:
-            logging.getLogger(__name__).info("%s: %s%s is not a key of this command, left out", place, prefix, key)
-        elif isinstance(cfg[key], CfgNode) and isinstance(value, Mapping):
-            known[key] = _known_part(value, cfg[key], place=place, prefix=f"{prefix}{key}.")
-        else:
-            known[key] = value
-    return known
 
 
 def _unknown_key(name: str, node: CfgNode, *, place: str, prefix: str) -> ConfigError:

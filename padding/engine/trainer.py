@@ -18,7 +18,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation import verify_results
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from fvcore.common.registry import Registry
@@ -36,11 +36,22 @@ from padding.engine.hooks import CheckpointHook, ScheduleHook
 from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
 from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
 from padding.engine.weights import load_weights
-from padding.modeling.checkpoint import CheckpointError
+from padding.errors import CheckpointError, ConfigError, MethodError
 
 __all__ = ["TRAINER_REGISTRY", "Trainer", "micro_batch_size", "training_entries"]
 
-TRAINER_REGISTRY = Registry("TRAINER")
+
+class TrainerRegistry(Registry):
+    """Training loops by name; an unknown name is an error of the configuration."""
+
+    def get(self, name: str) -> Any:
+        """The training loop that the key TRAINER names."""
+        if name not in self:
+            raise ConfigError(f"TRAINER is '{name}'; expected one of {', '.join(sorted(key for key, _ in self))}")
+        return super().get(name)
+
+
+TRAINER_REGISTRY = TrainerRegistry("TRAINER")
 TRAINER_REGISTRY.__doc__ = "Training loops by the name that the key TRAINER holds."
 
 
@@ -48,11 +59,11 @@ def micro_batch_size(images_per_step: int, accumulate_steps: int, world_size: in
     """Number of images in one forward pass of one process.
 
     Raises:
-        ValueError: if the images of a step cannot be split evenly.
+        ConfigError: if the images of a step cannot be split evenly.
     """
     parts = accumulate_steps * world_size
     if accumulate_steps < 1 or images_per_step < parts or images_per_step % parts:
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.IMS_PER_BATCH = {images_per_step} images per optimiser step cannot be split evenly into "
             f"SOLVER.ACCUMULATE_STEPS = {accumulate_steps} parts on {world_size} process(es); it must be a multiple "
             f"of {max(parts, 1)}"
@@ -107,7 +118,13 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE."""
+        """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE.
+
+        Raises:
+            ConfigError: for an unknown name.
+        """
+        if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
+            raise ConfigError(f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}'; no model has this name")
         model = build_model(cfg)
         logging.getLogger(__name__).info(
             "%s: %.2f M parameters, %.2f M trainable",
@@ -139,9 +156,9 @@ class Trainer(TrainerBase):
         """Add classes to a trained model by their names; a method that can overrides this.
 
         Raises:
-            TypeError: always.
+            MethodError: always.
         """
-        raise TypeError(
+        raise MethodError(
             f"{type(model).__name__} (TRAINER {cls.__name__}) cannot learn {', '.join(names)} from "
             "names alone; PADing can"
         )

@@ -5,8 +5,9 @@ import logging
 
 from torch import nn
 
+from padding.errors import CheckpointError
 from padding.modeling.backbone_weights import load_backbone_weights
-from padding.modeling.checkpoint import CheckpointError, CheckpointReport, load_into, normalise_keys, read_checkpoint
+from padding.modeling.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint
 
 __all__ = ["load_initial_weights", "load_weights"]
 

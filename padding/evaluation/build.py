@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
+from padding.errors import ConfigError, DataError
 from padding.evaluation.instance import InstanceEvaluator
 from padding.evaluation.panoptic import PanopticEvaluator
 from padding.evaluation.saliency import SaliencyEvaluator
@@ -68,13 +69,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path |
     folder = Path(cfg.OUTPUT_DIR, "inference", dataset_name) if output_folder is None else Path(output_folder)
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in EVALUATOR_BUILDERS:
-        raise ValueError(
+        raise DataError(
             f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}; known are {sorted(EVALUATOR_BUILDERS)}. "
             "Is it registered (register_all)?"
         )
     evaluators = EVALUATOR_BUILDERS[evaluator_type](cfg, dataset_name, folder)
     if not evaluators:
-        raise ValueError(
+        raise ConfigError(
             f"nothing to evaluate on '{dataset_name}': set one of MODEL.MASK_FORMER.TEST.SEMANTIC_ON, PANOPTIC_ON, "
             "INSTANCE_ON to True"
         )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from padding.errors import DataError
+
 __all__ = ["SemanticScores", "confusion_matrix", "iou_from_confusion", "scores_from_confusion"]
 
 
@@ -78,7 +80,7 @@ def _with_ignore_last(
     wide[ignored] = 0  # set to K only after the check, or a stray K on disk would pass for ignored
     if wide.size and (wide.min() < 0 or wide.max() >= num_classes):
         found = np.unique(wide[(wide < 0) | (wide >= num_classes)])[:10].tolist()
-        raise ValueError(f"{source} holds labels {found}; expected 0..{num_classes - 1} or {ignore_label} (ignored)")
+        raise DataError(f"{source} holds labels {found}; expected 0..{num_classes - 1} or {ignore_label} (ignored)")
     wide[ignored] = num_classes
     return wide
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from padding.errors import DataError
+
 __all__ = ["ClassGroups", "GroupMeans", "group_means", "grouped_results", "harmonic_mean"]
 
 
@@ -70,7 +72,7 @@ class ClassGroups:
                 ``evaluated_ids``, where given, are the only classes that count (contiguous ids).
 
         Raises:
-            ValueError: if the metadata names no classes.
+            DataError: if the metadata names no classes.
         """
         split = metadata.get("class_split")
         if split is not None:
@@ -79,7 +81,7 @@ class ClassGroups:
             return groups if evaluated is None else groups.subset(frozenset(evaluated))
         names = tuple(metadata.get("stuff_classes") or metadata.get("thing_classes") or ())
         if not names:
-            raise ValueError(
+            raise DataError(
                 f"data set '{metadata.get('name')}' has neither class_split nor stuff_classes nor thing_classes in its "
                 "metadata; register it with register_panoptic, or set one of them"
             )

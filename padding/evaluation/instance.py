@@ -24,6 +24,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor
 
+from padding.errors import ConfigError, DataError
 from padding.evaluation.grouping import ClassGroups, grouped_results
 from padding.evaluation.report import build_report, publish
 
@@ -85,7 +86,7 @@ class InstanceGroundTruth:
         metadata = MetadataCatalog.get(dataset_name)
         json_file = metadata.get("json_file")
         if not json_file or not Path(json_file).is_file():
-            raise ValueError(
+            raise ConfigError(
                 f"data set '{dataset_name}' needs an instances JSON as json_file in its metadata, got {json_file!r}; "
                 "prepare it, or switch MODEL.MASK_FORMER.TEST.INSTANCE_ON off"
             )
@@ -95,9 +96,7 @@ class InstanceGroundTruth:
             coco = _backend_classes(backend)[0](str(json_file))
         missing = sorted({groups.dataset_ids[i] for i in groups.thing_ids} - set(coco.getCatIds()))
         if missing:
-            raise ValueError(
-                f"{json_file}: lacks categories {missing[:10]}, thing classes of data set '{dataset_name}'"
-            )
+            raise DataError(f"{json_file}: lacks categories {missing[:10]}, thing classes of data set '{dataset_name}'")
         return cls(str(json_file), groups.subset(groups.thing_ids), coco, backend)
 
     @property
@@ -109,11 +108,11 @@ class InstanceGroundTruth:
         """Entry of an image with its ``height`` and ``width``.
 
         Raises:
-            ValueError: the annotations do not list it.
+            DataError: the annotations do not list it.
         """
         image = self.coco.imgs.get(image_id)
         if image is None:
-            raise ValueError(f"{self.json_file}: has no image {image_id!r} ({file_name})")
+            raise DataError(f"{self.json_file}: has no image {image_id!r} ({file_name})")
         return image
 
 
@@ -168,7 +167,7 @@ class InstanceEvaluator(DatasetEvaluator):
         """
         for record, output in zip(inputs, outputs, strict=True):
             if "instances" not in output:
-                raise ValueError(
+                raise ConfigError(
                     f"{record['file_name']}: the prediction has only {sorted(output)}, not 'instances'; switch "
                     "MODEL.MASK_FORMER.TEST.INSTANCE_ON on"
                 )
@@ -177,7 +176,7 @@ class InstanceEvaluator(DatasetEvaluator):
             try:
                 self._detections += self._as_entries(output["instances"], image)
             except ValueError as error:
-                raise ValueError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
+                raise DataError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
 
     def _as_entries(self, instances: Instances, image: Mapping[str, Any]) -> list[dict[str, Any]]:
         """COCO result entries of one image; detections that are not of a thing class are dropped."""
@@ -292,13 +291,13 @@ def mask_entries(masks: Tensor, image: Mapping[str, Any]) -> list[dict[str, Any]
         image: entry of the ground truth with ``height`` and ``width``.
 
     Raises:
-        ValueError: the masks have another size than the image.
+        DataError: the masks have another size than the image.
     """
     from pycocotools import mask as mask_api
 
     height, width = image["height"], image["width"]
     if tuple(masks.shape[-2:]) != (height, width):
-        raise ValueError(f"masks of size {tuple(masks.shape[-2:])}, the ground truth says ({height}, {width})")
+        raise DataError(f"masks of size {tuple(masks.shape[-2:])}, the ground truth says ({height}, {width})")
     # (N, w, h) in C order is the (h, w, N) Fortran order that the encoder wants.
     columns = (masks > 0).to(torch.uint8).transpose(1, 2).contiguous().numpy().transpose(2, 1, 0)
     rles = mask_api.encode(columns)
@@ -322,7 +321,7 @@ def _backend_name(wanted: str) -> str:
     for name in candidates:
         if importlib.util.find_spec(name) is not None:
             return name
-    raise ValueError(f"none of {candidates} is installed; pip install faster-coco-eval")
+    raise ConfigError(f"none of {candidates} is installed; pip install faster-coco-eval")
 
 
 def _backend_classes(backend: str) -> tuple[Any, Any]:

@@ -22,6 +22,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from padding.data.files import write_text
+from padding.errors import ConfigError, DataError
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.panoptic_quality import PanopticQuality, PanopticScores
 from padding.evaluation.report import build_report, publish
@@ -48,7 +49,7 @@ class PanopticGroundTruth:
         self._contiguous_id = groups.contiguous_id
         content = _read_json(self.panoptic_json)
         if "annotations" not in content:
-            raise ValueError(f"{self.panoptic_json}: no 'annotations'; expected a COCO panoptic JSON")
+            raise DataError(f"{self.panoptic_json}: no 'annotations'; expected a COCO panoptic JSON")
         self._annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
         self.image_ids = sorted(self._annotations)
 
@@ -57,12 +58,12 @@ class PanopticGroundTruth:
         """Find the files through the metadata of a registered data set.
 
         Raises:
-            ValueError: if the metadata lacks ``panoptic_json`` or ``panoptic_root``.
+            ConfigError: if the metadata lacks ``panoptic_json`` or ``panoptic_root``.
         """
         metadata = MetadataCatalog.get(dataset_name)
         panoptic_json, panoptic_root = metadata.get("panoptic_json"), metadata.get("panoptic_root")
         if not panoptic_json or not panoptic_root:
-            raise ValueError(
+            raise ConfigError(
                 f"data set '{dataset_name}' has no panoptic_json and panoptic_root in its metadata; register it with "
                 "register_panoptic, or switch MODEL.MASK_FORMER.TEST.PANOPTIC_ON off"
             )
@@ -72,10 +73,10 @@ class PanopticGroundTruth:
         """Entry of an image as it stands in the JSON, with the data set's own category ids.
 
         Raises:
-            ValueError: if the image is not annotated.
+            DataError: if the image is not annotated.
         """
         if image_id not in self._annotations:
-            raise ValueError(
+            raise DataError(
                 f"{self.panoptic_json}: no annotation of image {image_id!r}; evaluate the images of this file, or name "
                 "the JSON that belongs to them"
             )
@@ -89,13 +90,13 @@ class PanopticGroundTruth:
             ``{id, category_id, iscrowd, area?}`` with contiguous category ids.
 
         Raises:
-            ValueError: if the image is not annotated, its PNG is unreadable, or a category is unknown.
+            DataError: if the image is not annotated, its PNG is unreadable, or a category is unknown.
         """
         annotation = self.annotation(image_id)
         segments = []
         for segment in annotation["segments_info"]:
             if segment["category_id"] not in self._contiguous_id:
-                raise ValueError(
+                raise DataError(
                     f"{self.panoptic_json}: image {image_id!r}, segment {segment['id']}: category_id "
                     f"{segment['category_id']} is not among the {self.groups.num_classes} classes of the data set"
                 )
@@ -127,7 +128,7 @@ class PanopticEvaluator(DatasetEvaluator):
             raise ValueError("official=True writes the predictions for panopticapi: give an output_folder")
         self.truth = PanopticGroundTruth.of_dataset(dataset_name)
         if official and len(self.truth.groups.counted_ids) < self.truth.groups.num_classes:
-            raise ValueError(
+            raise DataError(
                 f"official=True counts the files of '{dataset_name}' as they are, in which seen classes are not void; "
                 "use it on the set of all classes"
             )
@@ -154,7 +155,7 @@ class PanopticEvaluator(DatasetEvaluator):
             outputs: predictions of the same images.
 
         Raises:
-            ValueError: naming the image, if prediction and ground truth do not fit together.
+            DataError: naming the image, if prediction and ground truth do not fit together.
         """
         for record, output in zip(inputs, outputs, strict=True):
             pred_map, pred_segments = _prediction(record, output)
@@ -162,7 +163,7 @@ class PanopticEvaluator(DatasetEvaluator):
             try:
                 self._quality.update(pred_map, pred_segments, gt_map, gt_segments)
             except ValueError as error:
-                raise ValueError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
+                raise DataError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
             if self._prediction_writer is not None:
                 self._prediction_writer.add(record, pred_map, pred_segments)
 
@@ -231,14 +232,14 @@ def read_panoptic_png(path: str | Path) -> npt.NDArray[np.uint32]:
         (h, w) uint32.
 
     Raises:
-        ValueError: if there is no such file, or it is not an 8-bit colour PNG.
+        DataError: if there is no such file, or it is not an 8-bit colour PNG.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; it is named by the panoptic JSON")
+        raise DataError(f"{path}: no such file; it is named by the panoptic JSON")
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3 or image.dtype != np.uint8:
-        raise ValueError(f"{path}: not an 8-bit colour PNG, which COCO's panoptic format asks for")
+        raise DataError(f"{path}: not an 8-bit colour PNG, which COCO's panoptic format asks for")
     # Four bytes R, G, B, A of a pixel are one little-endian number; only A has to be masked out.
     code = cv2.COLOR_BGR2RGBA if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
     rgba = cv2.cvtColor(image, code)
@@ -305,7 +306,7 @@ def _prediction(
     record: Mapping[str, Any], output: Mapping[str, Any]
 ) -> tuple[npt.NDArray[np.int32], list[Mapping[str, Any]]]:
     if "panoptic_seg" not in output:
-        raise ValueError(
+        raise ConfigError(
             f"{record['file_name']}: the prediction has only {sorted(output)}, not 'panoptic_seg'; switch "
             "MODEL.MASK_FORMER.TEST.PANOPTIC_ON on"
         )
@@ -321,6 +322,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; prepare the data set first (datasets/README.md)") from error
+        raise DataError(f"{path}: no such file; prepare the data set first (datasets/README.md)") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not complete JSON ({error}); download or prepare it again") from error
+        raise DataError(f"{path}: not complete JSON ({error}); download or prepare it again") from error

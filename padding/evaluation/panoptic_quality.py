@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from padding.errors import DataError
+
 __all__ = [
     "FORGIVEN_FRAC",
     "MATCH_IOU",
@@ -179,18 +181,18 @@ def segment_columns(
         source: named in errors.
 
     Raises:
-        ValueError: if a category is unknown, or an id is void or not unique.
+        DataError: if a category is unknown, or an id is void or not unique.
     """
     ids = np.array([segment["id"] for segment in segments], dtype=np.int64)
     classes = np.array([segment["category_id"] for segment in segments], dtype=np.int64)
     unknown = (classes < 0) | (classes >= num_classes)
     if unknown.any():
-        raise ValueError(
+        raise DataError(
             f"{source}: segments {ids[unknown].tolist()} have category_id {classes[unknown].tolist()}; expected "
             f"contiguous ids 0..{num_classes - 1}"
         )
     if np.unique(ids).size != ids.size or (ids <= VOID_ID).any():
-        raise ValueError(f"{source}: segment ids {ids.tolist()} must be unique and above {VOID_ID}, which is void")
+        raise DataError(f"{source}: segment ids {ids.tolist()} must be unique and above {VOID_ID}, which is void")
     return ids, classes
 
 
@@ -232,7 +234,7 @@ def segment_positions(values: npt.NDArray[np.int64], ids: npt.NDArray[np.int64],
     """Index of each value in ``ids`` plus one, 0 for void.
 
     Raises:
-        ValueError: if a value is neither void nor among ``ids``.
+        DataError: if a value is neither void nor among ``ids``.
     """
     order = np.argsort(ids)
     known = np.concatenate(([VOID_ID], ids[order]))
@@ -241,7 +243,7 @@ def segment_positions(values: npt.NDArray[np.int64], ids: npt.NDArray[np.int64],
     stray = known[slot] != values
     if stray.any():
         found = np.unique(values[stray])[:10].tolist()
-        raise ValueError(f"{source}: the id map holds ids {found} that its segment list lacks (0 is void)")
+        raise DataError(f"{source}: the id map holds ids {found} that its segment list lacks (0 is void)")
     return target[slot]
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from padding.data.files import save_figure, write_json, write_text
 from padding.data.saliency import SALIENT_ABOVE, read_saliency, saliency_to_bytes
+from padding.errors import ConfigError, DataError
 from padding.evaluation.saliency_metrics import SaliencyTotals, image_scores, min_max_normalized
 
 __all__ = ["NORMALIZED", "SaliencyEvaluator", "draw_precision_recall", "saliency_at_size"]
@@ -78,9 +79,9 @@ class SaliencyEvaluator(DatasetEvaluator):
         for record, output in zip(inputs, outputs, strict=True):
             name = record["file_name"]
             if name not in self._entries:
-                raise ValueError(f"{name}: not an image of data set '{self._dataset_name}'")
+                raise DataError(f"{name}: not an image of data set '{self._dataset_name}'")
             if "saliency" not in output:
-                raise ValueError(
+                raise ConfigError(
                     f"{name}: the prediction has only {sorted(output)}, not 'saliency'; '{self._dataset_name}' needs a "
                     "model that predicts it: set MODEL.SALSEG.TEST.SALIENCY to True, or take the set out of "
                     "DATASETS.TEST"
@@ -92,7 +93,7 @@ class SaliencyEvaluator(DatasetEvaluator):
             try:
                 self._count(output["saliency"], saliency_to_bytes(saliency) > SALIENT_ABOVE, known)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+                raise DataError(f"{name}: {error}") from error
 
     def _count(self, prediction: Tensor, truth: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> None:
         values = saliency_at_size(prediction, truth.shape)

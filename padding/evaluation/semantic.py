@@ -26,6 +26,7 @@ from torch import Tensor
 
 from padding.data.cityscapes import cityscapes_label_map
 from padding.data.files import write_text
+from padding.errors import ConfigError, DataError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.report import build_report, publish
@@ -90,10 +91,10 @@ class SemanticGroundTruth:
         """Label file of an image.
 
         Raises:
-            ValueError: the image does not belong to the data set.
+            DataError: the image does not belong to the data set.
         """
         if image_file not in self.files:
-            raise ValueError(f"{image_file}: not an image of data set '{self.dataset_name}'")
+            raise DataError(f"{image_file}: not an image of data set '{self.dataset_name}'")
         return self.files[image_file]
 
     def read(self, image_id: int | str) -> npt.NDArray[np.integer]:
@@ -160,7 +161,7 @@ class SemSegEvaluator(DatasetEvaluator):
             outputs: predictions of the same images, at the size of the ground truth.
 
         Raises:
-            ValueError: naming the file, if sizes differ or a label is out of range.
+            DataError: naming the file, if sizes differ or a label is out of range.
         """
         for record, output in zip(inputs, outputs, strict=True):
             path = self.truth.file_of(record["file_name"])
@@ -168,11 +169,11 @@ class SemSegEvaluator(DatasetEvaluator):
             for task in self.tasks:
                 source = "sem_seg" if task == FOREGROUND else task
                 if source not in output:
-                    raise ValueError(_missing_prediction(source, record["file_name"], output))
+                    raise DataError(_missing_prediction(source, record["file_name"], output))
                 try:
                     pred = self._count(task, output[source], gt)
                 except ValueError as error:
-                    raise ValueError(f"{path} (image {record['file_name']}): {task}: {error}") from error
+                    raise DataError(f"{path} (image {record['file_name']}): {task}: {error}") from error
                 if self._write_predictions and task == "sem_seg":
                     self._predictions += _as_rle_entries(pred, record["file_name"], self.groups)
             self._num_images += 1
@@ -194,11 +195,11 @@ class SemSegEvaluator(DatasetEvaluator):
         """Scores that cannot choose the background, and labels that ignore it.
 
         Raises:
-            ValueError: for labels in place of scores, which have chosen already.
+            DataError: for labels in place of scores, which have chosen already.
         """
         background = self.truth.background_id
         if prediction.dim() != 3:
-            raise ValueError(
+            raise DataError(
                 f"'{self.truth.dataset_name}' is also scored without its background class {background}, for which the "
                 "prediction must be scores (K, h, w), not labels"
             )
@@ -259,12 +260,12 @@ def label_map_of_scores(prediction: Tensor, num_classes: int) -> Tensor:
         (h, w) integer labels.
 
     Raises:
-        ValueError: for any other shape.
+        DataError: for any other shape.
     """
     if prediction.dim() == 2 and not prediction.is_floating_point():
         return prediction
     if prediction.dim() != 3 or prediction.shape[0] != num_classes:
-        raise ValueError(
+        raise DataError(
             f"sem_seg has shape {tuple(prediction.shape)}; expected ({num_classes}, h, w) scores: the model must "
             "predict the classes of the data set it is tested on"
         )
@@ -283,20 +284,20 @@ def read_label_map(path: str | Path, label_map: Mapping[int, int] | None = None)
         (h, w) integer.
 
     Raises:
-        ValueError: naming the file, if it is missing, is a colour image, or holds a label outside ``label_map``.
+        DataError: naming the file, if it is missing, is a colour image, or holds a label outside ``label_map``.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such label file; prepare the data set first (datasets/README.md)")
+        raise DataError(f"{path}: no such label file; prepare the data set first (datasets/README.md)")
     with Image.open(path) as image:
         if image.mode not in INDEX_MODES:
-            raise ValueError(f"{path}: a label image of mode {image.mode}; expected indices, one of {INDEX_MODES}")
+            raise DataError(f"{path}: a label image of mode {image.mode}; expected indices, one of {INDEX_MODES}")
         labels = np.array(image)
     if label_map is None:
         return labels
     found = np.unique(labels)
     unknown = [int(label) for label in found if int(label) not in label_map]
     if unknown:
-        raise ValueError(f"{path}: labels {unknown[:10]} are not in the data set's sem_seg_label_map")
+        raise DataError(f"{path}: labels {unknown[:10]} are not in the data set's sem_seg_label_map")
     table = np.zeros(int(found.max()) + 1, dtype=np.int64)
     table[found] = [label_map[int(label)] for label in found]
     return table[labels]
@@ -310,7 +311,7 @@ def _truth_files(dataset_name: str, records: Sequence[Mapping[str, Any]], sem_se
         elif sem_seg_root:
             files[record["file_name"]] = Path(sem_seg_root) / f"{Path(record['file_name']).stem}.png"
         else:
-            raise ValueError(
+            raise ConfigError(
                 f"data set '{dataset_name}': image {record['file_name']} has no sem_seg_file_name and the metadata no "
                 "sem_seg_root; register one of them, or switch MODEL.MASK_FORMER.TEST.SEMANTIC_ON off"
             )

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from padding.modeling.checkpoint import CheckpointError, CheckpointReport, load_into, normalise_keys, read_checkpoint
+from padding.errors import CheckpointError
+from padding.modeling.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint
 
 __all__ = ["BackboneWeights", "convert_backbone_weights", "load_backbone_weights"]
 
@@ -165,7 +166,7 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path, *, key: str) ->
         What was used, renamed, left out, and what the file does not have; names start with ``backbone.``.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        MissingFileError: if there is no such file.
         CheckpointError: if it cannot be read, or does not hold the whole backbone; the backbone is then unchanged.
     """
     weights = convert_backbone_weights(read_checkpoint(path))

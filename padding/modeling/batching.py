@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import Tensor
 
+from padding.errors import ConfigError, SampleError
+
 __all__ = [
     "batch_images",
     "batch_label_maps",
@@ -32,12 +34,12 @@ def require_keys(batched_inputs: Sequence[Sample], keys: Sequence[str], model_na
     """Check that every sample has what a model trains on.
 
     Raises:
-        KeyError: names the first missing key and its sample.
+        SampleError: names the first missing key and its sample.
     """
     for sample in batched_inputs:
         for key in keys:
             if key not in sample:
-                raise KeyError(
+                raise SampleError(
                     f"sample {sample_name(sample)} has no '{key}', which {model_name} trains on (needed: "
                     f"{', '.join(keys)}; there: {', '.join(sorted(sample))}); choose a mapper that makes it "
                     "(INPUT.DATASET_MAPPER_NAME)"
@@ -213,7 +215,7 @@ def _check_same_size(sample: Sample, key: str, size: tuple[int, ...], padded_siz
 def _check_classes(sample: Sample, labels: Tensor, num_classes: int) -> None:
     lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if lowest < 0 or highest >= num_classes:
-        raise ValueError(
+        raise ConfigError(
             f"sample {sample_name(sample)} has classes from {lowest} to {highest}; the model knows 0 to "
             f"{num_classes - 1}. Check MODEL.SEM_SEG_HEAD.NUM_CLASSES and the ids the data set was registered with."
         )

@@ -24,7 +24,9 @@ from iopath.common.file_io import get_cache_dir
 from tabulate import tabulate
 from torch import Tensor, nn
 
-__all__ = ["CheckpointError", "CheckpointReport", "load_into", "normalise_keys", "read_checkpoint", "read_entry"]
+from padding.errors import CheckpointError, MissingFileError
+
+__all__ = ["CheckpointReport", "load_into", "normalise_keys", "read_checkpoint", "read_entry"]
 
 State = dict[str, Tensor]
 
@@ -37,10 +39,6 @@ _NOT_NEEDED = re.compile(
     r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked|relative_position_index|attn_mask)$|^(backbone\.)?stem\.fc\."
 )
 _HEAD, _PREDICTOR, _PIXEL_DECODER = "sem_seg_head.", "sem_seg_head.predictor.", "sem_seg_head.pixel_decoder."
-
-
-class CheckpointError(ValueError):
-    """A weight file cannot be read, or does not fit the network."""
 
 
 # --------------------------------------------------------------------------------------------------- reading
@@ -56,12 +54,12 @@ def read_checkpoint(path: str | Path) -> State:
         Name to tensor on the CPU, names as in the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        MissingFileError: if there is no such file.
         CheckpointError: if it would have to be downloaded, is cut short, is no checkpoint, or asks for code to be run.
     """
     local = _local_path(str(path))
     if not local.is_file():
-        raise FileNotFoundError(f"{local}: no such weight file; check MODEL.WEIGHTS")
+        raise MissingFileError(f"{local}: no such weight file; check MODEL.WEIGHTS")
     readers: dict[str, Callable[[Path], Any]] = {
         ".pkl": _read_pickle,
         ".pth": _read_torch,

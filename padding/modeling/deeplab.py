@@ -18,6 +18,8 @@ from detectron2.layers import Conv2d
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
+
 __all__ = ["ASPP", "DeepLabDecoder", "DeepLabOptions", "DeepLabV3PlusHead"]
 
 
@@ -74,10 +76,10 @@ class ASPP(layers.ASPP):
             options: ``aspp_channels``, ``dilations``, ``dropout``, ``norm``, ``pool_norm`` and ``separable`` count.
 
         Raises:
-            ValueError: unless there are three dilations.
+            ConfigError: unless there are three dilations.
         """
         if len(options.dilations) != 3:
-            raise ValueError(f"ASPP_DILATIONS is {options.dilations}; expected three numbers, e.g. (6, 12, 18)")
+            raise ConfigError(f"ASPP_DILATIONS is {options.dilations}; expected three numbers, e.g. (6, 12, 18)")
         channels = options.aspp_channels
         super().__init__(
             in_channels,
@@ -239,7 +241,7 @@ def _flexible_norm(name: str) -> str | Callable[[int], nn.Module]:
 def _refuse_batch_norm(module: nn.Module, key: str, why: str) -> None:
     # SyncBatchNorm is no BatchNorm2d: with several processes it has several values.
     if any(isinstance(part, nn.BatchNorm2d) and part.training for part in module.modules()):
-        raise ValueError(
+        raise ConfigError(
             f"batch norm cannot be trained here: {why}. Train on more than one image or larger crops, or set the "
             f'head\'s {key} to "GN" or "".'
         )

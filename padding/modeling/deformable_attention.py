@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from padding.errors import ConfigError
+
 SpatialShapes = Sequence[tuple[int, int]]
 Method = Literal["embedding_bag", "grid_sample"]
 
@@ -311,13 +313,13 @@ class DeformableAttention(nn.Module):
         num_points: P, points per head and level.
 
     Raises:
-        ValueError: if ``width`` is not a multiple of ``num_heads``.
+        ConfigError: if ``width`` is not a multiple of ``num_heads``.
     """
 
     def __init__(self, width: int, *, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
         if width % num_heads:
-            raise ValueError(
+            raise ConfigError(
                 f"DeformableAttention: width {width} is not a multiple of {num_heads} heads; change CONVS_DIM or "
                 "DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS under MODEL.SEM_SEG_HEAD"
             )

@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
 from padding.modeling.pixel_decoder import DeformableEncoder, PixelDecoder
 from padding.modeling.transformer_decoder import MaskedTransformerDecoder
 
@@ -40,11 +41,11 @@ class MaskFormerHead(nn.Module):
         """Build both parts from ``MODEL.SEM_SEG_HEAD`` and ``MODEL.MASK_FORMER``.
 
         Raises:
-            ValueError: if a key names a part or a backbone map that does not exist.
+            ConfigError: if a key names a part or a backbone map that does not exist.
         """
         for (node, key), only in _FIXED_CHOICES.items():
             if cfg.MODEL[node][key] != only:
-                raise ValueError(f"MODEL.{node}.{key} is {cfg.MODEL[node][key]!r}, expected {only!r}: set it to that")
+                raise ConfigError(f"MODEL.{node}.{key} is {cfg.MODEL[node][key]!r}, expected {only!r}: set it to that")
         pixel_decoder = _build_pixel_decoder(cfg.MODEL.SEM_SEG_HEAD, input_shape, dropout=cfg.MODEL.MASK_FORMER.DROPOUT)
         return {"pixel_decoder": pixel_decoder, "predictor": _build_predictor(cfg, num_levels=pixel_decoder.num_maps)}
 
@@ -87,7 +88,7 @@ def _build_pixel_decoder(node: CfgNode, input_shape: Mapping[str, ShapeSpec], *,
 def _build_predictor(cfg: CfgNode, *, num_levels: int) -> MaskedTransformerDecoder:
     node = cfg.MODEL.MASK_FORMER
     if node.DEC_LAYERS < 1:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.MASK_FORMER.DEC_LAYERS is {node.DEC_LAYERS}, expected >= 1: it counts predictions, that is the "
             "layers plus one for the prediction before the first layer"
         )
@@ -109,7 +110,7 @@ def _build_predictor(cfg: CfgNode, *, num_levels: int) -> MaskedTransformerDecod
 def _check_names(key: str, names: list[str], *, offered: list[str], by: str) -> None:
     unknown = [name for name in names if name not in offered]
     if unknown or not names:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SEM_SEG_HEAD.{key} is {list(names)}, expected at least one of {list(offered)}, which {by} offers: "
             f"remove {unknown} or add them there"
         )

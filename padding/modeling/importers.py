@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from padding.modeling.checkpoint import CheckpointError, CheckpointReport, normalise_keys
+from padding.errors import CheckpointError
+from padding.modeling.checkpoint import CheckpointReport, normalise_keys
 
 __all__ = ["BODY_NAMES", "Imported", "finish_import", "import_huggingface", "import_mask2former", "layout_of"]
 

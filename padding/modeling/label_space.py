@@ -5,6 +5,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from padding.data.class_split import ClassSplit
+from padding.errors import ConfigError, DataError
 
 __all__ = ["class_split_of", "evaluation_split", "training_split"]
 
@@ -13,11 +14,11 @@ def class_split_of(dataset_name: str) -> ClassSplit:
     """The label space of a registered data set.
 
     Raises:
-        ValueError: if none is attached to the name.
+        DataError: if none is attached to the name.
     """
     split = MetadataCatalog.get(dataset_name).get("class_split", None)
     if split is None:
-        raise ValueError(
+        raise DataError(
             f"data set '{dataset_name}' has no class_split in its metadata; register it first "
             "(padding.data.catalog.register_all, or register_panoptic for your own data)"
         )
@@ -28,15 +29,15 @@ def training_split(cfg: CfgNode) -> ClassSplit:
     """Label space of ``DATASETS.TRAIN``.
 
     Raises:
-        ValueError: if there is no training set, or the sets differ in their classes.
+        ConfigError: if there is no training set, or the sets differ in their classes.
     """
     if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty; name the data set whose classes the network learns")
+        raise ConfigError("DATASETS.TRAIN is empty; name the data set whose classes the network learns")
     first, *others = cfg.DATASETS.TRAIN
     split = class_split_of(first)
     for other in others:
         if class_split_of(other).names != split.names:
-            raise ValueError(f"DATASETS.TRAIN mixes label spaces: '{other}' has other classes than '{first}'")
+            raise ConfigError(f"DATASETS.TRAIN mixes label spaces: '{other}' has other classes than '{first}'")
     return split
 
 

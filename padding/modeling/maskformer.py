@@ -16,6 +16,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from padding.data.sample import Prediction
+from padding.errors import ConfigError
 from padding.modeling.batching import batch_images, prepare_targets, require_keys, sample_name
 from padding.modeling.criterion import MaskCriterion
 from padding.modeling.inference import keep_classes, widen_logits
@@ -92,12 +93,12 @@ class MaskFormer(nn.Module):
         """Constructor arguments from a config.
 
         Raises:
-            ValueError: if the number of classes or the label spaces of the data sets do not fit together.
+            ConfigError: if the number of classes or the label spaces of the data sets do not fit together.
         """
         learned, asked = training_split(cfg), evaluation_split(cfg)
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         if learned.num_classes != num_classes:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but data set '{cfg.DATASETS.TRAIN[0]}' has "
                 f"{learned.num_classes} classes; set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {learned.num_classes}"
             )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
 from padding.modeling.point_sampling import Generators, draw_points, sample_at
 
 __all__ = ["HungarianMatcher", "pairwise_bce", "pairwise_dice"]
@@ -60,13 +61,13 @@ class HungarianMatcher(nn.Module):
         """Set the weights of the three costs and the number of points per image.
 
         Raises:
-            ValueError: if all weights are zero or there is no point.
+            ConfigError: if all weights are zero or there is no point.
         """
         super().__init__()
         if cost_class == cost_mask == cost_dice == 0:
-            raise ValueError("all three matching costs are 0: every assignment would be equally good; set one above 0")
+            raise ConfigError("all three matching costs are 0: every assignment would be equally good; set one above 0")
         if num_points < 1:
-            raise ValueError(f"num_points is {num_points}; masks are compared on at least 1 point")
+            raise ConfigError(f"num_points is {num_points}; masks are compared on at least 1 point")
         self.cost_class = cost_class
         self.cost_mask = cost_mask
         self.cost_dice = cost_dice

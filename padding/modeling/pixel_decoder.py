@@ -14,6 +14,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
 from padding.modeling.deformable_attention import DeformableAttention, SpatialShapes
 from padding.modeling.position_encoding import sine_position_encoding
 
@@ -195,7 +196,7 @@ class PixelDecoder(nn.Module):
     def _check_strides(self, input_shape: Mapping[str, ShapeSpec], finest: int, common_stride: int) -> None:
         found = [input_shape[name].stride for name in self.pyramid_features]
         if finest < common_stride or found != [common_stride * 2**step for step in range(len(found))]:
-            raise ValueError(
+            raise ConfigError(
                 f"PixelDecoder: maps with strides {found} lead from the encoder's finest stride {finest} to "
                 f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {common_stride}; expected one map per power of two. Add the missing "
                 "map to MODEL.SEM_SEG_HEAD.IN_FEATURES or change COMMON_STRIDE"

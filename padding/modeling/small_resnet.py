@@ -14,6 +14,8 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from fvcore.nn import weight_init
 
+from padding.errors import ConfigError
+
 _STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -41,17 +43,17 @@ def build_small_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         Backbone with maps res2, res3, res4, res5.
 
     Raises:
-        ValueError: if channels or block counts are not given for exactly four stages, or for another output stride.
+        ConfigError: if channels or block counts are not given for exactly four stages, or for another output stride.
     """
     node = cfg.MODEL.SMALL_RESNET
     for key in ("OUT_CHANNELS", "NUM_BLOCKS"):
         if len(node[key]) != len(_STAGES):
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.SMALL_RESNET.{key} is {list(node[key])}, expected one number for each of {', '.join(_STAGES)}"
             )
     stem = BasicStem(in_channels=input_shape.channels, out_channels=node.STEM_OUT_CHANNELS, norm=node.NORM)
     if node.OUTPUT_STRIDE not in (16, 32):
-        raise ValueError(f"MODEL.SMALL_RESNET.OUTPUT_STRIDE is {node.OUTPUT_STRIDE}, expected 16 or 32")
+        raise ConfigError(f"MODEL.SMALL_RESNET.OUTPUT_STRIDE is {node.OUTPUT_STRIDE}, expected 16 or 32")
     stages: list[Any] = []
     in_channels = node.STEM_OUT_CHANNELS
     for index, (out_channels, num_blocks) in enumerate(zip(node.OUT_CHANNELS, node.NUM_BLOCKS, strict=True)):

@@ -14,6 +14,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
+
 __all__ = ["TimmBackbone", "build_timm_backbone"]
 
 _STAGES = ("res2", "res3", "res4", "res5")
@@ -98,12 +100,12 @@ def _check(name: str, output_stride: int, out_features: Sequence[str]) -> None:
 
     # Also refuses "hf-hub:…", which timm would look up in the network.
     if not timm.is_model(name):
-        raise ValueError(f"timm {timm.__version__} has no network called '{name}'; timm.list_models() names them all")
+        raise ConfigError(f"timm {timm.__version__} has no network called '{name}'; timm.list_models() names them all")
     if output_stride not in (8, 16, 32):
-        raise ValueError(f"OUTPUT_STRIDE of {name} is {output_stride}; expected 8, 16 or 32")
+        raise ConfigError(f"OUTPUT_STRIDE of {name} is {output_stride}; expected 8, 16 or 32")
     unknown = [stage for stage in out_features if stage not in _STAGES]
     if unknown or not out_features:
-        raise ValueError(f"OUT_FEATURES of {name} is {list(out_features)}; expected some of {', '.join(_STAGES)}")
+        raise ConfigError(f"OUT_FEATURES of {name} is {list(out_features)}; expected some of {', '.join(_STAGES)}")
 
 
 def _create(name: str, output_stride: int, drop_path: float, **options: Any) -> Any:
@@ -117,7 +119,7 @@ def _create(name: str, output_stride: int, drop_path: float, **options: Any) -> 
     try:
         network: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
     except TypeError as error:
-        raise ValueError(
+        raise ConfigError(
             f"timm cannot build {name} with OUTPUT_STRIDE {output_stride} and DROP_PATH {drop_path} ({error}); "
             "32 and 0 are what every network has"
         ) from error

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from padding.errors import ConfigError
 from padding.modeling.position_encoding import sine_position_encoding
 
 
@@ -25,13 +26,13 @@ class MultiHeadAttention(nn.Module):
         num_heads: heads, a divisor of ``width``.
 
     Raises:
-        ValueError: if ``width`` is not a multiple of ``num_heads``.
+        ConfigError: if ``width`` is not a multiple of ``num_heads``.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         if width % num_heads:
-            raise ValueError(
+            raise ConfigError(
                 f"MultiHeadAttention: width {width} is not a multiple of {num_heads} heads; change "
                 "MODEL.MASK_FORMER.HIDDEN_DIM or MODEL.MASK_FORMER.NHEADS"
             )

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from padding.errors import ConfigError
+
 __all__ = ["MODES", "Network", "SegmentationPlan", "scored_pixels", "segment", "window_starts"]
 
 Network = Callable[[Tensor], Mapping[str, Tensor]]
@@ -52,17 +54,17 @@ class SegmentationPlan:
             ValueError: names the key.
         """
         if self.mode not in MODES:
-            raise ValueError(f"TEST.SEM_SEG.MODE is {self.mode!r}; known are {', '.join(MODES)}")
+            raise ConfigError(f"TEST.SEM_SEG.MODE is {self.mode!r}; known are {', '.join(MODES)}")
         if not self.scales or min(self.scales) <= 0:
-            raise ValueError(
+            raise ConfigError(
                 f"TEST.SEM_SEG.SCALES is {self.scales}; expected positive factors, (1.0,) for the image itself"
             )
         if self.size_divisibility < 1:
             raise ValueError(f"size_divisibility is {self.size_divisibility}; expected at least 1")
         if self.mode != "whole" and min(self.crop_size) < 1:
-            raise ValueError(f"TEST.SEM_SEG.CROP_SIZE is {self.crop_size}; expected a height and a width of pixels")
+            raise ConfigError(f"TEST.SEM_SEG.CROP_SIZE is {self.crop_size}; expected a height and a width of pixels")
         if self.mode == "slide" and not all(1 <= s <= c for s, c in zip(self.stride, self.crop_size, strict=True)):
-            raise ValueError(
+            raise ConfigError(
                 f"TEST.SEM_SEG.STRIDE is {self.stride}; expected 1 to {self.crop_size}, TEST.SEM_SEG.CROP_SIZE: larger "
                 "strides leave pixels out"
             )
@@ -236,7 +238,7 @@ def _bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _pair(key: str, value: object) -> tuple[int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(isinstance(n, int) for n in value):
-        raise ValueError(f"TEST.SEM_SEG.{key} is {value!r}; expected a height and a width")
+        raise ConfigError(f"TEST.SEM_SEG.{key} is {value!r}; expected a height and a width")
     return int(value[0]), int(value[1])
 
 

@@ -41,7 +41,7 @@ def test_other_seed_needs_overwrite(script: ModuleType, tmp_path: Path, capsys):
     arguments = ["--root", str(tmp_path), *SMALL]
     assert script.main(arguments) == 0
     assert script.main([*arguments, "--seed", "1"]) == 2
-    assert "seed 0 -> 1" in capsys.readouterr().out
+    assert "seed 0 -> 1" in capsys.readouterr().err
     assert script.main([*arguments, "--seed", "1", "--overwrite"]) == 0
 
 
@@ -58,4 +58,4 @@ def test_preview_and_bad_numbers(script: ModuleType, tmp_path: Path, capsys):
     assert cv2.imread(str(target)).shape == (4 * 68, 6 * 68, 3)
     assert not (tmp_path / "shapes").exists()
     assert script.main(["--root", str(tmp_path), "--num-train", "-3"]) == 2
-    assert "num_train" in capsys.readouterr().out
+    assert "num_train" in capsys.readouterr().err

@@ -14,7 +14,8 @@ from padding import ablation
 from padding.ablation import METHODS_OF_TABLE_1, ROWS, main, rows_of_table
 from padding.data.catalog import register_all
 from padding.data.shapes import ShapesConfig, write_shapes
-from padding.engine import ConfigError, load_cfg
+from padding.engine import load_cfg
+from padding.errors import ConfigError
 from padding.evaluation.sweep import GAMMAS
 from padding.rows import Row, Study, read_row, spread_text, sweep_table
 

@@ -18,9 +18,9 @@ from padding.add_classes import extended_checkpoint, save_extended, split_names
 from padding.checkpoint import load_padding_weights
 from padding.data.class_embeddings import save_class_embeddings
 from padding.engine import Predictor
+from padding.errors import CheckpointError
 from padding.extension import add_classes_to, extended_split, find_statistics
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import CheckpointError
 from padding.seen_statistics import FILE_NAME, SeenStatistics
 from padding.trainer import GeneratorClassifierTrainer
 from tests.separable_features import (
@@ -215,7 +215,7 @@ def test_new_classes_take_part_in_evaluation_as_competitors_only(
 
 
 def run(cfg: CfgNode, folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
-    monkeypatch.setattr(padding.add_classes, "register_all", lambda: None)
+    monkeypatch.setattr("padding.data.catalog.register_all", lambda: None)
     (folder / "config.yaml").write_text(cfg.dump())
     output = folder / "new.pth"
     arguments = ["--config-file", str(folder / "config.yaml"), "--weights", cfg.MODEL.WEIGHTS, "--output", str(output)]

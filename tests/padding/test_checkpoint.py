@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from padding.checkpoint import HEAD, fit_class_head, load_padding_weights, repair_class_head, widen_rows
+from padding.errors import CheckpointError
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import CheckpointError
 
 BuildModel = Callable[..., PADing]
 # "gem" (2) and "lake" (4) of six classes are unseen

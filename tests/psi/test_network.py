@@ -12,8 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 
-import train_net
-from padding.engine import load_cfg
+from padding.engine.commands import load_config
 from padding.modeling.deeplab import DeepLabOptions
 from psi.aggregation import AggregationOptions, build_aggregation
 from psi.network import SegmentationHead, SegmentationNetwork, build_network
@@ -150,7 +149,7 @@ def test_size_of_the_aggregation() -> None:
 @pytest.fixture(scope="module")
 def paper_cfg() -> CfgNode:
     base = Path(__file__).parents[2] / "configs" / "_base_" / "psi_r101.yaml"
-    return load_cfg(str(base), ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN"], train_net.METHODS)
+    return load_config(base, ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN"])
 
 
 def test_resnet_101_has_output_stride_16(paper_cfg: CfgNode) -> None:

@@ -10,10 +10,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from padding.data.catalog import register_all
-from padding.engine import load_cfg
-from padding.modeling.checkpoint import CheckpointError, load_into, read_checkpoint
-from salseg.config import add_salseg_config
-from salseg.export import export_segmentation, main, num_parameters, segmentation_cfg, segmentation_state
+from padding.engine.commands import load_config
+from padding.engine.part_export import num_parameters
+from padding.errors import CheckpointError
+from padding.modeling.checkpoint import load_into, read_checkpoint
+from salseg.export import export_segmentation, main, segmentation_cfg, segmentation_state
 from salseg.meta_arch import SalSeg
 from tests.tiny_salseg import random_samples, tiny_salseg_cfg
 from tests.tiny_segmentor import write_dozen_shapes
@@ -56,7 +57,7 @@ def scores(model: SalSeg) -> list[dict[str, torch.Tensor]]:
 
 
 def exported_model(target: Path, *opts: str) -> SalSeg:
-    cfg = load_cfg(str(target), ["MODEL.DEVICE", "cpu", *opts], (add_salseg_config,))
+    cfg = load_config(str(target), ["MODEL.DEVICE", "cpu", *opts])
     model = build_model(cfg)
     model.load_state_dict(read_checkpoint(cfg.MODEL.WEIGHTS))
     return model.eval()
@@ -109,7 +110,7 @@ def test_nothing_of_saliency_and_of_the_training_is_left(tmp_path: Path, capsys:
     assert num_parameters(cfg) == whole
     assert f"{part:,} of {whole:,} parameters" in capsys.readouterr().out
 
-    own = load_cfg(str(target), [], (add_salseg_config,))
+    own = load_config(str(target), [])
     assert own.DATASETS.TEST == ("shapes_val_sem_seg_coarse",)
     assert own.DATASETS.TRAIN == cfg.DATASETS.TRAIN
     assert (own.INPUT.MIN_SIZE_TEST, str(tmp_path / "alone")) == (96, own.OUTPUT_DIR)

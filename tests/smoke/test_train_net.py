@@ -16,7 +16,7 @@ from detectron2.engine import default_argument_parser
 from PIL import Image
 
 import train_net
-from padding.engine import ConfigError
+from padding.errors import ConfigError
 from tests.toy_training import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -10,14 +10,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from padding.engine import load_cfg
-from padding.engine.setup import ConfigError
-from padding.modeling.checkpoint import CheckpointError, read_checkpoint
-from tcc.config import add_tcc_config
+from padding.engine.commands import load_config
+from padding.errors import CheckpointError, ConfigError
+from padding.modeling.checkpoint import read_checkpoint
 from tcc.export_student import export_student, main, student_cfg, student_state
 
 
-@META_ARCH_REGISTRY.register()
 class StandInCohort(nn.Module):
     """Has the children of TCC and nothing else of it."""
 
@@ -36,17 +34,21 @@ class StandInCohort(nn.Module):
 CONFIG = """
 VERSION: 2
 MODEL:
-  META_ARCHITECTURE: StandInCohort
+  META_ARCHITECTURE: TCC
   WEIGHTS: ""
   TCC:
     CNN: {WEIGHTS: resnet.pth, HEAD: {DECODER_CHANNELS: 4}}
     VIT: {WEIGHTS: pvt.pth, HEAD: {DECODER_CHANNELS: 3}}
     EMA: {DECAY: 0.99}
-  PADING: {MODE: of another method}
 TEST:
   SEM_SEG: {PARTS: [cnn, vit, ensemble], FLIP: True}
 OUTPUT_DIR: output/cohort
 """
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "TCC", StandInCohort)
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def config(tmp_path: Path) -> str:
 
 @pytest.fixture
 def cohort(config: str, tmp_path: Path) -> Path:
-    model = StandInCohort(load_cfg(config, [], (add_tcc_config,), drop_unknown=True))
+    model = StandInCohort(load_config(config, []))
     path = tmp_path / "model_final.pth"
     torch.save({"model": model.state_dict(), "trainer": {"optimizers": {}}, "iteration": 9}, path)
     return path
@@ -82,7 +84,7 @@ def test_weights_are_the_student_s_and_nothing_else(config: str, cohort: Path, t
 def test_configuration_builds_the_student_alone(config: str, cohort: Path, tmp_path: Path) -> None:
     target = run(config, cohort, tmp_path / "vit.pth", "--opts", "INPUT.MIN_SIZE_TEST", "96")
     assert target == tmp_path / "vit.yaml"
-    cfg = load_cfg(str(target), [], (add_tcc_config,))
+    cfg = load_config(str(target), [])
     assert (cfg.MODEL.TCC.STUDENTS, cfg.MODEL.TCC.TEST.STUDENT, cfg.TEST.SEM_SEG.PARTS) == ("vit", "vit", ())
     assert (cfg.MODEL.TCC.CNN.WEIGHTS, cfg.MODEL.TCC.VIT.WEIGHTS, cfg.MODEL.TCC.EMA.DECAY) == ("", "", 0.0)
     assert str(tmp_path / "vit.pth") == cfg.MODEL.WEIGHTS
@@ -101,7 +103,7 @@ def test_moving_average_is_exported_where_there_is_one() -> None:
 
 
 def test_device_is_chosen_where_the_student_runs(config: str) -> None:
-    cfg = load_cfg(config, ["MODEL.DEVICE", "cpu"], (add_tcc_config,), drop_unknown=True)
+    cfg = load_config(config, ["MODEL.DEVICE", "cpu"])
     assert student_cfg(cfg, "cnn", Path("a/b.pth")).MODEL.DEVICE == "cuda"
     assert cfg.MODEL.DEVICE == "cpu"
     assert cfg.MODEL.TCC.STUDENTS == "both"
@@ -133,7 +135,7 @@ def test_what_does_not_fit_is_named(config: str, cohort: Path, tmp_path: Path) -
 
 
 def test_names_of_files_are_checked(config: str, cohort: Path, tmp_path: Path) -> None:
-    cfg = load_cfg(config, [], (add_tcc_config,), drop_unknown=True)
+    cfg = load_config(config, [])
     with pytest.raises(ValueError, match=r"student\.pkl: weights are written to a \.pth file"):
         export_student(cfg, cohort, "vit", tmp_path / "student.pkl")
     with pytest.raises(ValueError, match="is the checkpoint to be read; choose another name"):

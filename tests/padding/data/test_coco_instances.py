@@ -10,7 +10,7 @@ from padding.data import coco_instances
 from padding.data.annotation_file import read_summary
 from padding.data.coco_instances import InstanceSummary, audit_instances, filter_instances
 from padding.data.coco_splits import coco_zsi_split
-from padding.data.panoptic_png import PreparationError
+from padding.errors import PreparationError
 from tests.tiny_stuff import write_tiny_instances
 
 A, B = coco_zsi_split("48_17"), coco_zsi_split("65_15")

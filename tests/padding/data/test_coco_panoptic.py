@@ -13,16 +13,11 @@ from PIL import Image
 from padding.data import coco_panoptic
 from padding.data.annotation_file import read_summary
 from padding.data.class_split import ClassSplit, read_name_list
-from padding.data.coco_panoptic import (
-    FilterSummary,
-    PanopticFiles,
-    PreparationError,
-    filter_panoptic_json,
-    label_tasks,
-)
+from padding.data.coco_panoptic import FilterSummary, PanopticFiles, filter_panoptic_json, label_tasks
 from padding.data.panoptic_audit import LeakAudit, check_all_labels, map_tasks, write_all_labels
 from padding.data.panoptic_png import label_problems, read_labels
 from padding.data.roots import splits_dir
+from padding.errors import PreparationError
 from tests.tiny_coco import CAR, COW, HEIGHT, KEPT, PERSON, SKY, WALL, WIDTH, edit_json, segment_id, write_tiny_coco
 
 CLASS = {category["id"]: index for index, category in enumerate(COCO_CATEGORIES)}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from padding.data.coco_splits import coco_zss_split
 from padding.data.coco_stuff import check_stuff, label_lookup, stuff_tasks, write_stuff
-from padding.data.panoptic_png import PreparationError
+from padding.errors import PreparationError
 from tests.tiny_stuff import HEIGHT, STUFF, WIDTH, write_tiny_stuff
 
 SPLIT = coco_zss_split()

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from padding.data.class_split import ClassSplit
-from padding.data.panoptic_png import PreparationError
 from padding.data.scribble_files import (
     LabelSpace,
     ScribbleTask,
@@ -25,6 +24,7 @@ from padding.data.scribble_simulator import SimulatorConfig
 from padding.data.scribble_sources import ScribbleReader, find_scribbles
 from padding.data.scribble_tags import ScribbleTags
 from padding.data.scribbles import draw_scribbles, parse_scribble_xml
+from padding.errors import PreparationError
 
 SPLIT = ClassSplit(
     ("background", "lake", "tower"), (False, False, True), (0, 1, 2), colors=((0, 0, 0), (0, 0, 255), (255, 0, 0))

@@ -9,7 +9,7 @@ from torch import nn
 
 from padding.engine.checkpointer import TrainingCheckpointer, read_training_checkpoint
 from padding.engine.weights import load_weights
-from padding.modeling.checkpoint import CheckpointError
+from padding.errors import CheckpointError
 
 
 class Counter:

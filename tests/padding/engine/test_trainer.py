@@ -17,7 +17,7 @@ from detectron2.engine import HookBase
 from padding.engine.checkpointer import TrainingCheckpointer
 from padding.engine.distributed import torchrun_process_group
 from padding.engine.trainer import Trainer, micro_batch_size
-from padding.modeling.checkpoint import CheckpointError
+from padding.errors import CheckpointError
 from tests.toy_training import ToyTrainer, free_port, losses_by_iteration, toy_cfg, train_toy
 
 # A forked child has torch imported already; a spawned one would need seconds.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from padding.engine.weights import load_initial_weights, load_weights
-from padding.modeling.checkpoint import CheckpointError
+from padding.errors import CheckpointError
 
 
 class Model(nn.Module):

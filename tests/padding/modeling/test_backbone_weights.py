@@ -13,8 +13,9 @@ from detectron2.modeling import Backbone
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from padding.errors import CheckpointError
 from padding.modeling.backbone_weights import convert_backbone_weights, load_backbone_weights
-from padding.modeling.checkpoint import CheckpointError, CheckpointReport
+from padding.modeling.checkpoint import CheckpointReport
 from padding.modeling.deeplab import DeepLabOptions, DeepLabV3PlusHead
 from padding.modeling.timm_backbone import TimmBackbone
 from tcc.pvt import PVT, PVTArchitecture, build_pvt

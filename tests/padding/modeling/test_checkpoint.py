@@ -18,7 +18,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from padding.modeling.checkpoint import CheckpointError, load_into, normalise_keys, read_checkpoint
+from padding.errors import CheckpointError
+from padding.modeling.checkpoint import load_into, normalise_keys, read_checkpoint
 
 State = dict[str, Tensor]
 

@@ -14,7 +14,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from padding.modeling.checkpoint import CheckpointError, load_into, read_checkpoint
+from padding.errors import CheckpointError
+from padding.modeling.checkpoint import load_into, read_checkpoint
 from padding.modeling.importers import import_huggingface, import_mask2former, layout_of
 from tests.hf_layout import to_huggingface
 
