@@ -217,7 +217,7 @@ def test_norms_and_activations(changes: dict, negative: bool) -> None:
 
 
 def test_wrong_choices_name_the_key() -> None:
-    with pytest.raises(ValueError, match=r"MODEL\.PSI\.AGGREGATION is 'fpn'; expected none, cpp, up, sf"):
+    with pytest.raises(ValueError, match=r"MODEL\.PSI\.AGGREGATION is 'fpn'; expected one of none, cpp, up, sf"):
         build("fpn")
     with pytest.raises(ValueError, match=r"CPP\.DESTINATION is 'res6'.*\(res2, res3, res4, res5\)"):
         build("up", destination="res6")

@@ -177,7 +177,7 @@ def test_observations_are_those_of_the_aggregation() -> None:
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (("AGGREGATION", "cp"), "AGGREGATION is 'cp'; expected none, cpp, up, sf"),
+        (("AGGREGATION", "cp"), "AGGREGATION is 'cp'; expected one of none, cpp, up, sf"),
         (("DECODER.HIGH_LEVEL", "res4"), "HIGH_LEVEL is 'res4'; expected one of aspp, res5"),
         (("AGGREGATION", "none", "DECODER.HIGH_LEVEL", "res5"), "concern the aggregation"),
         (("AGGREGATION", "none", "DECODER.PRE_REDUCE", True), "concern the aggregation"),

@@ -317,7 +317,7 @@ def test_chosen_back_end_keeps_half_the_memory_of_unfold() -> None:
 def test_misfits_are_named() -> None:
     levels = draw((64, 64))
     graph = PatternGraph.of(STRIDES, RADII, destination=3)
-    with pytest.raises(ValueError, match=r"CPP\.BACKEND is 'fast'; expected auto, dense, banded"):
+    with pytest.raises(ValueError, match=r"CPP\.BACKEND is 'fast'; expected one of auto, dense, banded"):
         propagate(levels, graph, "fast")
     with pytest.raises(ValueError, match=r"3 levels with destination .* graph of 4 levels"):
         propagate_patterns(levels[3], levels[1:], levels[1:], PatternGraph.of(STRIDES, RADII, destination=2))

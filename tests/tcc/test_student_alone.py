@@ -15,9 +15,9 @@ from detectron2.engine import default_argument_parser
 import demo
 import train_net
 from padding.data.catalog import register_all
-from padding.engine import Predictor, load_cfg
+from padding.engine import Predictor
+from padding.engine.commands import load_config
 from padding.engine.evaluation_loop import evaluate
-from tcc.config import add_tcc_config
 from tcc.export_student import main
 from tcc.meta_arch import TCC
 from tests.tiny_segmentor import write_dozen_shapes
@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     register_all(folder)
     for decay in (0.0, 0.9):
         opts = ["MODEL.TCC.EMA.DECAY", str(decay)]
-        model = TCC(load_cfg(str(folder / "config.yaml"), opts, (add_tcc_config,)))
+        model = TCC(load_config(folder / "config.yaml", opts))
         torch.manual_seed(2)
         for parameter in model.parameters():  # fresh heads give all classes the same score
             parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
@@ -48,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cohort_cfg(root: Path, output: Path, decay: float, *opts: str) -> CfgNode:
     paths = ["MODEL.WEIGHTS", str(root / f"cohort_{decay}.pth"), "OUTPUT_DIR", str(output)]
     words = [*paths, "MODEL.TCC.EMA.DECAY", str(decay), *opts]
-    return load_cfg(str(root / "config.yaml"), words, (add_tcc_config,))
+    return load_config(root / "config.yaml", words)
 
 
 def images(cfg: CfgNode) -> list[np.ndarray]:
@@ -69,7 +69,7 @@ def test_exported_students_predict_what_they_did_in_the_cohort(
         paths = ["--config-file", str(root / "config.yaml"), "--weights", cfg.MODEL.WEIGHTS]
         words = ["--student", student, "--output", str(tmp_path / f"{student}.pth")]
         file = main([*paths, *words, "--opts", "MODEL.TCC.EMA.DECAY", str(decay)])
-        own = load_cfg(str(file), ["MODEL.DEVICE", "cpu"], (add_tcc_config,))
+        own = load_config(str(file), ["MODEL.DEVICE", "cpu"])
         alone = Predictor(own)
         assert list(alone.model.students) == [student]
         assert evaluate(own, alone.model) == {"sem_seg": expected[f"sem_seg_{student}"]}
