@@ -29,6 +29,8 @@ from padding.data import registration
 GOLDENS = Path(__file__).parent / "goldens"
 # OMP_NUM_THREADS asks for more; two threads on contended cores are slower than one.
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+# The threads of a pool do not survive a fork, and a child that waits for them waits forever.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,7 +68,10 @@ def _reproducible() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (Detectron2's augmentations draw from the global state)
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)  # the other keeps a traceback for devices that never come
     yield
     torch.set_num_threads(threads)
 

@@ -23,8 +23,8 @@ def listed(part: str) -> tuple[str, ...]:
     return read_id_list(splits_dir() / "voc" / f"{part}.txt")
 
 
-OWN, VAL = listed("train")[:2], listed("val")[:1]
-SBD = tuple(i for i in listed("train_aug") if i not in listed("train"))[:2]
+OWN, VAL, TRAIN = listed("train")[:2], listed("val")[:1], frozenset(listed("train"))
+SBD = tuple(i for i in listed("train_aug") if i not in TRAIN)[:2]
 
 
 @pytest.fixture

@@ -64,11 +64,9 @@ def run(seed: int, network: nn.Module | None = None, **changes: object) -> tuple
 
 def slow_dilation(mask: Tensor, radius: int) -> Tensor:
     """Every cell with a cell of the mask at a Chebyshev distance of at most the radius."""
-    height, width = mask.shape
     out = torch.zeros_like(mask)
-    for y, x in itertools.product(range(height), range(width)):
-        for j, i in mask.nonzero().tolist():
-            out[y, x] |= max(abs(j - y), abs(i - x)) <= radius
+    for j, i in mask.nonzero().tolist():
+        out[max(0, j - radius) : j + radius + 1, max(0, i - radius) : i + radius + 1] = True
     return out
 
 
