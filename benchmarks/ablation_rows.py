@@ -25,7 +25,7 @@ import train_net
 from padding.data.files import write_json, write_text
 from padding.engine.commands import add_pairs_argument, command_parser, load_config, parse, positive
 from padding.errors import ConfigError, MissingFileError, run_command
-from padding.rows import process_cpu_seconds, spread_text
+from padding.study.table_rows import process_cpu_seconds, spread_text
 
 RESULT = "row_result.json"
 _PLACE_AND_RHYTHM = ("OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "DATALOADER.NUM_WORKERS")

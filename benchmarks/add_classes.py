@@ -21,14 +21,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from padding.add_classes import save_extended
+from padding.bank.feature_bank import FeatureBatch, weights_digest
+from padding.bank.seen_statistics import SeenStatistics
 from padding.data.catalog import coco_zsp_split, register_all
 from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
 from padding.engine.commands import add_pairs_argument, command_parser, load_config, parse
 from padding.errors import run_command
 from padding.extension import add_classes_to
-from padding.feature_bank import FeatureBatch, weights_digest
 from padding.meta_arch import PADing
-from padding.seen_statistics import SeenStatistics
 
 CONFIG = "configs/coco_zsp.yaml"
 EMBEDDING_WIDTH = 512  # CLIP ViT-B/16

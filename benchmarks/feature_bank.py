@@ -23,7 +23,8 @@ import torch
 from detectron2.config import CfgNode
 
 from padding.data.catalog import register_all
-from padding.data.shapes import ShapesConfig, write_shapes
+from padding.data.shapes.classes import ShapesConfig
+from padding.data.shapes.write import write_shapes
 from padding.engine.commands import load_config
 from padding.trainer import GeneratorClassifierTrainer
 

@@ -18,7 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from padding.data.shapes import ShapesConfig, render_image, write_shapes
+from padding.data.shapes.classes import ShapesConfig
+from padding.data.shapes.render import render_image
+from padding.data.shapes.write import write_shapes
 
 _RENDERED = 200
 

@@ -23,20 +23,21 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
-from padding.ablation import METHODS_OF_TABLE_1, rows_of_table
 from padding.data.catalog import register_all
 from padding.data.files import write_json, write_text
-from padding.data.shapes import ShapesConfig, write_shapes
+from padding.data.shapes.classes import ShapesConfig
+from padding.data.shapes.write import write_shapes
 from padding.data.streams import build_eval_loader
 from padding.engine.commands import command_parser, load_config, load_model
 from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
 from padding.engine.predictor import display_metadata
 from padding.errors import run_command
 from padding.evaluation.panoptic import PanopticGroundTruth, panoptic_results
-from padding.evaluation.sweep import draw_curve, sweep_results
 from padding.modeling.maskformer import MaskFormer
-from padding.rows import Study, run_once, sweep_table
-from padding.seen_bias import QUANTITIES, postprocess_with_bias, raw_predictions, sweep_model
+from padding.study.ablation import METHODS_OF_TABLE_1, rows_of_table
+from padding.study.curve import draw_curve, sweep_results
+from padding.study.seen_bias import QUANTITIES, postprocess_with_bias, raw_predictions, sweep_model
+from padding.study.table_rows import Study, run_once, sweep_table
 
 BACKBONE, SEGMENTOR, SECOND_STAGE = (
     f"configs/{name}.yaml" for name in ("shapes_backbone", "shapes_zsp_pretrain", "shapes_zsp")

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     # `python datasets/prepare_camvid.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from padding.data.preparation import add_options, preparation_parser, report, run_preparation
+from padding.data.prepare.command import add_options, preparation_parser, report, run_preparation
 from padding.errors import PreparationError
 
 _COUNTS = {"train": 367, "val": 101}
@@ -68,9 +68,9 @@ def link(source: Path, target: Path) -> None:
 
 def check(folder: Path, *, subset: bool) -> int:
     """Read every image and label; returns the exit status."""
-    from padding.data.camvid import camvid_label_map, camvid_split
-    from padding.data.label_audit import audit_labels
-    from padding.data.listed_images import load_listed_images
+    from padding.data.loaders.listed_images import load_listed_images
+    from padding.data.prepare.label_audit import audit_labels
+    from padding.data.sets.camvid import camvid_label_map, camvid_split
 
     names, problems = camvid_split().names, []
     for part, expected in _COUNTS.items():

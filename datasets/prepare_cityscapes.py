@@ -23,10 +23,10 @@ if __name__ == "__main__":
     # `python datasets/prepare_cityscapes.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from padding.data.preparation import add_options, preparation_parser, run_preparation
+from padding.data.prepare.command import add_options, preparation_parser, run_preparation
 
 if TYPE_CHECKING:
-    from padding.data.label_conversion import LabelPair
+    from padding.data.prepare.label_conversion import LabelPair
     from padding.data.sample import DatasetDict
 
 _CURE = "datasets/README.md lists the official downloads; unpack gtFine_trainvaltest.zip."
@@ -52,9 +52,9 @@ def images_with_labels(folder: Path, pairs: Sequence[LabelPair]) -> list[Dataset
 
 def prepare(args: argparse.Namespace) -> int:
     """Write or compare, then read everything once more; returns the exit status."""
-    from padding.data.cityscapes import cityscapes_split
-    from padding.data.cityscapes_labels import cityscapes_label_pairs, read_label_ids
-    from padding.data.label_conversion import convert_data_set
+    from padding.data.prepare.cityscapes import cityscapes_label_pairs, read_label_ids
+    from padding.data.prepare.label_conversion import convert_data_set
+    from padding.data.sets.cityscapes import cityscapes_split
 
     folder = args.root / "cityscapes"
     return convert_data_set(

@@ -26,7 +26,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from padding.data.class_split import read_name_list
-from padding.data.preparation import preparation_parser, run_preparation
+from padding.data.prepare.command import preparation_parser, run_preparation
 from padding.errors import CheckpointError, DataError, MissingFileError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def clip_table(args: argparse.Namespace, names: list[str]) -> Table:
     """CLIP text embeddings of the names."""
-    from padding.data.text_embeddings import TextCache, class_text_embeddings, clean_names, templates_of
+    from padding.data.prepare.text_embeddings import TextCache, class_text_embeddings, clean_names, templates_of
 
     weights = args.checkpoint or find_weights(args.model, args.pretrained, download=args.download, output=args.output)
     if not weights.is_file():
@@ -186,7 +186,7 @@ def load_model(model: str, weights: Path) -> nn.Module:
 
 def word2vec_table(args: argparse.Namespace, names: list[str]) -> Table:
     """Word vectors of the names."""
-    from padding.data.word_vectors import read_word_vectors, word_embeddings
+    from padding.data.prepare.word_vectors import read_word_vectors, word_embeddings
 
     rows, notes = word_embeddings(names, read_word_vectors(args.vectors, limit=args.limit))
     for name, note in notes.items():
@@ -264,7 +264,7 @@ def _lazy_encoder(model: str, weights: Path, *, cut_context: bool) -> Callable[[
     def encode(texts: list[str]) -> FloatArray:
         import open_clip
 
-        from padding.data.text_embeddings import encode_texts
+        from padding.data.prepare.text_embeddings import encode_texts
 
         if not loaded:
             loaded.append((load_model(model, weights), open_clip.get_tokenizer(model)))

@@ -20,8 +20,8 @@ if __name__ == "__main__":
     # `python datasets/prepare_coco_zsi.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from padding.data.annotation_file import read_summary
-from padding.data.coco_instances import (
+from padding.data.prepare.annotation_file import read_summary
+from padding.data.prepare.coco_instances import (
     KINDS,
     PUBLISHED_TRAIN_IMAGES,
     InstanceSummary,
@@ -29,8 +29,8 @@ from padding.data.coco_instances import (
     audit_instances,
     filter_instances,
 )
-from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split
-from padding.data.preparation import add_options, preparation_parser, report, run_preparation
+from padding.data.prepare.command import add_options, preparation_parser, report, run_preparation
+from padding.data.sets.coco import INSTANCE_SPLITS, coco_zsi_split
 
 _TARGETS = {
     "train": "instances_train2014_seen_{}.json",

@@ -21,11 +21,11 @@ if __name__ == "__main__":
     # `python datasets/prepare_coco_zsp.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from padding.data.annotation_file import read_summary
 from padding.data.class_split import ClassSplit, splits_dir
-from padding.data.coco_panoptic import POLICIES, FilterSummary, PanopticFiles, filter_panoptic_json, label_tasks
-from padding.data.coco_splits import coco_panoptic_split
-from padding.data.preparation import add_options, preparation_parser, report, run_preparation
+from padding.data.prepare.annotation_file import read_summary
+from padding.data.prepare.coco_panoptic import POLICIES, FilterSummary, PanopticFiles, filter_panoptic_json, label_tasks
+from padding.data.prepare.command import add_options, preparation_parser, report, run_preparation
+from padding.data.sets.coco import coco_panoptic_split
 from padding.errors import PreparationError
 
 
@@ -114,7 +114,7 @@ def build_layout(args: argparse.Namespace) -> Layout:
 
 def write(layout: Layout, split: ClassSplit, *, num_workers: int, overwrite: bool) -> int:
     """Filter, write PNGs, audit; returns the exit status."""
-    from padding.data.panoptic_audit import write_all_labels
+    from padding.data.prepare.panoptic_audit import write_all_labels
 
     summary = filter_panoptic_json(
         layout.train.json_file, layout.train_json, split, policy=layout.policy, overwrite=overwrite
@@ -137,7 +137,7 @@ def write(layout: Layout, split: ClassSplit, *, num_workers: int, overwrite: boo
 
 def check(layout: Layout, split: ClassSplit, *, num_workers: int) -> int:
     """Verify a prepared folder; returns the exit status."""
-    from padding.data.panoptic_audit import check_all_labels
+    from padding.data.prepare.panoptic_audit import check_all_labels
 
     summary = read_summary(layout.train_json, FilterSummary)
     problems = []

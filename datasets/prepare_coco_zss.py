@@ -21,12 +21,12 @@ if __name__ == "__main__":
     # `python datasets/prepare_coco_zss.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from padding.data.preparation import add_options, preparation_parser, report, run_preparation
+from padding.data.prepare.command import add_options, preparation_parser, report, run_preparation
 from padding.errors import PreparationError
 
 if TYPE_CHECKING:
     from padding.data.class_split import ClassSplit
-    from padding.data.coco_stuff import StuffTask
+    from padding.data.prepare.coco_stuff import StuffTask
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +44,7 @@ def plan(args: argparse.Namespace, split: ClassSplit) -> dict[str, tuple[list[St
     Raises:
         PreparationError: folders are missing, or hold another number of labels than the official download.
     """
-    from padding.data.coco_stuff import FULL_IMAGES, stuff_tasks
+    from padding.data.prepare.coco_stuff import FULL_IMAGES, stuff_tasks
 
     output, stuff = args.output or args.root, args.stuff_dir or args.root / "stuffthingmaps"
     plans = {}
@@ -67,7 +67,7 @@ def plan(args: argparse.Namespace, split: ClassSplit) -> dict[str, tuple[list[St
 
 def write(plans: dict[str, tuple[list[StuffTask], Path]], split: ClassSplit, num_workers: int) -> int:
     """Write and audit; returns the exit status."""
-    from padding.data.coco_stuff import write_stuff
+    from padding.data.prepare.coco_stuff import write_stuff
 
     failed = False
     for subset, (tasks, image_list) in plans.items():
@@ -84,7 +84,7 @@ def write(plans: dict[str, tuple[list[StuffTask], Path]], split: ClassSplit, num
 
 def check(plans: dict[str, tuple[list[StuffTask], Path]], num_workers: int) -> int:
     """Verify; returns the exit status."""
-    from padding.data.coco_stuff import check_stuff
+    from padding.data.prepare.coco_stuff import check_stuff
 
     problems = []
     for subset, (tasks, image_list) in plans.items():
@@ -96,7 +96,7 @@ def check(plans: dict[str, tuple[list[StuffTask], Path]], num_workers: int) -> i
 
 def prepare(args: argparse.Namespace) -> int:
     """Write or check; returns the exit status."""
-    from padding.data.coco_splits import coco_zss_split
+    from padding.data.sets.coco import coco_zss_split
 
     split = coco_zss_split()
     plans = plan(args, split)

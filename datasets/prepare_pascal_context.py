@@ -23,7 +23,7 @@ if __name__ == "__main__":
     # `python datasets/prepare_pascal_context.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from padding.data.preparation import add_options, preparation_parser, run_preparation
+from padding.data.prepare.command import add_options, preparation_parser, run_preparation
 from padding.errors import DataError, MissingFileError, PreparationError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def lookup_of(folder: Path) -> npt.NDArray[np.uint8]:
     """Value in the .mat files -> our index, by the names of ``labels.txt`` where it lies in the folder."""
-    from padding.data.pascal_context import context_lookup, read_label_names
+    from padding.data.sets.pascal_context import context_lookup, read_label_names
 
     names = folder / "labels.txt"
     return context_lookup(read_label_names(names) if names.is_file() else None)
@@ -54,7 +54,7 @@ def read_labels(path: Path, lookup: npt.NDArray[np.uint8]) -> npt.NDArray[np.uin
     Raises:
         PreparationError: it cannot be used.
     """
-    from padding.data.pascal_context import read_context_mat
+    from padding.data.sets.pascal_context import read_context_mat
 
     try:
         return read_context_mat(path, lookup)
@@ -64,9 +64,9 @@ def read_labels(path: Path, lookup: npt.NDArray[np.uint8]) -> npt.NDArray[np.uin
 
 def prepare(args: argparse.Namespace) -> int:
     """Write or compare, then read everything once more; returns the exit status."""
-    from padding.data.label_conversion import LabelPair, convert_data_set
-    from padding.data.pascal_context import CONTEXT_FOLDER, CONTEXT_LABELS, context_ids, context_split
-    from padding.data.voc import voc_palette
+    from padding.data.prepare.label_conversion import LabelPair, convert_data_set
+    from padding.data.sets.pascal_context import CONTEXT_FOLDER, CONTEXT_LABELS, context_ids, context_split
+    from padding.data.sets.voc import voc_palette
 
     folder = args.root / CONTEXT_FOLDER
     # Some converters lose images; the counts of the lists are checked, and a missing file is an error.

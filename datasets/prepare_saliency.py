@@ -21,11 +21,11 @@ if __name__ == "__main__":
     # `python datasets/prepare_saliency.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from padding.data.preparation import add_options, preparation_parser, report, run_preparation
+from padding.data.prepare.command import add_options, preparation_parser, report, run_preparation
 from padding.errors import DataError, MissingFileError
 
 if TYPE_CHECKING:
-    from padding.data.saliency_audit import SaliencyAudit
+    from padding.data.prepare.saliency_audit import SaliencyAudit
 
 _CURE = "datasets/README.md lists sources and layouts."
 
@@ -49,7 +49,7 @@ def selected_sets(names: Sequence[str] | None, root: Path) -> list[str]:
         DataError: a name belongs to no saliency set.
         MissingFileError: no name is given, and there is no published set.
     """
-    from padding.data.saliency_sets import SALIENCY_SETS, registered_saliency
+    from padding.data.sets.saliency import SALIENCY_SETS, registered_saliency
 
     known = registered_saliency()
     unknown = [name for name in names or () if name not in known]
@@ -68,8 +68,8 @@ def check_set(name: str, root: Path, *, subset: bool) -> tuple[SaliencyAudit, li
     Raises:
         MissingFileError, DataError: the folders of the set are missing or empty, or its labels are.
     """
-    from padding.data.saliency_audit import audit_saliency
-    from padding.data.saliency_sets import SALIENCY_SETS, pair_saliency, registered_saliency
+    from padding.data.prepare.saliency_audit import audit_saliency
+    from padding.data.sets.saliency import SALIENCY_SETS, pair_saliency, registered_saliency
 
     problems: list[str] = []
     published = SALIENCY_SETS.get(name)

@@ -27,14 +27,14 @@ if __name__ == "__main__":
     # `python datasets/prepare_scribbles.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from padding.data.preparation import preparation_parser, report, run_preparation
+from padding.data.prepare.command import preparation_parser, report, run_preparation
 from padding.data.roots import data_root
 from padding.errors import PreparationError
 
 if TYPE_CHECKING:
-    from padding.data.scribble_files import LabelSpace, ScribbleTask
-    from padding.data.scribble_folder import ScribbleFolder
-    from padding.data.scribble_statistics import ScribbleStatistics
+    from padding.data.prepare.scribbles import LabelSpace, ScribbleTask
+    from padding.data.scribbles.folder import ScribbleFolder
+    from padding.data.scribbles.statistics import ScribbleStatistics
 
 _SUSPICIOUS_PCT = 25.0
 
@@ -112,9 +112,9 @@ def find_target(args: argparse.Namespace) -> Target:
     """
     from padding.data.catalog import register_all
     from padding.data.folders import OWN_NAMES, register_folders
-    from padding.data.scribble_files import tasks_of_dataset
-    from padding.data.scribble_folder import ScribbleFolder
-    from padding.data.scribble_sets import SCRIBBLE_SETS, scribble_tags
+    from padding.data.prepare.scribbles import tasks_of_dataset
+    from padding.data.scribbles.folder import ScribbleFolder
+    from padding.data.sets.scribbles import SCRIBBLE_SETS, scribble_tags
 
     register_all(args.root)
     one = SCRIBBLE_SETS.get(args.dataset)
@@ -139,8 +139,8 @@ def find_target(args: argparse.Namespace) -> Target:
 
 def simulate(args: argparse.Namespace, target: Target) -> tuple[ScribbleStatistics, int]:
     """Simulate the scribbles of the target."""
-    from padding.data.scribble_files import simulate_files
-    from padding.data.scribble_simulator import SimulatorConfig
+    from padding.data.prepare.scribbles import simulate_files
+    from padding.data.scribbles.simulator import SimulatorConfig
 
     given = {field.name: getattr(args, field.name) for field in fields(SimulatorConfig)}
     given = {
@@ -154,9 +154,9 @@ def simulate(args: argparse.Namespace, target: Target) -> tuple[ScribbleStatisti
 
 def convert(args: argparse.Namespace, target: Target) -> tuple[ScribbleStatistics, int]:
     """Convert published scribbles of the target."""
-    from padding.data.pascal_context import context_classes
-    from padding.data.scribble_files import convert_scribbles
-    from padding.data.scribble_sources import ScribbleReader, find_scribbles
+    from padding.data.prepare.scribbles import convert_scribbles
+    from padding.data.scribbles.sources import ScribbleReader, find_scribbles
+    from padding.data.sets.pascal_context import context_classes
 
     values = dict(_value_pair(text) for text in args.values) or None
     if args.alphabetical:
@@ -208,8 +208,8 @@ def write(args: argparse.Namespace, target: Target) -> int:
 
 def check(args: argparse.Namespace, target: Target) -> int:
     """Verify; returns the exit status."""
-    from padding.data.scribble_files import check_scribbles
-    from padding.data.scribble_preview import draw_preview
+    from padding.data.prepare.scribble_preview import draw_preview
+    from padding.data.prepare.scribbles import check_scribbles
 
     statistics, problems = check_scribbles(target.tasks, target.space, target.folder, num_workers=args.num_workers)
     print("\n".join(statistics.lines(target.space.split.names)))

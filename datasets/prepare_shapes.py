@@ -7,7 +7,7 @@
     python datasets/prepare_shapes.py --preview sheet.png   # only a picture of some images
 
 The folder is ``<root>/shapes``. An interrupted run continues, a damaged folder is repaired, and a changed number
-of images costs only the difference. ``padding/data/shapes_write.py`` describes the files.
+of images costs only the difference. ``padding/data/shapes/write.py`` describes the files.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
-from padding.data.preparation import add_options, preparation_parser, run_preparation
-from padding.data.shapes_classes import ShapesConfig
+from padding.data.prepare.command import add_options, preparation_parser, run_preparation
+from padding.data.shapes.classes import ShapesConfig
 from padding.errors import DataError
 
 _SHOWN_PROBLEMS = 20
@@ -51,7 +51,7 @@ def draw_preview(config: ShapesConfig, path: Path) -> None:
     import cv2
     import numpy as np
 
-    from padding.data.shapes import render_image
+    from padding.data.shapes.render import render_image
 
     rows, columns = _PREVIEW_GRID
     frame = ((2, 2), (2, 2), (0, 0))
@@ -68,7 +68,7 @@ def check(root: Path) -> int:
     """Print what is wrong with the folder; returns the exit status."""
     from tqdm import tqdm
 
-    from padding.data.shapes import check_shapes
+    from padding.data.shapes.check import check_shapes
 
     with tqdm(unit=" images", desc="checking", disable=None) as bar:
         problems = check_shapes(root, on_progress=bar.update)
@@ -88,7 +88,7 @@ def write(root: Path, config: ShapesConfig, workers: int, overwrite: bool) -> in
     """Write the data set; returns the exit status."""
     from tqdm import tqdm
 
-    from padding.data.shapes import write_shapes
+    from padding.data.shapes.write import write_shapes
 
     start = time.perf_counter()
     with tqdm(total=config.num_train + config.num_val, unit=" images", desc="shapes", disable=None) as bar:

@@ -26,11 +26,11 @@ if __name__ == "__main__":
     # `python datasets/prepare_splits.py` puts datasets/ on the path, not the repository.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from padding.data.preparation import preparation_parser, run_preparation
+from padding.data.prepare.command import preparation_parser, run_preparation
 from padding.errors import DataError
 
 if TYPE_CHECKING:
-    from padding.data.split_lists import SplitReport
+    from padding.data.prepare.split_lists import SplitReport
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,8 +62,8 @@ def pool_of(args: argparse.Namespace) -> tuple[str, ...] | None:
     """
     if args.images is None:
         return None
-    from padding.data.listed_images import read_id_list
-    from padding.data.split_lists import image_ids_in
+    from padding.data.loaders.listed_images import read_id_list
+    from padding.data.prepare.split_lists import image_ids_in
 
     ids = image_ids_in(args.images)
     if args.exclude is None:
@@ -104,7 +104,7 @@ def show(reports: Sequence[SplitReport], further_problems: Sequence[str] = ()) -
 
 def prepare(args: argparse.Namespace) -> int:
     """Check shipped lists, or write and check one's own; returns the exit status."""
-    from padding.data import split_lists
+    from padding.data.prepare import split_lists
 
     if args.folder is None:
         return show([split_lists.check_shipped_split(name) for name in chosen(args.names)], split_lists.check_pools())

@@ -22,10 +22,10 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from padding.data.class_split import splits_dir
-from padding.data.preparation import add_options, preparation_parser, run_preparation
+from padding.data.prepare.command import add_options, preparation_parser, run_preparation
 
 if TYPE_CHECKING:
-    from padding.data.label_conversion import LabelPair
+    from padding.data.prepare.label_conversion import LabelPair
     from padding.data.sample import DatasetDict
 
 _CURE = "datasets/README.md lists the official downloads; --sbd names the unpacked benchmark_RELEASE."
@@ -41,7 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def images_with_labels(folder: Path, pairs: Sequence[LabelPair], *, subset: bool) -> list[DatasetDict]:
     """Training images of the pairs, and validation images (with ``subset``, those whose labels are there)."""
-    from padding.data.listed_images import read_id_list
+    from padding.data.loaders.listed_images import read_id_list
 
     files = [folder / "SegmentationClass" / f"{i}.png" for i in read_id_list(splits_dir() / "voc" / "val.txt")]
     files = [*(pair.target for pair in pairs), *(path for path in files if not subset or path.is_file())]
@@ -57,9 +57,9 @@ def images_with_labels(folder: Path, pairs: Sequence[LabelPair], *, subset: bool
 
 def prepare(args: argparse.Namespace) -> int:
     """Write or compare, then read everything once more; returns the exit status."""
-    from padding.data.label_conversion import convert_data_set
-    from padding.data.voc import VOC_FOLDER, VOC_NAMES, voc_palette
-    from padding.data.voc_labels import read_voc_labels, voc_label_pairs
+    from padding.data.prepare.label_conversion import convert_data_set
+    from padding.data.prepare.voc import read_voc_labels, voc_label_pairs
+    from padding.data.sets.voc import VOC_FOLDER, VOC_NAMES, voc_palette
 
     folder = args.root / VOC_FOLDER
     return convert_data_set(

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from padding.bank.seen_statistics import SeenStatistics
 from padding.checkpoint import LABEL_SPACE_ENTRY, describe_label_space
 from padding.engine.checkpointer import write_checkpoint
 from padding.engine.commands import add_config_arguments, command_parser, load_model, open_config, parse
 from padding.errors import ConfigError, run_command
 from padding.extension import STATISTICS_ENTRY, ExtensionReport, add_classes_to, find_statistics
 from padding.meta_arch import PADing
-from padding.seen_statistics import SeenStatistics
 
 __all__ = ["extended_checkpoint", "main", "save_extended", "split_names"]
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from padding.data.class_split import ClassSplit
-from padding.engine.weights import load_weights
 from padding.errors import CheckpointError
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint, read_entry
+from padding.modeling.weights.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint, read_entry
+from padding.modeling.weights.loading import load_weights
 
 __all__ = [
     "LABEL_SPACE_ENTRY",

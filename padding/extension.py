@@ -20,6 +20,8 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import Tensor
 
+from padding.bank.feature_bank import weights_digest
+from padding.bank.seen_statistics import FILE_NAME, SeenStatistics, open_bank, statistics_of_bank
 from padding.build import find_embeddings
 from padding.data.class_embeddings import (
     load_class_embeddings,
@@ -31,10 +33,9 @@ from padding.data.class_embeddings import (
 from padding.data.class_split import ClassSplit
 from padding.engine.random_state import preserved_random_state
 from padding.errors import CheckpointError, ConfigError, DataError
-from padding.feature_bank import weights_digest
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import read_entry
-from padding.refit import (
+from padding.modeling.weights.checkpoint import read_entry
+from padding.new_class_rows import (
     Balance,
     Rows,
     WeightedFeatures,
@@ -46,7 +47,6 @@ from padding.refit import (
     score_group,
     with_added_rows,
 )
-from padding.seen_statistics import FILE_NAME, SeenStatistics, open_bank, statistics_of_bank
 
 __all__ = [
     "STATISTICS_ENTRY",

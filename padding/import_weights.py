@@ -24,15 +24,15 @@ from padding.engine.commands import add_config_arguments, command_parser, open_c
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import CheckpointError, run_command
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint
-from padding.modeling.importers import (
+from padding.modeling.label_space import evaluation_split
+from padding.modeling.weights.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint
+from padding.modeling.weights.segmentors import (
     Imported,
     finish_import,
     import_huggingface,
     import_mask2former,
     layout_of,
 )
-from padding.modeling.label_space import evaluation_split
 
 __all__ = ["IMPORTERS", "fit_to_network", "import_pading", "import_weights", "reorder_class_rows"]
 

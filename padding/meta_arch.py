@@ -17,6 +17,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from padding.bank.feature_bank import FeatureBatch
 from padding.build import (
     ClassifierOptions,
     Generation,
@@ -27,7 +28,6 @@ from padding.build import (
 from padding.data.class_split import ClassSplit
 from padding.data.sample import Prediction
 from padding.errors import ConfigError, check_choice
-from padding.feature_bank import FeatureBatch
 from padding.losses import mmd, weighted_cross_entropy
 from padding.modeling.batching import prepare_targets, require_keys, sample_name
 from padding.modeling.inference import apply_seen_bias, keep_classes

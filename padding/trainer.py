@@ -15,16 +15,7 @@ from detectron2.engine import HookBase
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from padding.bank_identity import bank_origin
-from padding.checkpoint import load_padding_weights
-from padding.data.mappers import build_mapper
-from padding.data.streams import TrainStream, load_training_entries
-from padding.engine.distributed import unwrap
-from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
-from padding.engine.trainer import TRAINER_REGISTRY, Trainer
-from padding.errors import ConfigError, MethodError, check_choice
-from padding.extension import ExtensionReport, add_classes_to
-from padding.feature_bank import (
+from padding.bank.feature_bank import (
     BankSpec,
     FeatureBank,
     FeatureBatch,
@@ -34,9 +25,18 @@ from padding.feature_bank import (
     gather_features,
     weights_digest,
 )
+from padding.bank.identity import bank_origin
+from padding.bank.seen_statistics import SeenStatistics, StatisticsHook
+from padding.checkpoint import load_padding_weights
+from padding.data.mappers import build_mapper
+from padding.data.streams import TrainStream, load_training_entries
+from padding.engine.distributed import unwrap
+from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
+from padding.engine.trainer import TRAINER_REGISTRY, Trainer
+from padding.errors import ConfigError, MethodError, check_choice
+from padding.extension import ExtensionReport, add_classes_to
 from padding.meta_arch import STEPS, PADing
 from padding.modeling.label_space import evaluation_split
-from padding.seen_statistics import SeenStatistics, StatisticsHook
 
 __all__ = ["GeneratorClassifierTrainer", "PhaseSchedule"]
 

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 
 from padding.data.catalog import register_all
 from padding.data.folders import register_own_data
-from padding.data.scribble_folder import ScribbleFolder
+from padding.data.scribbles.folder import ScribbleFolder
 from padding.engine.commands import load_config
 from padding.errors import MissingFileError
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from padding.data.catalog import class_split_of
 from padding.data.mappers import SemanticMapper, build_mapper
 from padding.data.sample import DatasetDict
-from padding.data.scribble_sets import label_key
+from padding.data.sets.scribbles import label_key
 from padding.data.streams import load_training_entries
 from padding.engine import inspection
 from padding.engine.commands import load_model, open_config
@@ -110,7 +110,7 @@ class Inspection(inspection.Inspection[Inspected]):
             raise DataError(
                 f"DATASETS.TRAIN: no dense labels are known for {', '.join(self._dense.missing)}; accuracy can be "
                 "measured on the scribble sets of datasets/README.md, or on one of your own that "
-                "padding.data.scribble_sets.register_scribbles registers"
+                "padding.data.sets.scribbles.register_scribbles registers"
             )
         self.bgr = cfg.INPUT.FORMAT == "BGR"
         entries = load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
 from padding.modeling.batching import batch_images, batch_label_maps, batch_valid_masks, require_keys
+from padding.modeling.diagnostics import note_observations, training_iteration
 from padding.modeling.label_space import evaluation_split, training_split
-from padding.modeling.observations import note_observations, training_iteration
 from padding.modeling.tta import SegmentationPlan, segment
 from psi import losses
 from psi.grid import supervision_at_pixels, supervision_on_grid, valid_cells

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer, parameter_groups, solver_node
 from padding.engine.random_state import preserved_random_state
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, training_entries
-from padding.engine.weights import load_initial_weights
 from padding.errors import ConfigError, MethodError
+from padding.modeling.weights.loading import load_initial_weights
 from psi.label_store import LabelStore
 from psi.labeling import ScribbleReader, grow_labels
 from psi.meta_arch import PSI, LabelsAtStep

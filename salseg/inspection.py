@@ -15,9 +15,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
-from padding.data.saliency import SALIENT_ABOVE, read_saliency, saliency_to_bytes
+from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 from padding.data.sample import IGNORE_LABEL, DatasetDict
-from padding.data.scribble_sets import label_key
+from padding.data.sets.scribbles import label_key
 from padding.engine import Predictor, inspection
 from padding.engine.commands import open_config
 from padding.engine.label_map import label_map_of

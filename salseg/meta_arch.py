@@ -20,8 +20,8 @@ from padding.data.sample import IGNORE_LABEL
 from padding.errors import ConfigError
 from padding.modeling.batching import batch_images, batch_label_maps, require_keys, sample_name
 from padding.modeling.deeplab import DeepLabDecoder
+from padding.modeling.diagnostics import note_observations
 from padding.modeling.label_space import evaluation_split, training_split
-from padding.modeling.observations import note_observations
 from padding.modeling.tta import SegmentationPlan, segment
 from salseg.batch_norm import SaliencyStatistics
 from salseg.heads import (

@@ -11,12 +11,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from padding.data.class_frequency import class_weights
-from padding.data.saliency_stream import build_saliency_stream
+from padding.data.saliency.stream import build_saliency_stream
 from padding.data.streams import PairedStream, TrainStream
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
-from padding.engine.weights import load_initial_weights
 from padding.errors import ConfigError, MethodError
+from padding.modeling.weights.loading import load_initial_weights
 from salseg.meta_arch import SalSeg
 from salseg.task_weighting import tasks_of
 

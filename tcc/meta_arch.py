@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import ConfigError, check_choice
 from padding.modeling.batching import batch_images, batch_label_maps, batch_valid_masks, require_keys
+from padding.modeling.diagnostics import note_observations, training_iteration
 from padding.modeling.label_space import evaluation_split, training_split
-from padding.modeling.observations import note_observations, training_iteration
 from padding.modeling.tta import SegmentationPlan, segment
 from tcc.cutmix import CutMix, build_cutmix
 from tcc.objective import CohortObjective, Side, build_objective, full_size_logits

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slow, obvious sweep of panoptic quality, which ``padding.panoptic_sweep`` must equal."""
+"""The slow, obvious sweep of panoptic quality, which ``padding.study.panoptic_sweep`` must equal."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from padding.evaluation.panoptic_quality import PanopticQuality
-from padding.evaluation.sweep import GAMMAS, AccumulatedSweep, GroundTruth, Postprocess, RawPrediction, half_of_images
+from padding.study.curve import GAMMAS, AccumulatedSweep, GroundTruth, Postprocess, RawPrediction, half_of_images
 
 
 def sweep_panoptic(

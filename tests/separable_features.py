@@ -9,11 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
+from padding.bank.feature_bank import FeatureBatch, weights_digest
+from padding.bank.seen_statistics import SeenStatistics
 from padding.data.class_embeddings import save_class_embeddings
 from padding.data.class_split import ClassSplit
-from padding.feature_bank import FeatureBatch, weights_digest
 from padding.meta_arch import PADing
-from padding.seen_statistics import SeenStatistics
 from tests.tiny_padding import FEATURE_WIDTH, tiny_padding_cfg
 
 COLOURS = ("red", "green", "blue", "white", "black", "pink")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import padding.data.cityscapes
-import padding.data.voc
-from padding.data.cityscapes import register_cityscapes
-from padding.data.voc import VOC_FOLDER, register_voc, voc_palette
+import padding.data.sets.cityscapes
+import padding.data.sets.voc
+from padding.data.sets.cityscapes import register_cityscapes
+from padding.data.sets.voc import VOC_FOLDER, register_voc, voc_palette
 
 SIZE = (48, 64)
 
@@ -67,7 +67,7 @@ def write_voc(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save(root / VOC_FOLDER / "SegmentationClass" / f"{name}.png", labels, palette=True)
         save(root / VOC_FOLDER / "SegmentationClassAug" / f"{name}.png", labels, palette=True)
     listed = {f"voc/{part}": names for part, names in ids.items()} | {"voc/train_aug": ids["train"]}
-    lists(root / "splits", monkeypatch, padding.data.voc, listed)
+    lists(root / "splits", monkeypatch, padding.data.sets.voc, listed)
     register_voc(root)
 
 
@@ -80,5 +80,5 @@ def write_cityscapes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         labels = blocks((*range(19), 255), seed=seed)
         save(root / "cityscapes" / "gtFine" / part / city / f"{name}_gtFine_labelTrainIds.png", labels)
     listed = {f"cityscapes/{part}": names for part, names in ids.items()}
-    lists(root / "splits", monkeypatch, padding.data.cityscapes, listed)
+    lists(root / "splits", monkeypatch, padding.data.sets.cityscapes, listed)
     register_cityscapes(root / "cityscapes")

@@ -8,10 +8,10 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 from padding.data.catalog import register_all
-from padding.data.scribble_files import simulate_files, tasks_of_dataset
-from padding.data.scribble_folder import ScribbleFolder
-from padding.data.scribble_sets import SCRIBBLE_SETS, scribble_tags
-from padding.data.scribble_simulator import SimulatorConfig
+from padding.data.prepare.scribbles import simulate_files, tasks_of_dataset
+from padding.data.scribbles.folder import ScribbleFolder
+from padding.data.scribbles.simulator import SimulatorConfig
+from padding.data.sets.scribbles import SCRIBBLE_SETS, scribble_tags
 from padding.engine import add_core_config
 from psi import add_psi_config
 from tests.tiny_segmentor import write_dozen_shapes

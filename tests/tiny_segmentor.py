@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 
-from padding.data.shapes import ShapesConfig, write_shapes
+from padding.data.shapes.classes import ShapesConfig
+from padding.data.shapes.write import write_shapes
 from padding.engine.trainer import Trainer
 
 TINY_MASKFORMER = """

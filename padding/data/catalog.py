@@ -12,11 +12,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from padding.data.camvid import register_camvid
-from padding.data.cityscapes import register_cityscapes
 from padding.data.class_split import ClassSplit
-from padding.data.coco_splits import INSTANCE_SPLITS, coco_zsi_split, coco_zsp_split, coco_zss_split
-from padding.data.pascal_context import register_pascal_context
 from padding.data.registration import (
     class_split_of,
     register_instances,
@@ -25,11 +21,15 @@ from padding.data.registration import (
     register_sem_seg,
 )
 from padding.data.roots import data_root
-from padding.data.saliency_sets import register_saliency_sets
 from padding.data.sample import IGNORE_LABEL
-from padding.data.scribble_sets import register_scribble_sets, register_scribbles
-from padding.data.shapes_classes import shapes_coarse_split, shapes_split
-from padding.data.voc import register_voc
+from padding.data.sets.camvid import register_camvid
+from padding.data.sets.cityscapes import register_cityscapes
+from padding.data.sets.coco import INSTANCE_SPLITS, coco_zsi_split, coco_zsp_split, coco_zss_split
+from padding.data.sets.pascal_context import register_pascal_context
+from padding.data.sets.saliency import register_saliency_sets
+from padding.data.sets.scribbles import register_scribble_sets, register_scribbles
+from padding.data.sets.voc import register_voc
+from padding.data.shapes.classes import shapes_coarse_split, shapes_split
 
 __all__ = [
     "class_split_of",

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from padding.data.sample import DatasetDict
-from padding.data.scribble_sets import label_key
+from padding.data.sets.scribbles import label_key
 from padding.errors import DataError
 
 __all__ = ["choose_entries"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.registration import register_listed_images
 from padding.data.sample import IGNORE_LABEL
-from padding.data.voc import voc_palette
+from padding.data.sets.voc import voc_palette
 from padding.errors import ConfigError, MissingFileError
 
 if TYPE_CHECKING:

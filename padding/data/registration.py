@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from padding.data.class_split import ClassSplit
-from padding.data.instances_json import load_instances
-from padding.data.listed_images import load_listed_images
-from padding.data.panoptic_json import UnseenPolicy, load_panoptic
+from padding.data.loaders.instances_json import load_instances
+from padding.data.loaders.listed_images import load_listed_images
+from padding.data.loaders.panoptic_json import UnseenPolicy, load_panoptic
+from padding.data.loaders.sem_seg_list import ImagePolicy, load_sem_seg
 from padding.data.sample import IGNORE_LABEL, LABEL_DIVISOR, DatasetDict
-from padding.data.sem_seg_list import ImagePolicy, load_sem_seg
 from padding.errors import DataError
 
 __all__ = [
@@ -89,7 +89,7 @@ def register_panoptic(  # noqa: PLR0913  (one argument per file or folder)
         sem_seg_root: folder of semantic PNGs whose values are the contiguous ids of ``class_split``; may be empty.
         json_file: COCO instance annotations for instance evaluation; may be empty.
         seen_only: no unseen class may appear though ``class_split`` holds some (training in a wide label space).
-        unseen_policy: see ``padding.data.panoptic_json.load_panoptic``.
+        unseen_policy: see ``padding.data.loaders.panoptic_json.load_panoptic``.
         evaluate_unseen_only: seen classes count as void in the evaluation (for MODEL.PADING.TEST.MODE "zsl").
         cure: sentence for error messages: how the files are obtained.
 
@@ -132,7 +132,7 @@ def register_sem_seg(  # noqa: PLR0913  (one argument per file or folder)
         class_split: the label space of the set, for training usually ``split.seen_only()``.
         image_root: folder of the images.
         sem_seg_root: folder of index PNGs with the images' names.
-        image_list: JSON whose ``images`` are read, see ``padding.data.sem_seg_list.load_sem_seg``.
+        image_list: JSON whose ``images`` are read, see ``padding.data.loaders.sem_seg_list.load_sem_seg``.
         label_map: value in the PNG -> contiguous id of ``class_split`` or the ignore label 255; None: the values are
             contiguous ids and 255 already.
         unseen_policy: "ignore_pixels" (unseen pixels are 255 in the PNGs, or made so by ``label_map``) or
@@ -185,7 +185,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
         label_root: folder of the label PNGs.
         image_ids: text file of image ids; None: every image of the folder.
         excluded_ids: text file of ids that are left out of the folder.
-        image_name: see ``padding.data.listed_images.load_listed_images``.
+        image_name: see ``padding.data.loaders.listed_images.load_listed_images``.
         label_name: likewise.
         label_map: value in the PNG -> contiguous id or the ignore label; None: the values are contiguous ids and 255.
         background_id: class that evaluation also leaves out, see ``SemSegEvaluator``.

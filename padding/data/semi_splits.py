@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from padding.data.listed_images import read_id_list
+from padding.data.loaders.listed_images import read_id_list
 from padding.data.roots import splits_dir
 from padding.errors import ConfigError, DataError, MissingFileError
 

@@ -36,5 +36,5 @@ def worker_pool(num_workers: int, start_method: str = "forkserver") -> ProcessPo
     context = multiprocessing.get_context(start_method if start_method in available else "spawn")
     if start_method == "forkserver" and start_method in available:
         # The server imports once what every worker needs.
-        context.set_forkserver_preload([__name__, "padding.data.shapes_write", "padding.data.panoptic_png"])
+        context.set_forkserver_preload([__name__, "padding.data.shapes.write", "padding.data.prepare.panoptic_png"])
     return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_initialise)

@@ -17,7 +17,7 @@ from padding.engine.checkpointer import write_checkpoint
 from padding.engine.commands import add_config_arguments, open_config, parse
 from padding.engine.complexity import build_on_meta
 from padding.errors import CheckpointError, ConfigError
-from padding.modeling.checkpoint import read_checkpoint
+from padding.modeling.weights.checkpoint import read_checkpoint
 
 __all__ = ["Part", "check_export", "export_command", "export_part", "num_parameters", "standalone_cfg", "write_export"]
 

@@ -35,8 +35,8 @@ from padding.engine.evaluation_loop import add_to_metrics, evaluate
 from padding.engine.hooks import CheckpointHook, ScheduleHook
 from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
 from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
-from padding.engine.weights import load_weights
 from padding.errors import CheckpointError, ConfigError, MethodError
+from padding.modeling.weights.loading import load_weights
 
 __all__ = ["TRAINER_REGISTRY", "Trainer", "micro_batch_size", "training_entries"]
 

@@ -24,7 +24,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from padding.data.files import save_figure, write_json, write_text
-from padding.data.saliency import SALIENT_ABOVE, read_saliency, saliency_to_bytes
+from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 from padding.errors import ConfigError, DataError
 from padding.evaluation.saliency_metrics import SaliencyTotals, image_scores, min_max_normalized
 
@@ -54,7 +54,7 @@ class SaliencyEvaluator(DatasetEvaluator):
         """Find the entry of each image.
 
         Args:
-            dataset_name: registered data set whose dicts ``padding.data.saliency.read_saliency`` can read.
+            dataset_name: registered data set whose dicts ``padding.data.saliency.maps.read_saliency`` can read.
             output_folder: where ``saliency.json``, ``pr_curve.csv`` and ``pr_curve.png`` go; None writes nothing.
         """
         self._dataset_name = dataset_name

@@ -24,8 +24,8 @@ from detectron2.utils import comm
 from PIL import Image
 from torch import Tensor
 
-from padding.data.cityscapes import cityscapes_label_map
 from padding.data.files import write_text
+from padding.data.sets.cityscapes import cityscapes_label_map
 from padding.errors import ConfigError, DataError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results

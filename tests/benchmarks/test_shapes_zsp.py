@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import shapes_zsp
-from padding import seen_bias
+from padding.study import seen_bias
 
 
 @pytest.mark.smoke

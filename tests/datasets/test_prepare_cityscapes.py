@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from padding.data.listed_images import read_id_list
+from padding.data.loaders.listed_images import read_id_list
 from padding.data.roots import splits_dir
 from tests.scripts import load_script
 

@@ -13,7 +13,7 @@ from gensim.models import KeyedVectors
 from safetensors.torch import save_file
 
 from padding.data.class_embeddings import read_class_embeddings, save_class_embeddings
-from padding.data.text_embeddings import encode_texts, prompts_of, templates_of
+from padding.data.prepare.text_embeddings import encode_texts, prompts_of, templates_of
 from tests.scripts import load_script
 
 SCRIPT = load_script("prepare_class_embeddings")

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from padding.data.catalog import register_all
-from padding.data.pascal_context import CONTEXT_FOLDER, CONTEXT_LABELS, context_classes, context_split
+from padding.data.sets.pascal_context import CONTEXT_FOLDER, CONTEXT_LABELS, context_classes, context_split
 from tests.scripts import load_script
 
 main = load_script("prepare_pascal_context").main

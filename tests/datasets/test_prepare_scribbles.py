@@ -12,8 +12,8 @@ from PIL import Image
 
 from padding.data import registration
 from padding.data.catalog import register_all
-from padding.data.pascal_context import CONTEXT_FOLDER, CONTEXT_LABELS, context_classes
-from padding.data.voc import VOC_FOLDER
+from padding.data.sets.pascal_context import CONTEXT_FOLDER, CONTEXT_LABELS, context_classes
+from padding.data.sets.voc import VOC_FOLDER
 from tests.scripts import load_script
 
 main = load_script("prepare_scribbles").main

@@ -10,9 +10,9 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from padding.data.catalog import register_all
-from padding.data.listed_images import read_id_list
+from padding.data.loaders.listed_images import read_id_list
 from padding.data.roots import splits_dir
-from padding.data.voc import voc_palette
+from padding.data.sets.voc import voc_palette
 from tests.scripts import load_script
 
 main = load_script("prepare_voc").main

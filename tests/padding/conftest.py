@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny PADing over tiny data, configured by KEY, VALUE pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from padding.meta_arch import PADing
@@ -31,3 +32,20 @@ def padding_model(padding_cfg: Callable[..., CfgNode]) -> Callable[..., PADing]:
         return build_model(padding_cfg(*opts))
 
     return build
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[..., str]]:
+    """Register dataset dicts and metadata under a name, until the end of the test."""
+    names = []
+
+    def add(name: str, records: list[dict[str, Any]], **metadata: Any) -> str:
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(**metadata)
+        names.append(name)
+        return name
+
+    yield add
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -15,13 +15,13 @@ from detectron2.modeling import build_model
 
 import padding.add_classes
 from padding.add_classes import extended_checkpoint, save_extended, split_names
+from padding.bank.seen_statistics import FILE_NAME, SeenStatistics
 from padding.checkpoint import load_padding_weights
 from padding.data.class_embeddings import save_class_embeddings
 from padding.engine import Predictor
 from padding.errors import CheckpointError
 from padding.extension import add_classes_to, extended_split, find_statistics
 from padding.meta_arch import PADing
-from padding.seen_statistics import FILE_NAME, SeenStatistics
 from padding.trainer import GeneratorClassifierTrainer
 from tests.separable_features import (
     ADDED,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from padding import errors
-from padding.data.json_stream import JsonStreamError
+from padding.data.prepare.json_stream import JsonStreamError
 from padding.errors import DEBUG_VARIABLE, UserError, run_command
 
 

@@ -18,7 +18,7 @@ from padding.checkpoint import CLASSIFIER, HEAD, load_padding_weights
 from padding.errors import CheckpointError
 from padding.import_weights import fit_to_network, import_pading, import_weights, reorder_class_rows
 from padding.meta_arch import PADing
-from padding.modeling.checkpoint import read_checkpoint
+from padding.modeling.weights.checkpoint import read_checkpoint
 from tests.hf_layout import to_huggingface
 
 State = dict[str, Tensor]

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from torch.nn import functional as F
 
-from padding.feature_bank import FeatureBatch
+from padding.bank.feature_bank import FeatureBatch
 from padding.losses import MmdOptions, mmd, moment_divergence, structure_alignment
 from padding.meta_arch import PADing
 from tests.meta_arch_contract import MaskClassificationContract

@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from padding.bank_identity import annotations_digest, split_digest
+from padding.bank.identity import annotations_digest, split_digest
 from padding.engine.distributed import torchrun_process_group
 from padding.meta_arch import PADing
 from padding.trainer import GeneratorClassifierTrainer

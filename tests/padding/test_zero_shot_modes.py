@@ -19,7 +19,7 @@ from padding.data.catalog import class_split_of, register_all
 from padding.data.streams import build_eval_loader
 from padding.engine.evaluation_loop import evaluate
 from padding.meta_arch import PADing
-from padding.seen_bias import main, sweep_model, sweep_summary
+from padding.study.seen_bias import main, sweep_model, sweep_summary
 from tests.tiny_padding import tiny_padding_cfg
 from tests.tiny_segmentor import write_dozen_shapes
 

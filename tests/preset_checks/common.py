@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from padding.feature_bank import FeatureBatch
+from padding.bank.feature_bank import FeatureBatch
 from padding.meta_arch import PADing
 from tests.tiny_padding import FEATURE_WIDTH
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from padding.data.augmentation import AugmentationPlan, scale_and_crop
 from padding.data.catalog import register_panoptic
 from padding.data.config import add_input_config
+from padding.data.loaders.panoptic_json import load_panoptic
 from padding.data.mappers import build_mapper
-from padding.data.panoptic_json import load_panoptic
 from psi.label_store import LABEL_KEY, WEIGHT_KEY, LabelStore, StoredLabelMapper, decoded_weights, encoded_weights
 from psi.supervision import PixelSupervision
 from tests.tiny_data import write_tiny_panoptic

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from padding.data.catalog import register_all
-from padding.data.scribble_files import simulate_files, tasks_of_dataset
-from padding.data.scribble_folder import ScribbleFolder
-from padding.data.scribble_sets import SCRIBBLE_SETS, scribble_tags
-from padding.data.scribble_simulator import SimulatorConfig
+from padding.data.prepare.scribbles import simulate_files, tasks_of_dataset
+from padding.data.scribbles.folder import ScribbleFolder
+from padding.data.scribbles.simulator import SimulatorConfig
+from padding.data.sets.scribbles import SCRIBBLE_SETS, scribble_tags
 from padding.engine import TRAINER_REGISTRY
 from psi.budget import Run, budget_curves, read_runs
 from psi.figures import draw_budget, thick_scribbles

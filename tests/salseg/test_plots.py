@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from padding.data.catalog import class_split_of, register_all
 from padding.data.class_split import ClassSplit
-from padding.data.saliency_sets import register_derived_saliency
+from padding.data.sets.saliency import register_derived_saliency
 from padding.engine import TRAINER_REGISTRY
 from salseg.figures import draw_strips
 from salseg.inspection import Inspected, Inspection, image_miou, open_trained, saliency_mae

@@ -12,7 +12,7 @@ from torch import nn
 
 from padding.engine.commands import load_config
 from padding.errors import CheckpointError, ConfigError
-from padding.modeling.checkpoint import read_checkpoint
+from padding.modeling.weights.checkpoint import read_checkpoint
 from tcc.export_student import export_student, main, student_cfg, student_state
 
 

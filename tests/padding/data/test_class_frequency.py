@@ -14,9 +14,9 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from padding.data import class_frequency
-from padding.data.camvid import register_camvid
 from padding.data.class_frequency import ClassCounts, class_counts, class_weights, inverse_log_weights
-from padding.data.split_lists import write_split
+from padding.data.prepare.split_lists import write_split
+from padding.data.sets.camvid import register_camvid
 from padding.engine import add_core_config
 from tests.tiny_dense import write_camvid
 

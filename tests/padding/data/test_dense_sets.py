@@ -12,13 +12,13 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from padding.data.camvid import camvid_split, register_camvid
 from padding.data.catalog import class_split_of, register_all
-from padding.data.cityscapes import cityscapes_split
 from padding.data.config import add_input_config
 from padding.data.mappers import build_mapper
-from padding.data.shapes_classes import shapes_coarse_split
-from padding.data.voc import VOC_NAMES, voc_palette, voc_split
+from padding.data.sets.camvid import camvid_split, register_camvid
+from padding.data.sets.cityscapes import cityscapes_split
+from padding.data.sets.voc import VOC_NAMES, voc_palette, voc_split
+from padding.data.shapes.classes import shapes_coarse_split
 from padding.evaluation.semantic import SemSegEvaluator
 from tests.tiny_dense import blocks, write_camvid, write_cityscapes, write_voc
 from tests.tiny_segmentor import write_dozen_shapes

@@ -13,10 +13,10 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from padding.data.augmentation import ResizeByFactor, View, scale_and_crop, strong_colors
-from padding.data.camvid import register_camvid
 from padding.data.catalog import register_all
 from padding.data.config import add_input_config
 from padding.data.mappers import UnlabeledMapper, build_mapper
+from padding.data.sets.camvid import register_camvid
 from padding.data.streams import seeded
 from tests.tiny_dense import noise, write_camvid
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from padding.data.catalog import coco_zsp_split, register_panoptic
 from padding.data.config import add_input_config
+from padding.data.loaders.panoptic_json import load_panoptic
 from padding.data.mappers import MAPPER_REGISTRY, InstanceMapper, PanopticMapper, build_mapper
-from padding.data.panoptic_json import load_panoptic
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
 NAME = "tiny_for_mappers"

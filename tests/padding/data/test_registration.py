@@ -14,7 +14,8 @@ from PIL import Image
 from padding.data.catalog import register_all, shapes_zsi_split
 from padding.data.mappers import build_mapper
 from padding.data.registration import register_instances, register_panoptic, register_sem_seg, registered_names
-from padding.data.shapes import ShapesConfig, shapes_split, write_shapes
+from padding.data.shapes.classes import ShapesConfig, shapes_split
+from padding.data.shapes.write import write_shapes
 from padding.engine import add_core_config
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 

@@ -8,13 +8,13 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 
-from padding.data.camvid import register_camvid
 from padding.data.catalog import register_panoptic
 from padding.data.config import add_input_config
 from padding.data.mappers import build_mapper
-from padding.data.saliency_mapper import SaliencyMapper
-from padding.data.saliency_sets import load_derived_saliency, load_saliency
+from padding.data.saliency.mapper import SaliencyMapper
 from padding.data.sample import IGNORE_LABEL, LABEL_DIVISOR, DatasetDict, SegmentInfo, TrainSample
+from padding.data.sets.camvid import register_camvid
+from padding.data.sets.saliency import load_derived_saliency, load_saliency
 from tests.tiny_data import tiny_split, write_tiny_panoptic
 from tests.tiny_dense import blocks, save, write_camvid
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from padding.data.listed_images import read_id_list
+from padding.data.loaders.listed_images import read_id_list
 from padding.data.roots import splits_dir
 from padding.data.semi_splits import read_semi_split, select_entries, shipped_splits
 

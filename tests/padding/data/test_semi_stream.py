@@ -9,12 +9,12 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from padding.data.camvid import register_camvid
 from padding.data.catalog import register_all
+from padding.data.prepare.split_lists import write_split
 from padding.data.registration import register_listed_images
 from padding.data.semi_stream import build_semi_supervised_stream, load_semi_supervised_entries
-from padding.data.shapes_classes import shapes_coarse_split
-from padding.data.split_lists import write_split
+from padding.data.sets.camvid import register_camvid
+from padding.data.shapes.classes import shapes_coarse_split
 from padding.data.streams import PairedStream, TrainStream
 from padding.engine import add_core_config
 from tests.tiny_dense import write_camvid

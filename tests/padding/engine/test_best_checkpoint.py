@@ -17,7 +17,7 @@ from padding.data.files import write_json
 from padding.engine.best_checkpoint import BestCheckpoint
 from padding.engine.checkpointer import read_training_checkpoint
 from padding.engine.trainer import TRAINER_REGISTRY
-from padding.modeling.checkpoint import read_checkpoint
+from padding.modeling.weights.checkpoint import read_checkpoint
 from tests.toy_training import ToyTrainer, toy_cfg, train_toy
 
 

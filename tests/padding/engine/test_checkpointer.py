@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from padding.engine.checkpointer import TrainingCheckpointer, read_training_checkpoint
-from padding.engine.weights import load_weights
 from padding.errors import CheckpointError
+from padding.modeling.weights.loading import load_weights
 
 
 class Counter:

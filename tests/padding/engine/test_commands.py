@@ -269,4 +269,4 @@ def test_help_needs_neither_torch_nor_detectron2(name: str) -> None:
 
 def test_a_heavy_import_would_be_found() -> None:
     assert {"torch", "detectron2"} <= loaded_by(ROOT / "padding/engine/setup.py")
-    assert torch.__name__ in loaded_by(ROOT / "padding/seen_bias.py")
+    assert torch.__name__ in loaded_by(ROOT / "padding/study/seen_bias.py")

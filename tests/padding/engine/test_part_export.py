@@ -12,7 +12,7 @@ from torch import nn
 from padding.engine import add_core_config
 from padding.engine.part_export import check_export, standalone_cfg, write_export
 from padding.errors import CheckpointError
-from padding.modeling.checkpoint import read_checkpoint
+from padding.modeling.weights.checkpoint import read_checkpoint
 
 
 @META_ARCH_REGISTRY.register()

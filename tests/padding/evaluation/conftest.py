@@ -2,13 +2,12 @@
 """Small data sets on disk in COCO's forms, registered for one test."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
 
@@ -80,23 +79,6 @@ def _as_prediction(
         {"id": new, "category_id": int(rng.integers(num_classes)) if rng.random() < 0.25 else segment["category_id"]}
         for new, segment in enumerate(segments, start=1)
     ]
-
-
-@pytest.fixture
-def register() -> Iterator[Callable[..., str]]:
-    """Register dataset dicts and metadata under a name, until the end of the test."""
-    names = []
-
-    def add(name: str, records: list[dict[str, Any]], **metadata: Any) -> str:
-        DatasetCatalog.register(name, lambda: records)
-        MetadataCatalog.get(name).set(**metadata)
-        names.append(name)
-        return name
-
-    yield add
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 @pytest.fixture

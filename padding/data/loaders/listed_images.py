@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loader of images with one semantic PNG each, listed by their ids in a text file or by what a folder holds.
+
+Masks are not looked for here: unlabeled images need none, and a labeled one without is reported when it is read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from padding.data.loaders.panoptic_json import check_files
+from padding.data.sample import DatasetDict
+from padding.errors import DataError, MissingFileError
+
+__all__ = ["IMAGE_ENDINGS", "images_by_id", "load_listed_images", "read_id_list"]
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def read_id_list(path: str | Path) -> tuple[str, ...]:
+    """Ids of a text file, one a line; blank lines and lines that start with # are skipped.
+
+    Raises:
+        MissingFileError: there is no such list.
+        DataError: an id stands in it twice, or the list is empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such list of image ids; datasets/README.md names those that exist")
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    ids = tuple(line for line in lines if line and not line.startswith("#"))
+    if not ids:
+        raise DataError(f"{path}: the list holds no image id; expected one a line")
+    twice, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{path}: image id {twice} stands {count} times; remove the repetitions")
+    return ids
+
+
+def load_listed_images(
+    *,
+    image_root: str | Path,
+    label_root: str | Path,
+    image_ids: str | Path | None = None,
+    excluded_ids: str | Path | None = None,
+    image_name: str = "",
+    label_name: str = "{id}.png",
+    cure: str = "",
+) -> list[DatasetDict]:
+    """List the images of a semantic data set.
+
+    Args:
+        image_root: folder of the images.
+        label_root: folder of the label PNGs; need not exist for images that are used without labels.
+        image_ids: text file of ids, see ``read_id_list``; None: every image of the folder, in order of its name.
+        excluded_ids: text file of ids of the folder's images that are left out; only without ``image_ids``.
+        image_name: path below ``image_root``; {id} is the id, {city} what stands before its first underscore. "": the
+            file with this stem and one of ``IMAGE_ENDINGS``.
+        label_name: path below ``label_root``, likewise.
+        cure: sentence for error messages: how the files are obtained.
+
+    Returns:
+        Entries with ``file_name``, ``sem_seg_file_name`` and ``image_id``, in the order of the list. Sizes are not
+        listed, so that no image is opened.
+
+    Raises:
+        MissingFileError: the list, the image folder or an image is missing.
+        ValueError: two images share a stem, or the folder has none.
+    """
+    image_root, label_root = Path(image_root), Path(label_root)
+    if image_name and image_ids is not None:
+        files = {i: _place(image_name, i) for i in read_id_list(image_ids)}
+        check_files(image_root, [str(image_root / name) for name in files.values()], cure)
+    else:
+        files = images_by_id(image_root, cure)
+        if image_ids is not None:
+            files = _only(files, read_id_list(image_ids), folder=image_root, listed_in=image_ids)
+        elif excluded_ids is not None:
+            left_out = _only(files, read_id_list(excluded_ids), folder=image_root, listed_in=excluded_ids)
+            files = {i: name for i, name in files.items() if i not in left_out}
+    return [
+        {
+            "file_name": str(image_root / name),
+            "image_id": i,
+            "sem_seg_file_name": str(label_root / _place(label_name, i)),
+        }
+        for i, name in files.items()
+    ]
+
+
+def _place(pattern: str, image_id: str) -> str:
+    return pattern.format(id=image_id, city=image_id.split("_")[0])
+
+
+def images_by_id(folder: Path, cure: str) -> dict[str, str]:
+    """File name of every image of a folder by its id, in order of the names."""
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder of images. {cure}".rstrip())
+    names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix.lower() in IMAGE_ENDINGS)
+    files = {Path(name).stem: name for name in names}
+    if not names:
+        raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)}). {cure}".rstrip())
+    if len(files) < len(names):
+        twice = next(name for name in names if files[Path(name).stem] != name)
+        raise DataError(f"{folder}: {twice} and {files[Path(twice).stem]} have one id; give every image one file")
+    return files
+
+
+def _only(files: Mapping[str, str], ids: Sequence[str], *, folder: Path, listed_in: str | Path) -> dict[str, str]:
+    missing = [i for i in ids if i not in files]
+    if missing:
+        raise MissingFileError(
+            f"{folder}: has no image {missing[0]}, nor {len(missing) - 1} others of the {len(ids)} that {listed_in} "
+            "lists; ids are file names without their ending"
+        )
+    return {i: files[i] for i in ids}

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zero-shot panoptic data from COCO panoptic files: filter the training JSON, list the labels to write (PADing, 4).
+
+The source JSON is walked once, entry by entry. Two policies keep unseen classes out of training:
+``drop_image`` (the published protocol) keeps an image iff no segment of any area, crowd included, has an unseen class;
+``ignore_pixels`` keeps the image and makes its unseen segments void, in the JSON and in a copy of the panoptic PNG.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from padding.data.class_split import ClassSplit, read_name_list
+from padding.data.prepare.annotation_file import read_summary, write_annotation_file, write_summary
+from padding.data.prepare.json_stream import JsonStreamError, stream_json
+from padding.data.prepare.panoptic_png import VOID_ID, LabelTask, Segment
+from padding.data.roots import splits_dir
+from padding.errors import PreparationError
+
+POLICIES = ("drop_image", "ignore_pixels")
+# COCO train2017, and what the 119/14 protocol keeps of it (PADing, section 4.1).
+FULL_TRAIN_IMAGES = 118_287
+FULL_TRAIN_KEPT = 45_617
+FULL_TRAIN_SPLIT = "coco_zsp_119_14.txt"
+
+_SHOWN = 5
+_BAR: dict[str, Any] = {"unit": "img", "mininterval": 1.0, "dynamic_ncols": True}
+
+
+@dataclass(frozen=True)
+class PanopticFiles:
+    """One panoptic data set on disk; ``image_dir`` None: images are not looked at."""
+
+    json_file: Path
+    panoptic_dir: Path
+    image_dir: Path | None = None
+
+
+@dataclass
+class FilterSummary:
+    """What the filter did; stands beside the written JSON as ``*.summary.json``.
+
+    Attributes:
+        source: name of the JSON that was read.
+        source_bytes: its size.
+        policy: one of `POLICIES`.
+        unseen: names of the unseen classes.
+        num_images: images in the source.
+        num_kept: images written.
+        num_segments: segments written.
+        num_ignored_segments: unseen segments turned into void (``ignore_pixels``).
+        images_with_class: unseen class to number of source images that hold it.
+        empty_images: annotations without any segment in the source, by file name; kept: they hold nothing unseen.
+        unannotated_images: images of the source without an annotation; not kept.
+        target_bytes: size of the written JSON.
+    """
+
+    source: str
+    source_bytes: int
+    policy: str
+    unseen: list[str]
+    num_images: int = 0
+    num_kept: int = 0
+    num_segments: int = 0
+    num_ignored_segments: int = 0
+    images_with_class: dict[str, int] = field(default_factory=dict)
+    empty_images: list[str] = field(default_factory=list)
+    unannotated_images: int = 0
+    target_bytes: int = 0
+
+    def lines(self) -> list[str]:
+        """The summary for a reader."""
+        text = [f"{self.source}: {self.num_kept} of {self.num_images} images kept (policy {self.policy})"]
+        if self.num_kept == 0:
+            held = ", ".join(self.images_with_class) or "none of the images is annotated"
+            text.append(f"  nothing is left to train on; unseen classes found: {held}")
+            if self.policy == "drop_image":
+                text.append("  --policy ignore_pixels keeps the images and makes their unseen pixels void")
+        if self.num_ignored_segments:
+            text.append(f"  {self.num_ignored_segments} unseen segments became void, {self.num_segments} remain")
+        if self.empty_images:
+            text.append(f"  {len(self.empty_images)} images without segments, kept: {self.empty_images[:_SHOWN]}")
+        if self.unannotated_images:
+            text.append(f"  {self.unannotated_images} images without annotation, not kept")
+        return text
+
+
+def filter_panoptic_json(
+    source: Path, target: Path, split: ClassSplit, *, policy: str = "drop_image", overwrite: bool = False
+) -> FilterSummary:
+    """Write the training JSON without unseen classes; done already for the same input: only the summary is read.
+
+    Args:
+        source: COCO panoptic JSON, any order of its keys.
+        target: JSON to write, by rename when it is complete.
+        split: all classes of the source.
+        policy: ``drop_image`` or ``ignore_pixels``.
+        overwrite: write again although a matching result exists.
+
+    Returns:
+        The counts.
+
+    Raises:
+        PreparationError: missing or damaged source, unknown category, or a full train2017 that does not give the
+            published number of images.
+    """
+    if policy not in POLICIES:
+        raise PreparationError(f"unknown policy {policy!r}; choose one of {POLICIES}")
+    _require_file(source)
+    summary = FilterSummary(source.name, source.stat().st_size, policy, sorted(split.unseen_names))
+    earlier = None if overwrite else read_summary(target, FilterSummary)
+    if earlier is not None and _same_input(earlier, summary) and earlier.target_bytes == target.stat().st_size:
+        return earlier
+    summary.target_bytes = write_annotation_file(target, lambda kept: _filter_annotations(source, split, summary, kept))
+    write_summary(target, summary)
+    return summary
+
+
+def label_tasks(
+    files: PanopticFiles, split: ClassSplit, semantic_dir: Path, masked_dir: Path | None = None
+) -> Iterator[LabelTask]:
+    """Walk a panoptic JSON and say for each image which labels to write.
+
+    Args:
+        files: JSON, panoptic PNGs, images.
+        split: all classes of the JSON.
+        semantic_dir: where the semantic PNGs go.
+        masked_dir: where the panoptic PNGs without ignored segments go; None: none is written.
+
+    Raises:
+        PreparationError: damaged JSON, unknown category, annotation without image, doubled ids.
+    """
+    json_file = str(files.json_file)
+    for image, annotation in _annotated_images(files.json_file, split):
+        name = Path(annotation["file_name"]).with_suffix(".png").name
+        yield LabelTask(
+            json_file=json_file,
+            height=int(image["height"]),
+            width=int(image["width"]),
+            panoptic_file=files.panoptic_dir / name,
+            semantic_file=semantic_dir / name,
+            segments=_segments(annotation, split, json_file),
+            ignored_ids=tuple(annotation.get("ignored_segment_ids", ())),
+            masked_file=None if masked_dir is None else masked_dir / name,
+            image_file=None if files.image_dir is None else files.image_dir / image["file_name"],
+        )
+
+
+def _filter_annotations(source: Path, split: ClassSplit, summary: FilterSummary, kept: Any) -> dict[str, Any]:
+    """Write the kept annotations to ``kept`` and return the rest of the JSON, with the kept images only."""
+    head: dict[str, Any] = {}
+    images: dict[Any, str] = {}
+    annotated: set[Any] = set()
+    kept_ids: set[Any] = set()
+    per_class: Counter[int] = Counter()
+    with tqdm(desc=f"read {source.name}", **_BAR) as bar:
+        for key, value in _read(source, split):
+            if key == "images":
+                images[_field(value, "id", "image", source)] = json.dumps(value)
+                bar.total = len(images)
+            elif key == "annotations":
+                image_id = _field(value, "image_id", "annotation", source)
+                if image_id in annotated:
+                    raise PreparationError(f"{source}: image {image_id} is annotated twice; fetch the file again.")
+                annotated.add(image_id)
+                line = _kept_annotation(value, split, summary, per_class, source)
+                if line is not None:
+                    kept.write((", " if kept_ids else "") + line)
+                    kept_ids.add(image_id)
+                bar.update()
+            else:
+                head[key] = value
+    _assert_images_known(annotated, images.keys(), source)
+    summary.num_images = len(images)
+    summary.num_kept = len(kept_ids)
+    summary.unannotated_images = len(images) - len(annotated)
+    summary.images_with_class = {split.names[i]: per_class[i] for i in sorted(per_class)}
+    head["images"] = [json.loads(text) for image_id, text in images.items() if image_id in kept_ids]
+    _assert_published_count(summary, source)
+    return head
+
+
+def _kept_annotation(
+    annotation: Mapping[str, Any], split: ClassSplit, summary: FilterSummary, per_class: Counter[int], source: Path
+) -> str | None:
+    """JSON text of an annotation under the policy; None: the image is not kept."""
+    segments = _segments(annotation, split, str(source))
+    unseen = set(split.unseen_ids)
+    found = {segment.class_id for segment in segments} & unseen
+    per_class.update(found)
+    if not segments:
+        summary.empty_images.append(str(annotation["file_name"]))
+    if not found:
+        summary.num_segments += len(segments)
+        return json.dumps(annotation)
+    if summary.policy == "drop_image" or {segment.class_id for segment in segments} <= unseen:
+        return None
+    ignored = [segment.segment_id for segment in segments if segment.class_id in unseen]
+    remaining = [entry for entry in annotation["segments_info"] if entry["id"] not in set(ignored)]
+    summary.num_ignored_segments += len(ignored)
+    summary.num_segments += len(remaining)
+    return json.dumps({**annotation, "segments_info": remaining, "ignored_segment_ids": ignored})
+
+
+def _annotated_images(json_file: Path, split: ClassSplit) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Pairs of image and annotation entry; annotations that come before their image wait."""
+    images: dict[Any, Mapping[str, Any]] = {}
+    waiting: list[Mapping[str, Any]] = []
+    for key, value in _read(json_file, split):
+        if key == "images":
+            fields = {name: _field(value, name, "image", json_file) for name in ("id", "file_name", "height", "width")}
+            images[fields["id"]] = fields
+        elif key == "annotations":
+            image = images.get(_field(value, "image_id", "annotation", json_file))
+            if image is None:
+                waiting.append(value)
+            else:
+                yield image, value
+    _assert_images_known({annotation["image_id"] for annotation in waiting}, images.keys(), json_file)
+    for annotation in waiting:
+        yield images[annotation["image_id"]], annotation
+
+
+def _read(json_file: Path, split: ClassSplit) -> Iterator[tuple[str, Any]]:
+    """`stream_json` with our kind of error; the category table is compared with the split on the way."""
+    _require_file(json_file)
+    seen_keys: set[str] = set()
+    try:
+        for key, value in stream_json(json_file, ("images", "annotations")):
+            seen_keys.add(key)
+            if key == "categories":
+                _assert_categories(value, split, json_file)
+            yield key, value
+    except JsonStreamError as error:
+        raise PreparationError(str(error)) from error
+    if "categories" not in seen_keys:
+        raise PreparationError(
+            f"{json_file}: no 'categories' (found {sorted(seen_keys)}); is it a panoptic annotation file?"
+        )
+
+
+def _segments(annotation: Mapping[str, Any], split: ClassSplit, json_file: str) -> tuple[Segment, ...]:
+    """The segments of one annotation with contiguous classes."""
+    name = _field(annotation, "file_name", "annotation", json_file)
+    segments = []
+    for entry in _field(annotation, "segments_info", f"annotation of {name}", json_file):
+        segment_id = _field(entry, "id", f"segment of {name}", json_file)
+        category = _field(entry, "category_id", f"segment of {name}", json_file)
+        if category not in split.contiguous_id:
+            raise PreparationError(
+                f"{json_file}: {name} has a segment of the unknown category {category}. The file does not belong to "
+                f"these {split.num_classes} classes; use the panoptic annotations of COCO 2017."
+            )
+        segments.append(Segment(int(segment_id), split.contiguous_id[category], int(entry.get("area", -1))))
+    ids = [segment.segment_id for segment in segments]
+    if VOID_ID in ids or len(set(ids)) != len(ids):
+        raise PreparationError(
+            f"{json_file}: {name} has doubled segment ids, or id 0, which means void; fetch it again."
+        )
+    return tuple(segments)
+
+
+def _assert_categories(categories: Iterable[Mapping[str, Any]], split: ClassSplit, json_file: Path) -> None:
+    for category in categories:
+        number, name = category.get("id"), category.get("name")
+        index = split.contiguous_id.get(number)  # type: ignore[arg-type]
+        expected = None if index is None else split.names[index]
+        if name != expected:
+            raise PreparationError(
+                f"{json_file}: category {number} is {name!r}, expected {expected or 'no such category'!r}. "
+                "Use the panoptic annotations of COCO 2017, or the split that belongs to this file."
+            )
+
+
+def _assert_images_known(annotated: set[Any], images: Iterable[Any], json_file: Path) -> None:
+    unknown = sorted(annotated - set(images))
+    if unknown:
+        raise PreparationError(
+            f"{json_file}: {len(unknown)} annotations name images that are not listed ({unknown[:_SHOWN]}). "
+            "The file is damaged; fetch it again."
+        )
+
+
+def _assert_published_count(summary: FilterSummary, source: Path) -> None:
+    """The count of the paper guards against a changed split or a partly read file."""
+    if summary.num_images != FULL_TRAIN_IMAGES or summary.policy != "drop_image" or summary.num_kept == FULL_TRAIN_KEPT:
+        return
+    if summary.unseen == sorted(read_name_list(splits_dir() / FULL_TRAIN_SPLIT)):
+        raise PreparationError(
+            f"{source}: {summary.num_kept} of {summary.num_images} images kept, the published split keeps "
+            f"{FULL_TRAIN_KEPT}. Compare datasets/splits/{FULL_TRAIN_SPLIT} with the repository, fetch the JSON again."
+        )
+
+
+def _field(entry: Mapping[str, Any], name: str, kind: str, json_file: str | Path) -> Any:
+    try:
+        return entry[name]
+    except (KeyError, TypeError) as error:
+        raise PreparationError(f"{json_file}: an {kind} lacks {name!r}; is it a panoptic annotation file?") from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise PreparationError(
+            f"No file {path}: unpack panoptic_annotations_trainval2017.zip, or name the JSON directly."
+        )
+
+
+def _same_input(earlier: FilterSummary, now: FilterSummary) -> bool:
+    keys = ("source", "source_bytes", "policy", "unseen")
+    return all(getattr(earlier, key) == getattr(now, key) for key in keys)

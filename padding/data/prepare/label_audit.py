@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look for the usual mistakes in label images: colours, ids that are no class, other sizes, nothing but void.
+
+    python -m padding.data.label_audit --images DIR --labels DIR --classes FILE [--list FILE] [--void 11]
+    python -m padding.data.label_audit --dataset voc_2012_train_sem_seg
+
+Exit status: 0 sound, 1 problems found, 2 input that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from padding.data.catalog import class_split_of, register_all
+from padding.data.folders import folder_classes, own_label_map
+from padding.data.loaders.listed_images import load_listed_images, read_id_list
+from padding.data.registration import registered_names
+from padding.data.sample import IGNORE_LABEL, DatasetDict
+from padding.data.semi_splits import select_entries
+from padding.data.targets import read_label_map
+from padding.errors import ConfigError, DataError, run_command
+
+__all__ = ["LabelAudit", "audit_labels", "displayed_size", "main"]
+
+_SHOWN = 3
+_ORIENTATION = 0x0112  # tag of EXIF; 5 to 8 swap height and width
+
+
+@dataclass
+class LabelAudit:
+    """What was found.
+
+    Attributes:
+        names: of the classes; label n is ``names[n]``.
+        num_images: images looked at.
+        pixels: (K,) int64 pixels of each class; void ones are in ``void_pixels``.
+        void_pixels: pixels that mean nothing.
+        palette_files: label images with a palette, whose indices are the labels.
+        missing: images without a label file.
+        unreadable: message for each label file that holds colours or is damaged.
+        wrong_size: message for each label file of another size than its image.
+        all_void: label files in which nothing is labeled.
+        outside: value that is neither class nor void -> files that hold it.
+    """
+
+    names: tuple[str, ...]
+    num_images: int = 0
+    pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    void_pixels: int = 0
+    palette_files: int = 0
+    missing: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    wrong_size: list[str] = field(default_factory=list)
+    all_void: list[str] = field(default_factory=list)
+    outside: dict[int, list[str]] = field(default_factory=dict)
+
+    def problems(self, *, all_labeled: bool = False) -> list[str]:
+        """What training would fail on or learn wrongly, a line each.
+
+        Args:
+            all_labeled: every image needs labels; otherwise only an audit without any label file is a problem.
+        """
+        found = [*_first("cannot be used as labels", self.unreadable), *_first("have another size", self.wrong_size)]
+        for value, files in sorted(self.outside.items()):
+            found += _first(f"hold {value}, which is neither one of the {len(self.names)} classes nor void", files)
+        if self.missing and (all_labeled or len(self.missing) == self.num_images):
+            found += _first("do not exist", self.missing)
+        return found
+
+    def lines(self) -> list[str]:
+        """The audit for a reader: remarks, then the share of every class."""
+        read = self.num_images - len(self.missing) - len(self.unreadable)
+        text = [
+            f"{self.num_images} images, {read} label files read ({self.palette_files} with a palette: its indices "
+            f"count, not its colors), {len(self.missing)} images without labels"
+        ]
+        text += [f"remark: {line}" for line in _first("hold void alone and teach nothing", self.all_void)]
+        total = max(int(self.pixels.sum()) + self.void_pixels, 1)
+        shares = [*zip(self.names, self.pixels, strict=True), ("void", self.void_pixels)]
+        width = max(len(name) for name, _ in shares)
+        text += [f"  {name:<{width}}  {100 * int(count) / total:7.3f} %" for name, count in shares]
+        absent = [name for name, count in zip(self.names, self.pixels, strict=True) if count == 0]
+        return [*text, *([f"remark: no pixel of {', '.join(absent)}"] if absent else [])]
+
+
+def _first(what: str, files: Sequence[str]) -> list[str]:
+    shown = "; ".join(files[:_SHOWN])
+    return [f"{len(files)} label files {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
+
+
+def audit_labels(
+    entries: Sequence[DatasetDict], names: Sequence[str], *, label_map: Mapping[int, int] | None = None
+) -> LabelAudit:
+    """Read every label file of a semantic data set.
+
+    Args:
+        entries: with ``file_name`` and ``sem_seg_file_name``.
+        names: of the K classes.
+        label_map: value in the file -> class or 255; None: the values are classes and 255.
+
+    Returns:
+        What was found; nothing is raised for a bad file.
+    """
+    audit = LabelAudit(names=tuple(names), pixels=np.zeros(len(names), np.int64))
+    for entry in tqdm(entries, desc="labels", unit="img", disable=None):
+        audit.num_images += 1
+        _audit_one(audit, entry, label_map)
+    return audit
+
+
+def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, int] | None) -> None:
+    path = entry["sem_seg_file_name"]
+    if not Path(path).is_file():
+        audit.missing.append(path)
+        return
+    try:
+        labels = read_label_map(path)
+        size = displayed_size(entry["file_name"])
+        with Image.open(path) as image:
+            audit.palette_files += image.mode == "P"
+    except (ValueError, OSError) as error:
+        audit.unreadable.append(str(error))
+        return
+    if labels.shape != size:
+        audit.wrong_size.append(f"{path} ({labels.shape[0]} x {labels.shape[1]}, its image {size[0]} x {size[1]})")
+    counts = np.bincount(labels.ravel())  # ten times faster than sorting
+    values = np.flatnonzero(counts).tolist()
+    labeled = 0
+    for value, count in zip(values, counts[values].tolist(), strict=True):
+        label = value if label_map is None else label_map.get(value, -1)
+        if 0 <= label < len(audit.names):
+            audit.pixels[label] += count
+            labeled += count
+        elif label == IGNORE_LABEL:
+            audit.void_pixels += count
+        else:
+            audit.outside.setdefault(value, []).append(path)
+    if labeled == 0 and set(values).isdisjoint(audit.outside):
+        audit.all_void.append(path)
+
+
+def displayed_size(path: str) -> tuple[int, int]:
+    """(h, w) of an image as the mappers read it, turned by its EXIF entry; its pixels are not decoded."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: the image cannot be decoded ({error})") from error
+    return (width, height) if turned else (height, width)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", metavar="NAME", help="registered semantic data set, instead of folders")
+    parser.add_argument("--images", metavar="DIR", help="as DATASETS.FOLDERS.IMAGES")
+    parser.add_argument("--labels", metavar="DIR", help="as DATASETS.FOLDERS.LABELS")
+    parser.add_argument("--classes", metavar="FILE", help="as DATASETS.FOLDERS.CLASSES")
+    parser.add_argument("--list", metavar="FILE", help="ids of images that need labels (default: all, labels optional)")
+    parser.add_argument("--void", type=int, nargs="*", default=(), metavar="N", help="as DATASETS.FOLDERS.VOID_VALUES")
+    args = parser.parse_args(arguments)
+    folders = (args.images, args.labels, args.classes)
+    if bool(args.dataset) == any(folders) or (any(folders) and not all(folders)):
+        parser.error("give --dataset, or all of --images, --labels and --classes")
+    return args
+
+
+def _selected(args: argparse.Namespace) -> tuple[list[Any], tuple[str, ...], Mapping[int, int] | None]:
+    if not args.dataset:
+        names = folder_classes(args.classes).names
+        listed: list[Any] = [*load_listed_images(image_root=args.images, label_root=args.labels, image_ids=args.list)]
+        return listed, names, own_label_map(len(names), args.void)
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    register_all()
+    entries = DatasetCatalog.get(args.dataset) if args.dataset in registered_names() else []
+    if not entries or "sem_seg_file_name" not in entries[0]:
+        raise ConfigError(f"'{args.dataset}' is no data set with semantic label files; known are {registered_names()}")
+    if args.list:
+        entries = select_entries(entries, read_id_list(args.list), split=args.list, data=(args.dataset,))
+    label_map = getattr(MetadataCatalog.get(args.dataset), "sem_seg_label_map", None)
+    return entries, class_split_of(args.dataset).names, label_map
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run_command(_audit, arguments, failure=2)
+
+
+def _audit(arguments: Sequence[str] | None) -> int:
+    args = parse_arguments(arguments)
+    entries, names, label_map = _selected(args)
+    audit = audit_labels(entries, names, label_map=label_map)
+    problems = audit.problems(all_labeled=args.list is not None)
+    report = [*audit.lines(), *(f"problem: {line}" for line in problems), f"{len(problems)} kinds of problems"]
+    print("\n".join(report))  # noqa: T201  (the command line's result)
+    return 1 if problems else 0

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look for the usual mistakes in saliency maps: damaged files, other sizes, 0 and 1 instead of 0 and 255, no object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from padding.data.prepare.label_audit import displayed_size
+from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
+
+__all__ = ["SaliencyAudit", "audit_saliency"]
+
+_SHOWN = 3
+
+
+@dataclass
+class SaliencyAudit:
+    """What was found.
+
+    Attributes:
+        num_images: images looked at.
+        num_read: saliency maps that were read.
+        pixels: of these maps.
+        known: pixels among them whose saliency is known.
+        salient: pixels above 128.
+        grey: pixels that are neither 0 nor 255.
+        soft_files: maps with such pixels.
+        unreadable: message for each damaged or unsuitable file.
+        wrong_size: message for each map of another size than its image.
+        zero_one: maps whose largest value is 1: a mask that was not multiplied by 255.
+        empty: maps without a salient pixel.
+    """
+
+    num_images: int = 0
+    num_read: int = 0
+    pixels: int = 0
+    known: int = 0
+    salient: int = 0
+    grey: int = 0
+    soft_files: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    wrong_size: list[str] = field(default_factory=list)
+    zero_one: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+    def problems(self) -> list[str]:
+        """What training or evaluation would fail on, or learn wrongly, a line each."""
+        return [
+            *_first("files cannot be used", self.unreadable),
+            *_first("maps have another size than their images", self.wrong_size),
+            *_first("maps hold 0 and 1, not 0 and 255; multiply them", self.zero_one),
+        ]
+
+    def remarks(self) -> list[str]:
+        """What is unusual, but no obstacle."""
+        return _first("maps have no salient pixel", self.empty)
+
+    def row(self) -> dict[str, Any]:
+        """Numbers for a table; shares in percent."""
+        known = max(self.known, 1)
+        return {
+            "images": self.num_images,
+            "maps read": self.num_read,
+            "soft maps": self.soft_files,
+            "grey %": round(100 * self.grey / known, 2),
+            "salient %": round(100 * self.salient / known, 2),
+            "unknown %": round(100 * (self.pixels - self.known) / max(self.pixels, 1), 2),
+            "empty": len(self.empty),
+        }
+
+
+def _first(what: str, files: Sequence[str]) -> list[str]:
+    shown = "; ".join(files[:_SHOWN])
+    return [f"{len(files)} {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
+
+
+def audit_saliency(entries: Sequence[Mapping[str, Any]], *, name: str = "saliency") -> SaliencyAudit:
+    """Decode every image and every saliency map.
+
+    Args:
+        entries: that ``read_saliency`` can read.
+        name: for the progress bar.
+
+    Returns:
+        What was found; nothing is raised for a bad file.
+    """
+    audit = SaliencyAudit()
+    for entry in tqdm(entries, desc=name, unit="img", disable=None):
+        audit.num_images += 1
+        _audit_one(audit, entry)
+    return audit
+
+
+def _audit_one(audit: SaliencyAudit, entry: Mapping[str, Any]) -> None:
+    path = entry.get("saliency_file_name", entry.get("sem_seg_file_name", entry["file_name"]))
+    try:
+        saliency, known = read_saliency(entry)
+    except (ValueError, OSError) as error:
+        audit.unreadable.append(str(error))
+        return
+    audit.num_read += 1
+    grey = saliency_to_bytes(saliency)
+    salient = int(np.count_nonzero((grey > SALIENT_ABOVE) & known))
+    between = int(np.count_nonzero((grey > 0) & (grey < 255)))
+    audit.pixels += grey.size
+    audit.known += int(np.count_nonzero(known))
+    audit.salient += salient
+    audit.grey += between
+    audit.soft_files += between > 0
+    if grey.size and grey.max() == 1:
+        audit.zero_one.append(path)
+    elif salient == 0:
+        audit.empty.append(path)
+    try:
+        size = displayed_size(entry["file_name"])
+        with Image.open(entry["file_name"]) as image:
+            image.load()  # a file that was cut has a sound header
+    except (ValueError, OSError) as error:
+        audit.unreadable.append(f"{entry['file_name']}: {error}")
+        return
+    if saliency.shape != size:
+        h, w = saliency.shape
+        audit.wrong_size.append(f"{path} ({h} x {w}, its image {size[0]} x {size[1]})")

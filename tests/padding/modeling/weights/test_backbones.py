@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Importers of ImageNet weights: each layout gives the maps of the network it comes from, and says what it did."""
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from detectron2.modeling import Backbone
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from padding.errors import CheckpointError
+from padding.modeling.deeplab import DeepLabOptions, DeepLabV3PlusHead
+from padding.modeling.timm_backbone import TimmBackbone
+from padding.modeling.weights.backbones import convert_backbone_weights, load_backbone_weights
+from padding.modeling.weights.checkpoint import CheckpointReport
+from tcc.pvt import PVT, PVTArchitecture, build_pvt
+from tcc.students import Student, build_resnet
+
+TINY_PVT = PVTArchitecture(
+    channels=(4, 8, 12, 16), depths=(1, 2, 1, 1), heads=(1, 2, 3, 4), mlp_ratios=(8, 8, 4, 4), pretrain_size=224
+)
+OPTIONS = DeepLabOptions(project_channels=4, aspp_channels=8, decoder_channels=8, dilations=(1, 2, 3))
+State = dict[str, Tensor]
+
+
+def load_weights_of(student: Student, path: Path) -> CheckpointReport:
+    return load_backbone_weights(student.backbone, path, key="MODEL.TCC.CNN.BACKBONE")
+
+
+def student_with(backbone: Backbone) -> Student:
+    shapes = backbone.output_shape()
+    channels = {name: shapes[name].channels for name in ("res2", "res5")}
+    return Student(backbone, DeepLabV3PlusHead(input_channels=channels, num_classes=3, options=OPTIONS))
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """No value of a parameter or statistic is the initial one, so that each must come from the file."""
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            value.uniform_(0.5, 1.5) if name.endswith("running_var") else value.add_(0.05 * torch.randn(value.shape))
+    return network.eval()
+
+
+def assert_same_values(student: Student, expected: nn.Module) -> None:
+    own = student.backbone.state_dict()
+    for name, value in expected.state_dict().items():
+        if not name.endswith("num_batches_tracked") and not name.startswith("output_norms."):
+            assert torch.equal(own[name], value), name
+
+
+# ---------------------------------------------------------------------------------------------------------- DenseNet
+
+
+@pytest.mark.parametrize("old_names", [False, True], ids=["state_dict", "file of torchvision.org"])
+def test_torchvision_densenet_gives_its_maps(tmp_path: Path, old_names: bool) -> None:
+    """The published file writes ``denselayer1.norm.1`` where the network says ``denselayer1.norm1``."""
+    reference = randomised(torchvision.models.densenet121(weights=None))
+    state = reference.state_dict()
+    if old_names:
+        state = {re.sub(r"(denselayer\d+\.)(norm|conv)(\d)\.", r"\1\2.\3.", name): v for name, v in state.items()}
+    torch.save(state, tmp_path / "densenet121.pth")
+    backbone = TimmBackbone("densenet121", output_stride=32, out_features=("res2", "res5")).eval()
+    report = load_backbone_weights(backbone, tmp_path / "densenet121.pth", key="MODEL.TIMM.NAME")
+    assert all(name.startswith("backbone.output_norms.") for name in report.missing)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, maps = reference.features(images), backbone(images)["res5"]
+    torch.testing.assert_close(maps, expected.relu(), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+# ------------------------------------------------------------------------------------------------------------ ResNet
+
+
+def test_torchvision_resnet_gives_torchvisions_maps(tmp_path: Path) -> None:
+    reference = randomised(torchvision.models.resnet50(weights=None))
+    torch.save(reference.state_dict(), tmp_path / "resnet50.pth")
+    student = student_with(build_resnet("resnet50", output_stride=32)).eval()
+    report = load_weights_of(student, tmp_path / "resnet50.pth")
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        stem = reference.maxpool(reference.relu(reference.bn1(reference.conv1(images))))
+        res2 = reference.layer1(stem)
+        expected = {"res2": res2, "res5": reference.layer4(reference.layer3(reference.layer2(res2)))}
+        maps = student.backbone(images)
+    for name, features in expected.items():
+        torch.testing.assert_close(maps[name], features, rtol=1e-4, atol=1e-4 * features.abs().max().item())
+    assert len(report.matched) == 318  # 53 convolutions, each with five entries of its norm
+    assert report.renamed["layer3.0.downsample.1.running_mean"] == "backbone.res4.0.shortcut.norm.running_mean"
+    assert report.skipped["fc.weight"] == "serves classification alone"
+    assert report.missing == []
+    assert "loaded, renamed" in str(report)
+
+
+def test_timm_names_its_resnet_like_torchvision() -> None:
+    with torch.device("meta"):
+        theirs = timm.create_model("resnet50").state_dict()
+        own = build_resnet("resnet50", output_stride=16).state_dict()
+    found = convert_backbone_weights(theirs).state
+    assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in own.items()}
+
+
+def test_detectron2_zoo_file_is_read(tmp_path: Path) -> None:
+    expected = randomised(build_resnet("resnet50", output_stride=32))
+    arrays = {name: value.numpy() for name, value in expected.state_dict().items()}
+    arrays["stem.fc.weight"] = torch.zeros(10, 2048).numpy()
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content))
+    student = student_with(build_resnet("resnet50", output_stride=8))  # dilation needs the same arrays
+    report = load_weights_of(student, tmp_path / "R-50.pkl")
+    assert_same_values(student, expected)
+    assert report.skipped["stem.fc.weight"] == "serves classification alone"
+
+
+# ---------------------------------------------------------------------------------------------------------- ConvNeXt
+
+
+def authors_convnext(state: State) -> State:
+    """Names of https://github.com/facebookresearch/ConvNeXt for those of timm."""
+    renamed = {}
+    for name, value in state.items():
+        name = re.sub(r"^stem\.", "downsample_layers.0.", name)
+        name = re.sub(r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1.", name)
+        name = re.sub(r"^stages\.(\d)\.blocks\.", r"stages.\1.", name)
+        name = name.replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+        name = name.replace("head.norm", "norm").replace("head.fc", "head")
+        renamed[name] = value
+    return renamed
+
+
+@pytest.mark.parametrize("layout", ["timm", "authors"])
+def test_convnext_gives_timms_maps(layout: str, tmp_path: Path) -> None:
+    reference = randomised(timm.create_model("convnext_atto", conv_mlp=False))
+    state = dict(reference.state_dict())
+    if layout == "authors":
+        state = authors_convnext(state)
+        assert "stages.0.0.dwconv.weight" in state
+        assert "downsample_layers.3.1.weight" in state
+        torch.save({"model": state}, tmp_path / "weights.pth")
+    else:
+        torch.save(state, tmp_path / "weights.pth")
+    backbone = TimmBackbone("convnext_atto", out_features=("res2", "res5"))
+    backbone.network = timm.create_model("convnext_atto", conv_mlp=False, features_only=True, out_indices=(0, 3))
+    student = student_with(backbone).eval()
+    report = load_weights_of(student, tmp_path / "weights.pth")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = reference.forward_intermediates(images, indices=[0, 3], intermediates_only=True)
+        maps = student.backbone.network(images)
+    for own, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-4)
+    norms = {f"backbone.output_norms.{name}.{leaf}" for name in ("res2", "res5") for leaf in ("weight", "bias")}
+    assert norms == {name for name in report.missing if name.startswith("backbone.")}
+    assert len(report.skipped) == 4  # norm and linear layer of the classifier
+
+
+# --------------------------------------------------------------------------------------------------------------- PVT
+
+
+def authors_pvt(network: PVT) -> State:
+    """Names of https://github.com/whai362/PVT, with its class token."""
+    state: State = {}
+    for name, value in network.state_dict().items():
+        stage, part, rest = re.fullmatch(r"stages\.(\d)\.(embed|blocks)\.(.+)", name).groups()
+        number = int(stage) + 1
+        if rest == "absolute_pos_embed":
+            row = torch.randn(1, 1, value.shape[2]) if number == 4 else value[:, :0]
+            state[f"pos_embed{number}"] = torch.cat([row, value], dim=1)
+        elif part == "embed":
+            state[f"patch_embed{number}.{rest}"] = value
+        else:
+            state[f"block{number}.{rest}"] = value
+    width = state["pos_embed4"].shape[2]
+    extra = {"cls_token": (1, 1, width), "norm.weight": (width,), "norm.bias": (width,)}
+    extra |= {"head.weight": (10, width), "head.bias": (10,)}
+    return state | {name: torch.randn(shape) for name, shape in extra.items()}
+
+
+def huggingface_pvt(network: PVT) -> State:
+    """Names of ``PvtForImageClassification``, keys and values apart."""
+    attention = {
+        "q": "self.query",
+        "k": "self.key",
+        "v": "self.value",
+        "sr": "self.sequence_reduction",
+        "norm": "self.layer_norm",
+        "proj": "output.dense",
+    }
+    rules = (
+        (r"(patch_embed\d)\.proj", r"\1.projection"),
+        (r"(patch_embed\d)\.norm", r"\1.layer_norm"),
+        (r"pos_embed(\d)", r"patch_embed\1.position_embeddings"),
+        (r"cls_token", "patch_embed4.cls_token"),
+        (r"norm\.", "layer_norm."),
+        (r"(block\d\.\d)\.norm(\d)", r"\1.layer_norm_\2"),
+        (r"(block\d\.\d)\.mlp\.fc(\d)", r"\1.mlp.dense\2"),
+        (r"(block\d\.\d)\.attn\.(\w+)", lambda m: f"{m[1]}.attention.{attention[m[2]]}"),
+        (r"(patch_embed|block)(\d)", lambda m: f"{m[1].replace('embed', 'embeddings')}.{int(m[2]) - 1}"),
+        (r"", "pvt.encoder."),
+        (r"pvt\.encoder\.head", "classifier"),
+    )
+    state: State = {}
+    for name, value in authors_pvt(network).items():
+        halves = zip("kv", value.chunk(2), strict=True) if ".kv." in name else [("", value)]
+        for letter, half in halves:
+            new = name.replace(".kv.", f".{letter}.")
+            for pattern, target in rules:
+                new = re.sub(f"^{pattern}", target, new)
+            state[new] = half
+    return state
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("layout", [authors_pvt, huggingface_pvt])
+def test_both_published_pvt_layouts_come_back(layout: object, suffix: str, tmp_path: Path) -> None:
+    expected = randomised(PVT(TINY_PVT))
+    state = {name: value.clone() for name, value in layout(expected).items()}
+    path = tmp_path / f"pvt{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    student = student_with(PVT(TINY_PVT, output_stride=16))
+    report = load_weights_of(student, path)
+    assert_same_values(student, expected)
+    assert report.missing == []
+    assert report.unexpected == []
+    assert report.skipped["stages.3.embed.absolute_pos_embed[0]"] == "position of the class token"
+    assert sum("classification" in why or "not of the backbone" in why for why in report.skipped.values()) == 5
+
+
+def test_authors_file_of_pvt_small_has_the_published_number_of_tensors() -> None:
+    # Origin: the specification of TCC, Sec. 1.3: 301 tensors in pvt_small.pth.
+    with torch.device("meta"):
+        published = authors_pvt(build_pvt("pvt_small"))
+        assert len(published) == 301
+        own = build_pvt("pvt_small").state_dict()
+        found = convert_backbone_weights(published).state
+    assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in own.items()}
+
+
+def test_a_split_key_without_its_value_is_refused() -> None:
+    state = huggingface_pvt(PVT(TINY_PVT))
+    del state["pvt.encoder.block.0.0.attention.self.value.bias"]
+    with pytest.raises(CheckpointError, match=r"attn.key.bias is there but .*attn.value.bias is not"):
+        convert_backbone_weights(state)
+
+
+@pytest.mark.reference
+def test_transformers_pvt_gives_our_maps() -> None:
+    """At the pre-training size, with its class token taken away, which takes part in the last stage's attention."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.PvtConfig(
+        hidden_sizes=[8, 16, 24, 32], depths=[2, 1, 2, 1], num_attention_heads=[1, 2, 3, 4], hidden_dropout_prob=0.0
+    )
+    reference = randomised(transformers.PvtForImageClassification(config))
+    architecture = PVTArchitecture(channels=(8, 16, 24, 32), depths=(2, 1, 2, 1), heads=(1, 2, 3, 4))
+    network = PVT(architecture).eval()
+    network.load_state_dict(convert_backbone_weights(reference.state_dict()).state)
+    encoder = reference.pvt.encoder
+    last = encoder.patch_embeddings[3]
+    last.cls_token = None
+    last.position_embeddings = nn.Parameter(last.position_embeddings[:, 1:].detach())
+    maps: State = {}
+    for index, blocks in enumerate(encoder.block):
+        blocks[-1].register_forward_hook(lambda _, __, out, name=f"res{index + 2}": maps.update({name: out[0]}))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        reference.pvt(images)
+        own = network(images)
+    for name, features in own.items():
+        torch.testing.assert_close(features.flatten(2).transpose(1, 2), maps[name], rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------ whole files
+
+
+def test_a_checkpoint_of_this_project_gives_its_backbone(tmp_path: Path) -> None:
+    expected = randomised(PVT(TINY_PVT))
+    state = {f"backbone.{name}": value for name, value in expected.state_dict().items()}
+    state["classifiers.res2.weight"] = torch.zeros(3, 4)
+    torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "warm_up.pth")
+    student = student_with(PVT(TINY_PVT))
+    report = load_weights_of(student, tmp_path / "warm_up.pth")
+    assert_same_values(student, expected)
+    assert report.skipped == {"classifiers.res2.weight": "not of the backbone"}
+
+
+def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    torch.save(authors_pvt(PVT(TINY_PVT)), tmp_path / "pvt.pth")
+    deeper = PVTArchitecture(**{**vars(TINY_PVT), "depths": (1, 2, 2, 1)})
+    for backbone in (PVT(deeper), build_resnet("resnet50", output_stride=32)):
+        student = student_with(backbone)
+        before = {name: value.clone() for name, value in student.state_dict().items()}
+        with pytest.raises(CheckpointError, match=r"pvt.pth has the names of a PVT of its authors and does not fit"):
+            load_weights_of(student, tmp_path / "pvt.pth")
+        assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_a_deep_stem_is_refused() -> None:
+    with torch.device("meta"):
+        found = convert_backbone_weights(timm.create_model("resnet26d").state_dict())
+    assert "conv1.0.weight" in found.state  # kept under its own name, so that loading reports it
+    assert "stem.conv1.weight" not in found.state
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth: no such weight file"):
+        load_weights_of(student_with(PVT(TINY_PVT)), tmp_path / "nothing.pth")
