@@ -5,7 +5,7 @@
 (PSI, Table 4): ``forward(features, valid)`` takes the backbone's maps by name, (B, C_l, h_l, w_l), and the pixels of
 the image, (B, H, W) bool or None; it returns (B, ``out_channels``, h, w) on the grid of the destination level. The two
 steps of it, ``laterals`` and ``aggregate``, can be called one by one by who also needs the maps between them.
-``observations`` holds scalars of the last training step by name, without gradient.
+In training they note scalars for the log, ``psi/<name>``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from padding.modeling.observations import note_observations
 from psi.pattern_graph import PatternGraph
 from psi.pattern_propagation import BACKENDS, SIMILARITIES, Propagation, edge_terms, propagate_patterns
 
@@ -170,8 +171,8 @@ class PatternPropagation(nn.Module):
     """Contextual pattern propagation: x = sigma(sum_l (W_l agg_l + b_l)) on the destination's grid (PSI, Eq. 4).
 
     agg_l are the aggregates of ``propagate_patterns``; W_l, which is applied after the weighting, because a scalar
-    weight commutes with it, is a 1x1 convolution; sigma is norm and ReLU. ``observations`` are the mean weight of a
-    node on itself and the mean entropy of its weights: 1 and 0 tell that nothing is propagated.
+    weight commutes with it, is a 1x1 convolution; sigma is norm and ReLU. The log shows the mean weight of a node on
+    itself and the mean entropy of its weights: 1 and 0 tell that nothing is propagated.
     """
 
     def __init__(self, input_shapes: Mapping[str, ShapeSpec], options: AggregationOptions) -> None:
@@ -208,7 +209,6 @@ class PatternPropagation(nn.Module):
         if options.scale == "learned":
             # Of the factor on 1 / sqrt(C), so that weight decay draws it there.
             self.log_scale = nn.Parameter(torch.zeros(()))
-        self.observations: dict[str, Tensor] = {}
 
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> Tensor:
         """Project and aggregate; see the module's docstring."""
@@ -269,7 +269,7 @@ class PatternPropagation(nn.Module):
             if valid is not None:
                 stride = self.strides[self.options.destination]
                 counted = valid[:, ::stride, ::stride][:, : maps.shape[1], : maps.shape[2]]
-            self.observations[name] = (maps * counted).sum() / counted.sum().clamp_min(1)
+            note_observations("psi", {name: (maps * counted).sum() / counted.sum().clamp_min(1)})
 
 
 def _graph(strides: Mapping[str, int], options: AggregationOptions) -> PatternGraph:
@@ -292,7 +292,6 @@ class UpsampleAggregation(nn.Module):
         self.out_channels = options.channels
         self.laterals = Laterals(input_shapes, options)
         self.fuse = _conv(options.channels, options.channels, 3, options.norm, activation=options.activation)
-        self.observations: dict[str, Tensor] = {}
 
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> Tensor:
         """Project and aggregate; see the module's docstring."""
@@ -308,7 +307,7 @@ class UpsampleAggregation(nn.Module):
 class SemanticFlowAggregation(nn.Module):
     """Laterals, joined from coarse to fine, each coarser map aligned with the finer by a learned flow (SFNet).
 
-    The finest map is then brought to the destination, and a 3x3 convolution, norm and ReLU end it. The observation is
+    The finest map is then brought to the destination, and a 3x3 convolution, norm and ReLU end it. The log shows
     the mean length of the flows' vectors, in units of the flow.
     """
 
@@ -323,7 +322,6 @@ class SemanticFlowAggregation(nn.Module):
         self.order = sorted(places, key=lambda name: places[name], reverse=True)
         self.alignments = nn.ModuleDict({name: FlowAlignment(options.channels) for name in self.order[1:]})
         self.fuse = _conv(options.channels, options.channels, 3, options.norm, activation=options.activation)
-        self.observations: dict[str, Tensor] = {}
 
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> Tensor:
         """Project and aggregate; see the module's docstring."""
@@ -338,7 +336,7 @@ class SemanticFlowAggregation(nn.Module):
             joined = projected[name] + warp(joined, flow)
             lengths.append(flow.detach().float().norm(dim=1).mean())
         if self.training:
-            self.observations["flow"] = torch.stack(lengths).mean()
+            note_observations("psi", {"flow": torch.stack(lengths).mean()})
         height, width = projected[self.destination].shape[-2:]
         return self.fuse(_resize(joined, (height, width)))
 

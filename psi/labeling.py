@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from padding.data.mappers import SemanticMapper, build_mapper
+from padding.modeling.batching import normalize_image
 from padding.modeling.tta import SegmentationPlan, segment
 from psi.grid import supervision_at_pixels, supervision_on_grid
 from psi.label_diffusion import DiffusionStep, diffuse
@@ -130,13 +131,13 @@ def grow_labels(
 def _scores(model: PSI, image: Tensor, size: tuple[int, int]) -> Tensor:
     """(K, h, w) scores M of one image (3, H, W) in one view, whatever the plan of the evaluation."""
     plan = SegmentationPlan(size_divisibility=model.plan.size_divisibility)
+    pixels = normalize_image(image, model.pixel_mean, model.pixel_std)
     was_training = model.training
     model.eval()
     try:
-        found = segment(lambda view: {"scores": model.network(view)}, model.normalized(image), plan, output_size=size)
+        return segment(lambda view: {"scores": model.network(view)}, pixels, plan, output_size=size)["scores"]
     finally:
         model.train(was_training)
-    return found["scores"]
 
 
 def quality_of(labels: GrownLabels, truth: Tensor | None) -> list[LabelQuality]:

@@ -107,12 +107,6 @@ class SegmentationNetwork(nn.Module):
         """Segment; ``valid`` (B, H, W) bool keeps padding out of the aggregation."""
         return self.head(self.backbone(images), valid)
 
-    @property
-    def observations(self) -> dict[str, Tensor]:
-        """Scalars that the aggregation noted in the last training step."""
-        aggregation = self.head.aggregation
-        return {} if aggregation is None else dict(aggregation.observations)
-
 
 def build_network(cfg: CfgNode, num_classes: int) -> SegmentationNetwork:
     """Build the network with random weights from MODEL.BACKBONE and MODEL.PSI.

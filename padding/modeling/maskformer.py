@@ -16,7 +16,13 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from padding.data.sample import Prediction
-from padding.modeling.batching import batch_images, prepare_targets, require_keys, sample_name
+from padding.modeling.batching import (
+    batch_images,
+    prepare_targets,
+    register_pixel_statistics,
+    require_keys,
+    sample_name,
+)
 from padding.modeling.criterion import MaskCriterion
 from padding.modeling.inference import keep_classes, widen_logits
 from padding.modeling.label_space import evaluation_split, training_split
@@ -84,8 +90,7 @@ class MaskFormer(nn.Module):
         self.deep_supervision = deep_supervision
         self.seed_points_by_image = seed_points_by_image
         self.size_divisibility = size_divisibility
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        register_pixel_statistics(self, pixel_mean, pixel_std)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -141,7 +146,6 @@ class MaskFormer(nn.Module):
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
             size_divisibility=self.size_divisibility,
-            device=self.device,
         )
 
     def predict_queries(self, images: ImageList) -> dict[str, Any]:

@@ -9,13 +9,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
-__all__ = ["MODES", "Network", "SegmentationPlan", "scored_pixels", "segment", "window_starts"]
+from padding.modeling.batching import normalize_image, original_size
+
+__all__ = ["MODES", "Network", "SegmentationPlan", "scored_pixels", "segment", "segment_sample", "window_starts"]
 
 Network = Callable[[Tensor], Mapping[str, Tensor]]
 """(B, C, H, W) -> logits (B, K, h, w) of any resolution by name; one channel is the logit of a yes-or-no map."""
@@ -124,6 +127,14 @@ def segment(
     found = _average_of_views(network, middle, plan, (middle.shape[1], middle.shape[2]))
     margins = (columns.start, width - columns.stop, rows.start, height - rows.stop)
     return {name: _bilinear(F.pad(part, margins), size) for name, part in found.items()}
+
+
+def segment_sample(
+    network: Network, sample: Mapping[str, Any], plan: SegmentationPlan, *, pixel_mean: Tensor, pixel_std: Tensor
+) -> dict[str, Tensor]:
+    """``segment`` for a sample of a test mapper: its ``image`` (C, H, W) uint8, the result at its original size."""
+    image = normalize_image(sample["image"], pixel_mean, pixel_std)
+    return segment(network, image, plan, output_size=original_size(sample))
 
 
 def scored_pixels(scores: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def with_instances(labels: list[int], masks: torch.Tensor) -> dict[str, Any]:
 
 
 def batch(samples: list[dict[str, Any]], divisibility: int = 4) -> Any:
-    return batch_images(samples, pixel_mean=MEAN, pixel_std=STD, size_divisibility=divisibility, device="cpu")
+    return batch_images(samples, pixel_mean=MEAN, pixel_std=STD, size_divisibility=divisibility)
 
 
 def test_images_are_normalised_then_padded_with_the_mean() -> None:
