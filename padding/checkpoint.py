@@ -230,8 +230,8 @@ def _fit_parameter(
         repaired: the checkpoint's head was widened by the released converter.
     """
     rows = state[f"{HEAD}.{parameter}"]
-    own, num_classes, options = model.state_dict(), model.num_test_classes, model.options
-    initial = own.get(f"{CLASSIFIER}.{parameter}", torch.zeros(num_classes + 1, *rows.shape[1:]))
+    model_state, num_classes, options = model.state_dict(), model.num_test_classes, model.options
+    initial = model_state.get(f"{CLASSIFIER}.{parameter}", torch.zeros(num_classes + 1, *rows.shape[1:]))
     if options.unseen_init == "zeros":
         initial = torch.zeros_like(initial)
     narrow, wide = fit_class_head(rows, model.class_ids, num_classes, initial)

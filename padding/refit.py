@@ -107,8 +107,8 @@ def fit_added_rows(old: Rows, data: WeightedFeatures, num_added: int, *, weight_
 
     def loss(rows: Rows) -> Tensor:
         added = rows.logits(data.features)
-        own = torch.where(is_added, added.gather(1, row[:, None])[:, 0], constant)
-        return (share * (torch.cat([others, added], dim=1).logsumexp(dim=1) - own)).sum()
+        label_logits = torch.where(is_added, added.gather(1, row[:, None])[:, 0], constant)
+        return (share * (torch.cat([others, added], dim=1).logsumexp(dim=1) - label_logits)).sum()
 
     start = Rows(old.weight.new_zeros(num_added, old.weight.shape[1]), old.bias.new_zeros(num_added))
     return _minimise(loss, start, weight_decay=weight_decay, iterations=iterations)

@@ -279,9 +279,9 @@ class StatisticsHook(HookBase):
         # A bank is read again instead, on all ranks: whether the file is there may differ between machines.
         resumed = self.trainer.start_iter > 0 and self._bank is None and comm.is_main_process()
         if resumed and self._path.is_file():
-            found = SeenStatistics.load(self._path)
-            if found.names == self.statistics.names and found.origin == self.statistics.origin:
-                self.statistics = found
+            stored = SeenStatistics.load(self._path)
+            if stored.names == self.statistics.names and stored.origin == self.statistics.origin:
+                self.statistics = stored
 
     def add(self, features: FeatureBatch) -> None:
         """Take in the features of one step, which all ranks hold."""

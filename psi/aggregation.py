@@ -224,13 +224,13 @@ class PatternPropagation(nn.Module):
         Returns:
             (B, C, h, w).
         """
-        found = self._propagate(projected, valid)
+        propagation = self._propagate(projected, valid)
         if self.training:
-            self._observe(found, valid)
+            self._observe(propagation, valid)
         dtype = projected[self.options.destination].dtype
         terms = [
             transform(maps.to(dtype))
-            for transform, maps in zip(self.transforms.values(), found.aggregates, strict=True)
+            for transform, maps in zip(self.transforms.values(), propagation.aggregates, strict=True)
         ]
         result = self.norm(sum(terms[1:], terms[0]))
         return F.relu(result) if self.options.activation else result
@@ -261,8 +261,8 @@ class PatternPropagation(nn.Module):
             return self.log_scale.exp() * channels**-0.5
         return {"sqrt_dim": channels**-0.5, "dim": 1.0 / channels, "none": 1.0}[self.options.scale]
 
-    def _observe(self, found: Propagation, valid: Tensor | None) -> None:
-        for name, maps in (("self_weight", found.self_weight), ("entropy", found.entropy)):
+    def _observe(self, propagation: Propagation, valid: Tensor | None) -> None:
+        for name, maps in (("self_weight", propagation.self_weight), ("entropy", propagation.entropy)):
             if maps is None:
                 continue
             counted = torch.ones_like(maps, dtype=torch.bool)

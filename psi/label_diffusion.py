@@ -249,23 +249,23 @@ def diffusion_step(
     with torch.autocast(scores.device.type, enabled=False):
         scores = scores.detach().float()
         slots = supervision.classes.clamp_min(0)[..., None, None].expand(-1, -1, *scores.shape[-2:])
-        own_scores = scores.gather(1, slots)
+        slot_scores = scores.gather(1, slots)
         window = dilate(supervision.targets > 0, radius) & valid[:, None]
-        mean, variance = region_moments(own_scores, window)
+        mean, variance = region_moments(slot_scores, window)
         offset = threshold_net(mean, variance) * (variance + _VARIANCE_FLOOR).sqrt()
         threshold = (mean + offset).clamp(0.0, MAX_THRESHOLD)
-        margin = own_scores - threshold[..., None, None]
+        margin = slot_scores - threshold[..., None, None]
         reach = window if options.scope == "window" else _anywhere(supervision, valid)
         selected = (margin > 0) & reach
         strength = strength_above(margin.detach(), options.sharpness) * selected
         if options.gate_argmax:
             # A cell that has the class may get a larger weight; only the way in is guarded.
-            first = own_scores >= scores.amax(dim=1, keepdim=True)
+            first = slot_scores >= scores.amax(dim=1, keepdim=True)
             strength = strength * (first | (supervision.targets > 0))
         binarized = binarize(margin, options.sharpness, options.binarizer)
     grown = _united(supervision, strength, options)
     counted = reach if options.binarizer == "sigmoid" else selected  # at the floor of Eq. 9, B = 1/2 is no label
-    return DiffusionStep(supervision, grown, window, threshold, own_scores, binarized, selected, counted)
+    return DiffusionStep(supervision, grown, window, threshold, slot_scores, binarized, selected, counted)
 
 
 def diffuse(

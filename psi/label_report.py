@@ -85,11 +85,11 @@ class LabelReport:
         """Count one image, whose truth is known."""
         assert image.truth is not None
         self.images += 1
-        found = image.quality
+        qualities = image.quality
         if not self.quality:
-            self.quality = [LabelQuality() for _ in found]
-            self.classes = [ClassCounts.empty(len(self.names)) for _ in found]
-        self.quality = [before + new for before, new in zip(self.quality, found, strict=True)]
+            self.quality = [LabelQuality() for _ in qualities]
+            self.classes = [ClassCounts.empty(len(self.names)) for _ in qualities]
+        self.quality = [before + new for before, new in zip(self.quality, qualities, strict=True)]
         truth = image.truth.numpy()
         self.pixels += int((truth != IGNORE_LABEL).sum())
         self.predicted += int((image.labels.scores.argmax(dim=0).cpu().numpy() == truth).sum())

@@ -78,8 +78,8 @@ class LabelStore:
 
     def rounds(self) -> list[int]:
         """Numbers of the complete rounds, ascending."""
-        found = (re.fullmatch(r"round_(\d+)", path.parent.name) for path in self.folder.glob(f"round_*/{MANIFEST}"))
-        return sorted(int(match.group(1)) for match in found if match)
+        matches = (re.fullmatch(r"round_(\d+)", path.parent.name) for path in self.folder.glob(f"round_*/{MANIFEST}"))
+        return sorted(int(match.group(1)) for match in matches if match)
 
     def start_round(self, number: int) -> None:
         """Make an empty place for a round; what a killed process left of it came from other weights, and goes."""

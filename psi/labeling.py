@@ -114,7 +114,7 @@ def grow_labels(
     enlarged = height / sample["image"].shape[-2]
     chosen = range(model.growth.steps) if steps is None else steps
     radii = tuple(max(1, round(model.growth.diffusion.radii[t] * enlarged)) for t in chosen)
-    found = diffuse(
+    diffusion = diffuse(
         F.interpolate(scores[None], size=cells.shape[-2:], mode="area"),
         start,
         cells,
@@ -123,9 +123,10 @@ def grow_labels(
     )
     first = stored or PixelSupervision.of_scribbles(drawn, num_classes=num_classes)  # finer than the grid
     grown = [
-        supervision_at_pixels(step.supervision, drawn, valid, stride=stride, num_classes=num_classes) for step in found
+        supervision_at_pixels(step.supervision, drawn, valid, stride=stride, num_classes=num_classes)
+        for step in diffusion
     ]
-    return GrownLabels([first, *grown], found, scores)
+    return GrownLabels([first, *grown], diffusion, scores)
 
 
 def _scores(model: PSI, image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -150,18 +150,18 @@ def smoothness(logits: Tensor, valid: Tensor, *, on: str = "probability", reduct
         return total / _divisor(pairs) / channels
 
 
-def scribble_recall_loss(binarized: Tensor, own: Tensor) -> Tensor:
+def scribble_recall_loss(binarized: Tensor, drawn: Tensor) -> Tensor:
     """First term of L_sld, L_ce(y_B, y_{R_0}): scribbles should be selected by their class, which lowers gamma.
 
     Args:
         binarized: (B, S, h, w) float in [0, 1].
-        own: (B, S, h, w) bool, scribble cells of each class.
+        drawn: (B, S, h, w) bool, scribble cells of each class.
 
     Returns:
         Scalar >= 0, mean of -log B over scribble cells; at most log 2 with the paper's B.
     """
     costs = -binarized.float().clamp_min(_LOG_FLOOR).log()
-    return _weighted_mean(torch.where(own, costs, 0.0), own.float())
+    return _weighted_mean(torch.where(drawn, costs, 0.0), drawn.float())
 
 
 def diffused_score_loss(binarized: Tensor, scores: Tensor, counted: Tensor, region: Tensor) -> Tensor:
@@ -201,9 +201,9 @@ def threshold_losses(
         raise ValueError("the threshold's loss needs a diffusion step; leave it out where MODEL.PSI.SLD.STEPS is 0")
     recalls, diffused = [], []
     for step in steps:
-        own = (step.before.targets > 0) & step.before.scribbles[:, None]
+        drawn = (step.before.targets > 0) & step.before.scribbles[:, None]
         cells = step.selected.any(dim=1) if region == "selected" else valid
-        recalls.append(scribble_recall_loss(step.binarized, own))
+        recalls.append(scribble_recall_loss(step.binarized, drawn))
         diffused.append(diffused_score_loss(step.binarized, step.scores, step.counted, cells))
     return torch.stack(recalls).mean(), torch.stack(diffused).mean()
 

@@ -137,9 +137,9 @@ def propagate_patterns(
         if not observe:
             return Propagation(gathered.aggregates, None, None)
         with torch.no_grad():
-            own = levels[graph.destination]
-            self_weight = ((query * own.keys).sum(dim=1) - gathered.log_normalizer).exp()
-            return Propagation(gathered.aggregates, self_weight.where(own.usable, 0.0), gathered.entropy)
+            node_level = levels[graph.destination]
+            self_weight = ((query * node_level.keys).sum(dim=1) - gathered.log_normalizer).exp()
+            return Propagation(gathered.aggregates, self_weight.where(node_level.usable, 0.0), gathered.entropy)
 
 
 def _check_sizes(query: Tensor, keys: Sequence[Tensor], graph: PatternGraph) -> None:

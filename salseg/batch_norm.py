@@ -61,11 +61,11 @@ class SaliencyStatistics(nn.Module):
                 for norm in active:
                     norm.track_running_stats = True
         elif self.policy == "per_task":
-            own = self._swap()
+            kept = self._swap()
             try:
                 yield
             finally:
-                self._restore(own)
+                self._restore(kept)
         else:
             yield
 

@@ -121,9 +121,9 @@ def class_similarity(
         if options.detach_prototype:
             prototypes = prototypes.detach()
         table = prototypes.transpose(1, 2) @ flat  # (B, K, N)
-        own = table.gather(1, labels[:, None])[:, 0]
+        of_label = table.gather(1, labels[:, None])[:, 0]
         norms = _norm(flat), _norm(prototypes).expand(len(flat), -1).gather(1, labels)
-        cosine = own / (norms[0] * norms[1])
+        cosine = of_label / (norms[0] * norms[1])
         # A vector of zeros has no direction, and a gradient without bound.
         defined = valid & (torch.minimum(*norms) > _SMALLEST_NORM)
         defined &= counts.expand(len(flat), -1).gather(1, labels) >= options.min_pixels
@@ -193,8 +193,8 @@ def _similarity_on(
         if tuple(features.shape[-2:]) != grid:
             features = F.interpolate(features.float(), size=grid, mode="bilinear", align_corners=False)
         return class_similarity(features, on_grid(pixels, grid), num_classes, options)
-    own = (features.shape[-2], features.shape[-1])
-    similarity, defined = class_similarity(features, on_grid(pixels, own), num_classes, options)
+    size = (features.shape[-2], features.shape[-1])
+    similarity, defined = class_similarity(features, on_grid(pixels, size), num_classes, options)
     resized = F.interpolate(similarity[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]
     # A cell counts if no undefined one took part in its mean.
     share = F.interpolate(defined[:, None].float(), size=grid, mode="bilinear", align_corners=False)[:, 0]

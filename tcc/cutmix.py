@@ -56,14 +56,14 @@ class Mixing:
     mask: Tensor
     partner: Partner
 
-    def __call__(self, own: Tensor, other: Tensor) -> Tensor:
-        """Mix (B, ..., H, W) tensors; ``other`` is ``own`` itself unless partners come from a second stream."""
+    def __call__(self, base: Tensor, other: Tensor) -> Tensor:
+        """Mix (B, ..., H, W) tensors; ``other`` is ``base`` itself unless partners come from a second stream."""
         if self.partner == "roll":
             other = other.roll(-1, dims=0)
         elif self.partner == "self":
             other = other.flip(-1)
-        mask = self.mask.view(len(self.mask), *[1] * (own.dim() - 3), *self.mask.shape[-2:])
-        return torch.where(mask, other, own)
+        mask = self.mask.view(len(self.mask), *[1] * (base.dim() - 3), *self.mask.shape[-2:])
+        return torch.where(mask, other, base)
 
 
 @dataclass(frozen=True)

@@ -301,10 +301,10 @@ class LabeledCrop(T.Augmentation):
             crop = self.crop.get_transform(*inputs)
             if sem_seg is None:
                 return crop
-            found = int(np.count_nonzero(crop.apply_segmentation(sem_seg) != self.ignore_label))
-            if found > most:
-                best, most = crop, found
-            if found >= self.min_labeled:
+            labeled = int(np.count_nonzero(crop.apply_segmentation(sem_seg) != self.ignore_label))
+            if labeled > most:
+                best, most = crop, labeled
+            if labeled >= self.min_labeled:
                 break
         return best
 

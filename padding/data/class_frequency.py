@@ -122,8 +122,8 @@ def class_counts(source: str | CfgNode, *, cache: str | Path | None) -> ClassCou
         ValueError: unknown set, or labels that are no class.
         FileNotFoundError: a label file is missing.
     """
-    found = _counts_of_main(source, cache) if comm.is_main_process() else None
-    result = comm.all_gather(found)[0]
+    counts = _counts_of_main(source, cache) if comm.is_main_process() else None
+    result = comm.all_gather(counts)[0]
     assert result is not None
     return result
 
@@ -170,9 +170,9 @@ def count_classes(entries: Entries, names: Sequence[str], *, label_map: Mapping[
         if label_map is not None:
             labels = translate_labels(labels, label_map, path=path)
         check_label_range(labels, num_classes=len(names), ignore_label=IGNORE_LABEL, path=path)
-        found = np.bincount(labels.ravel(), minlength=len(names))
-        pixels += found[: len(names)]
-        void += labels.size - int(found[: len(names)].sum())
+        histogram = np.bincount(labels.ravel(), minlength=len(names))
+        pixels += histogram[: len(names)]
+        void += labels.size - int(histogram[: len(names)].sum())
     return ClassCounts(tuple(names), tuple(pixels.tolist()), void, len(entries))
 
 

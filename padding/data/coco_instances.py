@@ -202,7 +202,7 @@ def _find_images(source: Path, split: ClassSplit, summary: InstanceSummary) -> _
     summary.num_images = len(images)
     summary.with_unseen = len(sets.unseen)
     summary.without_unseen = len(images) - len(sets.unseen)
-    summary.images_with_class = {name: len(found) for name, found in per_class.items()}
+    summary.images_with_class = {name: len(members) for name, members in per_class.items()}
     return sets
 
 

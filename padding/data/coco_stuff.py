@@ -285,11 +285,11 @@ def _check(task: StuffTask) -> tuple[StuffResult | None, str]:
         labels, entry = _compute(task)
     except PreparationError as error:
         return None, str(error)
-    found = _existing(task)
-    if found is None or found.dtype != np.uint8:
+    stored = _existing(task)
+    if stored is None or stored.dtype != np.uint8:
         return None, f"{task.target}: missing or unreadable; prepare again."
-    result = StuffResult(entry, np.bincount(found.ravel(), minlength=256), False)
-    same = np.array_equal(found, labels)
+    result = StuffResult(entry, np.bincount(stored.ravel(), minlength=256), False)
+    same = np.array_equal(stored, labels)
     return result, "" if same else f"{task.target}: differs from {task.source}; delete it and prepare again."
 
 

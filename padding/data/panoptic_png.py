@@ -196,8 +196,8 @@ def label_problems(task: LabelTask) -> list[str]:
             )
 
     def compare_labels() -> None:
-        found = read_labels(task.semantic_file)
-        if expected and not np.array_equal(found, expected[0]):
+        stored = read_labels(task.semantic_file)
+        if expected and not np.array_equal(stored, expected[0]):
             raise PreparationError(f"{task.semantic_file}: differs from {panoptic_file}; delete it and prepare again.")
 
     _collect(problems, compare_ids)

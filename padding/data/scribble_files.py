@@ -179,11 +179,11 @@ def check_scribbles(
     problems: list[str] = []
     statistics = ScribbleStatistics.empty(space.split.num_classes)
     results = map_tasks(partial(_check, space=space, folder=folder), tasks, num_workers=num_workers)
-    for found in tqdm(results, total=len(tasks), desc="check", **_BAR):
-        if isinstance(found, str):
-            problems.append(found)
+    for result in tqdm(results, total=len(tasks), desc="check", **_BAR):
+        if isinstance(result, str):
+            problems.append(result)
         else:
-            statistics.add(found)
+            statistics.add(result)
     known = {task.key for task in tasks}
     strays = sorted(path.name for path in folder.path.glob("[!.]*.png") if path.stem not in known)
     if strays:

@@ -132,16 +132,16 @@ def translate_labels(labels: LabelMap, label_map: Mapping[int, int], *, path: st
     Raises:
         ValueError: the file holds a value that the map does not.
     """
-    found = np.flatnonzero(_value_counts(labels))
-    unknown = [int(value) for value in found if int(value) not in label_map]
+    distinct = np.flatnonzero(_value_counts(labels))
+    unknown = [int(value) for value in distinct if int(value) not in label_map]
     if unknown:
         raise ValueError(
             f"{path}: holds the values {unknown[:5]}, which the sem_seg_label_map of the data set does not translate; "
             "correct the file, or register the set with a complete map"
         )
-    translated = [label_map[int(value)] for value in found]
+    translated = [label_map[int(value)] for value in distinct]
     table = np.zeros(int(np.iinfo(labels.dtype).max) + 1, np.uint8 if max(translated) <= 255 else np.uint16)
-    table[found] = translated
+    table[distinct] = translated
     return table[labels]
 
 

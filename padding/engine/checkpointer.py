@@ -141,10 +141,10 @@ class TrainingCheckpointer(DetectionCheckpointer):
 
 
 def _load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
+    model_state = model.state_dict()
+    missing = [name for name in model_state if name not in state]
+    unexpected = [name for name in state if name not in model_state]
+    reshaped = [name for name in model_state if name in state and model_state[name].shape != state[name].shape]
     if missing or unexpected or reshaped:
         parts = [
             f"{len(names)} {what} (first: {names[0]})"
@@ -156,4 +156,4 @@ def _load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], path: str
             "wrote it (config.yaml beside it)"
         )
     model.load_state_dict(dict(state))
-    logging.getLogger(__name__).debug("Loaded %d parameters and buffers from %s", len(own), path)
+    logging.getLogger(__name__).debug("Loaded %d parameters and buffers from %s", len(model_state), path)

@@ -264,6 +264,6 @@ def on_own_crowd(
     region_of_class = {int(gt_class[row]): int(row) for row in np.flatnonzero(crowd)}
     pixels = np.zeros(pred_class.size, dtype=np.int64)
     for class_id, row in region_of_class.items():
-        own = pred_class == class_id
-        pixels[own] = shared[row, own]
+        of_class = pred_class == class_id
+        pixels[of_class] = shared[row, of_class]
     return pixels

@@ -293,12 +293,12 @@ def read_label_map(path: str | Path, label_map: Mapping[int, int] | None = None)
         labels = np.array(image)
     if label_map is None:
         return labels
-    found = np.unique(labels)
-    unknown = [int(label) for label in found if int(label) not in label_map]
+    distinct = np.unique(labels)
+    unknown = [int(label) for label in distinct if int(label) not in label_map]
     if unknown:
         raise ValueError(f"{path}: labels {unknown[:10]} are not in the data set's sem_seg_label_map")
-    table = np.zeros(int(found.max()) + 1, dtype=np.int64)
-    table[found] = [label_map[int(label)] for label in found]
+    table = np.zeros(int(distinct.max()) + 1, dtype=np.int64)
+    table[distinct] = [label_map[int(label)] for label in distinct]
     return table[labels]
 
 

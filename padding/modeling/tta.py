@@ -124,9 +124,9 @@ def segment(
         return _average_of_views(network, image, plan, size)
     rows, columns = (_middle(length, crop) for length, crop in zip((height, width), plan.crop_size, strict=True))
     middle = image[:, rows, columns]
-    found = _average_of_views(network, middle, plan, (middle.shape[1], middle.shape[2]))
+    scores = _average_of_views(network, middle, plan, (middle.shape[1], middle.shape[2]))
     margins = (columns.start, width - columns.stop, rows.start, height - rows.stop)
-    return {name: _bilinear(F.pad(part, margins), size) for name, part in found.items()}
+    return {name: _bilinear(F.pad(part, margins), size) for name, part in scores.items()}
 
 
 def segment_sample(
@@ -165,11 +165,11 @@ def _average_of_views(
     total: dict[str, Tensor] = {}
     for scale in plan.scales:
         view = _resized_image(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-        found = _segment_view(network, view, plan)
+        scores = _segment_view(network, view, plan)
         if plan.flip:
             for name, mirrored in _segment_view(network, view.flip(-1), plan).items():
-                found[name] += mirrored.flip(-1)
-        _add(total, {name: _bilinear(part, size) for name, part in found.items()})
+                scores[name] += mirrored.flip(-1)
+        _add(total, {name: _bilinear(part, size) for name, part in scores.items()})
     num_views = len(plan.scales) * (2 if plan.flip else 1)
     return {name: part.div_(num_views) if num_views > 1 else part for name, part in total.items()}
 
@@ -184,8 +184,8 @@ def _segment_view(network: Network, view: Tensor, plan: SegmentationPlan) -> dic
     total: dict[str, Tensor] = {}
     for top, left in product(*starts):
         place = (slice(top, min(top + crop[0], height)), slice(left, min(left + crop[1], width)))
-        found = _window_probabilities(network, view[:, place[0], place[1]], plan.size_divisibility, least_size=crop)
-        for name, part in found.items():
+        scores = _window_probabilities(network, view[:, place[0], place[1]], plan.size_divisibility, least_size=crop)
+        for name, part in scores.items():
             if name not in total:
                 total[name] = part.new_zeros(len(part), height, width)
             total[name][:, place[0], place[1]] += part
@@ -201,13 +201,13 @@ def _window_probabilities(
     height, width = window.shape[-2:]
     padded = [_multiple(max(n, least), divisibility) for n, least in zip((height, width), least_size, strict=True)]
     outputs = network(F.pad(window, (0, padded[1] - width, 0, padded[0] - height))[None])
-    found = {}
+    probabilities = {}
     for name, logits in outputs.items():
         if logits.dim() != 4 or len(logits) != 1:
             raise ValueError(f"output '{name}' has shape {tuple(logits.shape)} for one image; expected (1, K, h, w)")
         wide = _bilinear(logits[0].float(), (padded[0], padded[1]))[:, :height, :width]
-        found[name] = wide.sigmoid() if len(wide) == 1 else wide.softmax(dim=0)
-    return found
+        probabilities[name] = wide.sigmoid() if len(wide) == 1 else wide.softmax(dim=0)
+    return probabilities
 
 
 def _add(total: dict[str, Tensor], parts: Mapping[str, Tensor]) -> None:
