@@ -123,6 +123,7 @@ class StructureObjective:
         if self.weights.structure == 0:
             return {}
         losses: dict[str, Tensor] = {}
+        # Alignment compares related parts (Eq. 6); without disentanglement, or by choice, the features themselves.
         space = (seen.features, unseen.features)
         if self.disentangle:
             if modules is None:
@@ -147,6 +148,7 @@ class StructureObjective:
     def _alignment(
         self, seen: Tensor, unseen: Tensor, seen_targets: Tensor, unseen_targets: Tensor
     ) -> dict[str, Tensor]:
+        # Structures within each set and across: the last is what carries knowledge from seen to unseen classes.
         blocks = {
             "loss_align_seen": (seen, seen, seen_targets, seen_targets),
             "loss_align_unseen": (unseen, unseen, unseen_targets, unseen_targets),
@@ -173,6 +175,7 @@ class StructureObjective:
                 (parts[1], unseen, self.relation_among_all, unseen_ids),
             )
         ]
+        # Mean of the seen and the unseen set for each of L_R, L_U and L_recon (Eq. 3 to 5).
         weights = self.weights
         unrelated = [self._unrelated(part) for part in parts]
         decoded = [
@@ -189,6 +192,7 @@ class StructureObjective:
         self, features: Tensor, labels: Tensor, targets: Tensor, class_ids: Tensor, scorer: nn.Module | None
     ) -> Tensor:
         """Relation loss of (n, E) features among the classes ``class_ids``, ascending."""
+        # Softmax over the rows of ``class_ids`` only; a label becomes its place among them.
         scores: Callable[[Tensor, Tensor], Tensor] = scorer or self._dot
         return relation(scores(features, targets[class_ids]), torch.searchsorted(class_ids, labels))
 
@@ -196,6 +200,7 @@ class StructureObjective:
         return dot_relation(features, targets, temperature=self.divergence.temperature)
 
     def _unrelated(self, part: Disentangled) -> Tensor:
+        # Three forms of L_U (Eq. 4): variational, moments over the batch, or the released code's random vector.
         if part.log_variance is not None:
             return posterior_divergence(part.unrelated, part.log_variance)
         if self.unrelated_prior == "moment":

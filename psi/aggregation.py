@@ -191,6 +191,7 @@ class PatternPropagation(nn.Module):
         _check_choice("BACKEND", options.backend, ("auto", *BACKENDS))
         strides = {name: shape.stride for name, shape in input_shapes.items()}
         windows = _graph(strides, options).windows
+        # Of a level with one neighbor per node only every f-th cell is read: the laterals may leave the others out.
         reductions = {
             name: window.finer
             for name, window in zip(strides, windows, strict=True)
@@ -227,7 +228,9 @@ class PatternPropagation(nn.Module):
         propagation = self._propagate(projected, valid)
         if self.training:
             self._observe(propagation, valid)
+        # Inputs of one dtype for the 1x1 convolutions: the propagation itself is float32 under autocast too.
         dtype = projected[self.options.destination].dtype
+        # Weighted sum first, W_l after it (Eq. 4): one convolution per level in place of one per neighbor.
         terms = [
             transform(maps.to(dtype))
             for transform, maps in zip(self.transforms.values(), propagation.aggregates, strict=True)
@@ -239,11 +242,13 @@ class PatternPropagation(nn.Module):
         levels = [projected[name] for name in self.strides]
         usable = None
         if valid is not None:
+            # Cell (i, j) is centered on pixel (stride i, stride j), whose validity it has: (B, h_l, w_l).
             usable = [
                 valid[:, ::stride, ::stride][:, : maps.shape[2], : maps.shape[3]]
                 for maps, stride in zip(levels, self.strides.values(), strict=True)
             ]
         query, keys = edge_terms(levels, self.graph.destination, self.options.similarity)
+        # The scale belongs to the query alone: keys stay the very tensors of the values, which back ends then share.
         return propagate_patterns(
             query * self.scale(),
             keys,
@@ -332,6 +337,7 @@ class SemanticFlowAggregation(nn.Module):
         joined = projected[self.order[0]]
         lengths = []
         for name, alignment in self.alignments.items():
+            # Fine + warped coarse, from coarse to fine; (B, C, h_l, w_l) of the next finer level each time.
             flow = alignment(projected[name], joined)
             joined = projected[name] + warp(joined, flow)
             lengths.append(flow.detach().float().norm(dim=1).mean())
@@ -376,9 +382,11 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
     """
     height, width = flow.shape[-2:]
     dtype = torch.promote_types(maps.dtype, torch.float32)  # a half's 11 bits do not hold a place in a large map
+    # Centers of the cells of the flow's grid, from -1 to 1 between the outer edges.
     columns = (2 * torch.arange(width, device=flow.device, dtype=dtype) + 1) / width - 1
     rows = (2 * torch.arange(height, device=flow.device, dtype=dtype) + 1) / height - 1
     x, y = columns + flow[:, 0].to(dtype) / width, rows[:, None] + flow[:, 1].to(dtype) / height
+    # (B, h, w, 2), x before y as grid_sample wants it.
     grid = torch.stack([x, y], dim=-1)
     return F.grid_sample(maps.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False).to(maps)
 

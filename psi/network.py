@@ -85,10 +85,12 @@ class SegmentationHead(nn.Module):
         patterns: list[Tensor] = []
         projected: Mapping[str, Tensor] = {}
         if self.aggregation is not None:
+            # Laterals once: the decoder may take the projected last map ("res5") as well as the aggregate.
             projected = self.aggregation.laterals(features)
             patterns = [self.aggregation.aggregate(projected, valid)]
         high = self.aspp(features[self.last_name]) if self.aspp is not None else projected[self.last_name]
         if self.reduce is not None:
+            # Reduced at the resolution of the coarse map, where 1x1 is cheap (PRE_REDUCE).
             size = high.shape[-2:]
             resized = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in patterns]
             high, patterns = self.reduce(torch.cat([high, *resized], dim=1)), []

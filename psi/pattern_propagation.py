@@ -138,6 +138,7 @@ def propagate_patterns(
             return Propagation(gathered.aggregates, None, None)
         with torch.no_grad():
             node_level = levels[graph.destination]
+            # <q_i, k_i> minus the logarithm of the denominator: the node's own share, for any back end.
             self_weight = ((query * node_level.keys).sum(dim=1) - gathered.log_normalizer).exp()
             return Propagation(gathered.aggregates, self_weight.where(node_level.usable, 0.0), gathered.entropy)
 

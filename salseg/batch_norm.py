@@ -52,6 +52,7 @@ class SaliencyStatistics(nn.Module):
     def saliency_pass(self) -> Iterator[None]:
         """Apply the policy to what passes meanwhile."""
         if self.policy == "seg_only":
+            # Without tracking a norm in training mode uses the batch's statistics and stores nothing.
             active = [norm for norm in self._norms if norm.training]
             for norm in active:
                 norm.track_running_stats = False
@@ -70,6 +71,7 @@ class SaliencyStatistics(nn.Module):
             yield
 
     def _swap(self) -> list[dict[str, Tensor]]:
+        # Buffers change places, no value is copied: the norm updates the task's own in the pass.
         before = []
         for index, norm in enumerate(self._norms):
             before.append({name: norm.get_buffer(name) for name in _RUNNING})

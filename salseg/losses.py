@@ -49,6 +49,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | No
         labeled = labels != IGNORE_LABEL
         if weights is None:
             return LossSum(total, labeled.sum().float())
+        # Void is no index into (K,) weights: it reads class 0, times 0.
         return LossSum(total, (weights[labels.where(labeled, 0)] * labeled).sum())
 
 
@@ -85,6 +86,7 @@ def join(parts: dict[str, list[LossSum]], tasks: tuple[str, ...], device: torch.
     )
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(weights)
+        # The same divisor on every rank, which averaging of gradients then makes the whole sum's.
         weights = weights / dist.get_world_size()
     joined = {}
     for task, weight in zip(tasks, weights, strict=True):

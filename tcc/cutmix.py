@@ -62,6 +62,7 @@ class Mixing:
             other = other.roll(-1, dims=0)
         elif self.partner == "self":
             other = other.flip(-1)
+        # (B, H, W) -> (B, 1, ..., H, W), for pixels, valid pixels and logits alike.
         mask = self.mask.view(len(self.mask), *[1] * (base.dim() - 3), *self.mask.shape[-2:])
         return torch.where(mask, other, base)
 

@@ -87,6 +87,7 @@ class AugmentationPlan:
     def __call__(self, view: View) -> None:
         """Augment in place."""
         view.transforms = T.AugmentationList(list(self.geometric))(view)
+        # Before the padding: colours of padding are constants that no augmentation should change.
         if self.photometric:
             coloured = T.AugInput(view.image)
             T.AugmentationList(list(self.photometric))(coloured)
@@ -226,6 +227,7 @@ def scale_and_crop(
         crop_size: (height, width) of the output in pixels.
         flip: "horizontal", "vertical" or "none".
     """
+    # The crop takes what is there; what is too small is padded at the end, by the mapper.
     height, width = (int(n) for n in crop_size)
     geometric = (ResizeByFactor(factors, sampling), T.RandomCrop("absolute", (height, width)), *_flip(flip))
     return AugmentationPlan(geometric, output_size=(height, width))
@@ -295,6 +297,7 @@ class LabeledCrop(T.Augmentation):
 
     def get_transform(self, image: npt.NDArray[np.uint8], sem_seg: LabelMap | None) -> Transform:
         """Draw the crop."""
+        # Only Detectron2's crop by area of classes looks at labels.
         inputs = (image, sem_seg) if isinstance(self.crop, T.RandomCrop_CategoryAreaConstraint) else (image,)
         best, most = None, -1
         for _ in range(self.attempts):
@@ -325,6 +328,7 @@ def with_rotation(
     """
     rotation = RandomBorderedRotation(degrees, image_border=image_border, label_border=label_border)
     crops = [i for i, step in enumerate(plan.geometric) if isinstance(step, _CROPS)]
+    # Before the crop, so that most crops hold no corner without image.
     position = crops[0] if crops else len(plan.geometric)
     return replace(plan, geometric=(*plan.geometric[:position], rotation, *plan.geometric[position:]))
 

@@ -72,12 +72,14 @@ class TrainingCheckpointer(DetectionCheckpointer):
             name: file name without ending.
             kwargs: further plain entries, for example ``iteration``.
         """
+        # Collective: states are gathered on all ranks before those that do not write leave.
         states = {key: entry.state_dict() for key, entry in self.checkpointables.items()}
         if not self.save_dir or not self.save_to_disk:
             return
         path = Path(self.save_dir) / f"{name}.pth"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(path, {"model": self.model.state_dict(), **states, **kwargs})
+        # The tag last: it never names a file that is not complete.
         self.tag_last_checkpoint(path.name)
         self.logger.info("Saved checkpoint %s", path)
 

@@ -112,6 +112,7 @@ def parameter_groups(
     for module_name, module, parameter_name, parameter in _trainable_parameters(model):
         lr = base_lr * (backbone_multiplier if "backbone" in module_name.split(".") else 1.0)
         lr *= bias_lr_factor if parameter_name == "bias" else 1.0
+        # Parameters of equal rate and decay share a group, which the optimiser updates together.
         groups.setdefault((lr, decay_of(module, parameter_name)), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
@@ -142,6 +143,7 @@ def groups_of_parts(node: CfgNode, parts: Iterable[tuple[nn.Module, float]]) -> 
 
 
 def _trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    # A module in two places is trained once.
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
@@ -241,6 +243,7 @@ def clip_gradients_(parameters: Iterable[nn.Parameter], node: CfgNode) -> None:
     if not node.ENABLED:
         return
     if node.CLIP_TYPE == "full_model":
+        # All gradients by one factor: their direction stays.
         clip_full_model_(parameters, node.CLIP_VALUE, node.NORM_TYPE)
     elif node.CLIP_TYPE == "norm":
         for parameter in parameters:

@@ -148,6 +148,7 @@ def image_scores(prediction: npt.NDArray[np.floating], truth: _Bools, known: _Bo
     hits, false_alarms = _counts_above_thresholds(flat, salient)
     precision, recall = _precision_recall(hits, false_alarms, num_salient)
 
+    # Adaptive threshold: twice the mean prediction (Achanta et al.), at most 1, else nothing would be salient.
     mask = flat >= min(2 * flat.mean(), 1.0)
     adaptive = np.array([mask[salient].sum()]), np.array([mask[~salient].sum()])
     return ImageScores(
@@ -224,6 +225,7 @@ def _check(prediction: npt.NDArray[np.floating], truth: _Bools, known: _Bools | 
 def _counts_above_thresholds(values: _Floats, salient: _Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Salient and other pixels at or above each threshold, (256,) each: true positives and false alarms."""
     levels = (values * (NUM_THRESHOLDS - 1)).astype(np.uint8)  # truncated, as the published scores are
+    # Counts from the highest threshold down: the reversed cumulative histogram of 256 levels.
     hits, false_alarms = (
         np.bincount(levels[mask], minlength=NUM_THRESHOLDS)[::-1].cumsum()[::-1] for mask in (salient, ~salient)
     )
@@ -258,6 +260,7 @@ def _e_measure(
             (0, 1, num_salient - hits),
             (0, 0, num_others - false_alarms),
         ):
+            # Both maps minus their means: the alignment sees contrast, not brightness.
             p, g = label - predicted, truth - share
             total += count * (2 * p * g / (p**2 + g**2 + _EPS) + 1) ** 2 / 4
     return np.minimum(total / max(num_pixels - 1, 1), 1.0)
@@ -266,6 +269,7 @@ def _e_measure(
 def _object_score(values: _Floats) -> float:
     """Nearness of the values to a constant 1: 2 m / (m^2 + 1 + standard deviation)."""
     mean = float(values.mean())
+    # Sample variance, as published (MATLAB's std).
     spread = float(values.std(ddof=1)) if values.size > 1 else 0.0
     return 2 * mean / (mean**2 + 1 + spread + _EPS)
 

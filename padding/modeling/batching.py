@@ -188,6 +188,7 @@ def prepare_targets(
         _check_same_size(sample, "instances.gt_masks", tuple(masks.shape[-2:]), padded_size)
         if num_classes is not None:
             _check_classes(sample, labels, num_classes)
+        # A crop may have cut a segment off: it has no pixel that a point could fall on.
         keep = masks.flatten(1).any(dim=1)
         masks = masks[keep].to(device, non_blocking=True)
         targets.append(

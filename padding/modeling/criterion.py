@@ -41,6 +41,7 @@ def classification_loss(logits: Tensor, labels: Tensor, class_weight: Tensor, we
     Returns:
         Scalar >= 0.
     """
+    # (B, Q, C+1) -> (B Q, C+1); the sum, since the divisor goes over all processes.
     loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), weight=class_weight, reduction="sum")
     return loss / weight_sum
 
@@ -158,11 +159,13 @@ class MaskCriterion(nn.Module):
             image_seeds: ties the random points of an image to its seed, whatever else is in the batch.
         """
         generators = image_generators(image_seeds)
+        # Every prediction is matched by itself: queries change their segment from layer to layer.
         predictions = [outputs, *outputs.get("aux_outputs", [])]
         matches = [
             self.matcher(prediction, targets, image_names=image_names, generator=generators)
             for prediction in predictions
         ]
+        # (T, B, Q): one exchange between processes for all T predictions, the last one's first.
         labels = torch.stack([self._query_labels(outputs["pred_logits"], targets, match) for match in matches])
         weight_sums, num_masks = self._normalisers(labels, sum(len(target["labels"]) for target in targets))
 
@@ -171,6 +174,7 @@ class MaskCriterion(nn.Module):
             logits = prediction["pred_logits"]
             terms = {"loss_ce": classification_loss(logits, labels[i], self.empty_weight, weight_sums[i])}
             terms |= self._mask_losses(prediction["pred_masks"], targets, match, num_masks, generators)
+            # The last prediction has the plain names; auxiliary ones are numbered from the first layer on.
             suffix = "" if i == 0 else f"_{i - 1}"
             losses |= {name + suffix: self.weight_dict[name] * term for name, term in terms.items()}
         return losses
@@ -198,6 +202,7 @@ class MaskCriterion(nn.Module):
         generators: Generators,
     ) -> dict[str, Tensor]:
         """Point-sampled losses of the matched masks of one prediction."""
+        # (M, H', W') masks of all matched queries of the batch, image by image.
         counts = [len(query_idx) for query_idx, _ in match]
         matched = torch.cat([masks[query_idx] for masks, (query_idx, _) in zip(pred_masks, match, strict=True)]).float()
         if sum(counts) == 0:
@@ -205,6 +210,7 @@ class MaskCriterion(nn.Module):
             zero = matched.sum()
             return {"loss_mask": zero, "loss_dice": zero}
         with torch.autocast(device_type=matched.device.type, enabled=False):
+            # (M, P, 2) points where a prediction is unsure, and some anywhere (PointRend); targets are read there too.
             points = uncertain_points(
                 matched,
                 counts,

@@ -99,6 +99,7 @@ def _build_predictor(cfg: CfgNode, *, num_levels: int) -> MaskedTransformerDecod
         num_queries=node.NUM_OBJECT_QUERIES,
         num_heads=node.NHEADS,
         dim_feedforward=node.DIM_FEEDFORWARD,
+        # DEC_LAYERS counts predictions: one before the first layer and one after each.
         num_layers=node.DEC_LAYERS - 1,
         num_levels=num_levels,
         pre_norm=node.PRE_NORM,

@@ -113,6 +113,7 @@ class MaskFormer(nn.Module):
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "criterion": _build_criterion(cfg),
+            # Joined by class name, whatever the ids of either label space.
             "class_ids": asked.ids_of(learned.names),
             "num_test_classes": asked.num_classes,
             "thing_ids": asked.thing_ids,
@@ -208,6 +209,7 @@ class MaskFormer(nn.Module):
         targets = prepare_targets(
             batched_inputs, tuple(images.tensor.shape[-2:]), self.device, num_classes=self.criterion.num_classes
         )
+        # crc32 of the id: the same seed on every machine, whatever the batch.
         seeds = [zlib.crc32(str(sample["image_id"]).encode()) for sample in batched_inputs]
         return self.criterion(
             outputs,

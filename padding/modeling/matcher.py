@@ -94,6 +94,7 @@ class HungarianMatcher(nn.Module):
             FloatingPointError: if a cost is NaN or infinite; names the image.
         """
         logits, masks = outputs["pred_logits"], outputs["pred_masks"]
+        # The same P points for all queries and targets of an image: costs are (Q, N) products of (Q, P) and (P, N).
         points = draw_points([1] * len(targets), self.num_points, device=masks.device, generators=generator)
         with torch.autocast(device_type=masks.device.type, enabled=False):
             costs = [
@@ -106,6 +107,7 @@ class HungarianMatcher(nn.Module):
         matches = []
         for i, cost in enumerate(costs):
             matrix = flat[ends[i] - cost.numel() : ends[i]].reshape(cost.shape)
+            # linear_sum_assignment would take a NaN for any number and match at random.
             if not np.isfinite(matrix).all():
                 raise FloatingPointError(_explain_non_finite(matrix, _name_of(image_names, i), masks[i], logits[i]))
             query_idx, target_idx = linear_sum_assignment(matrix)
@@ -120,6 +122,7 @@ class HungarianMatcher(nn.Module):
             return logits.new_zeros(len(logits), len(labels))
         sampled = sample_at(masks[None], points)[0]
         gt_sampled = sample_at(gt_masks[None].to(sampled), points)[0]
+        # Minus the probability of the target's class, (Q, N), where the loss has its logarithm: bounded, like Dice.
         cost = -self.cost_class * logits.softmax(dim=-1)[:, labels]
         cost = cost + self.cost_mask * pairwise_bce(sampled, gt_sampled)
         return cost + self.cost_dice * pairwise_dice(sampled, gt_sampled)

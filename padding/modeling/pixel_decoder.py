@@ -76,6 +76,7 @@ class DeformableEncoderLayer(nn.Module):
         Returns:
             (B, N, C) float32.
         """
+        # The position steers where a token looks; what it reads carries none.
         attended = self.self_attn(tokens + position, centres, tokens, spatial_shapes)
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.dropout(F.relu(self.linear1(tokens)))
@@ -133,6 +134,7 @@ class DeformableEncoder(nn.Module):
         """
         spatial_shapes = [(level.shape[2], level.shape[3]) for level in maps]
         device = maps[0].device
+        # (1, N, C): where in the map, and in which map; a token itself does not know.
         position = torch.cat(
             [
                 sine_position_encoding(height, width, self.width, device=device).flatten(2).transpose(1, 2) + embedding
@@ -141,6 +143,7 @@ class DeformableEncoder(nn.Module):
             dim=1,
         )
         centres = pixel_centres(spatial_shapes, device)
+        # (B, C, H, W) -> (B, H W, C), level after level: N tokens, coarse maps first.
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             tokens = layer(tokens, position, centres, spatial_shapes)
@@ -183,6 +186,7 @@ class PixelDecoder(nn.Module):
         self.transformer = transformer
         finest_stride = input_shape[self.encoder_features[-1]].stride
         num_steps = int(math.log2(finest_stride / common_stride))
+        # Fine to coarse, those below the encoder; the published names count steps from the finest.
         self.pyramid_features = fine_to_coarse[:num_steps]
         self._check_strides(input_shape, finest_stride, common_stride)
         for step, name in enumerate(self.pyramid_features, start=1):
@@ -210,9 +214,11 @@ class PixelDecoder(nn.Module):
         Returns:
             Mask features (B, mask_dim, H/4, W/4) and up to three (B, width, H, W), coarse to fine; all float32.
         """
+        # float32: offsets in pixels of a large map need more than the 11 bits of a half.
         with torch.autocast(next(iter(features.values())).device.type, enabled=False):
             projections = zip(self.input_proj, self.encoder_features, strict=True)
             maps = self.transformer([project(features[name].float()) for project, name in projections])
+            # Top-down from the finest encoder map to stride 4, as in a feature pyramid; one step for each power of two.
             for step in range(len(self.pyramid_features), 0, -1):
                 lateral = self.get_submodule(f"adapter_{step}")(features[self.pyramid_features[step - 1]].float())
                 above = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)

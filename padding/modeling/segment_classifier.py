@@ -32,6 +32,7 @@ def pool_segments(features: Tensor, masks: Tensor) -> Tensor:
         than a cell still has a mean.
     """
     share = F.interpolate(masks[None].to(features.dtype), size=features.shape[-2:], mode="area")[0].flatten(1)
+    # (N, h w) @ (h w, C): a weighted mean of the cells.
     return share @ features.flatten(1).T / share.sum(dim=1, keepdim=True)
 
 

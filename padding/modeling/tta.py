@@ -125,6 +125,7 @@ def segment(
     rows, columns = (_middle(length, crop) for length, crop in zip((height, width), plan.crop_size, strict=True))
     middle = image[:, rows, columns]
     scores = _average_of_views(network, middle, plan, (middle.shape[1], middle.shape[2]))
+    # (left, right, top, bottom) of F.pad: the result has the image's size, zeros outside the middle.
     margins = (columns.start, width - columns.stop, rows.start, height - rows.stop)
     return {name: _bilinear(F.pad(part, margins), size) for name, part in scores.items()}
 
@@ -164,10 +165,12 @@ def _average_of_views(
     height, width = image.shape[-2:]
     total: dict[str, Tensor] = {}
     for scale in plan.scales:
+        # The image is resized, not the logits: a network sees objects at the scale it is given.
         view = _resized_image(image, (max(1, round(height * scale)), max(1, round(width * scale))))
         scores = _segment_view(network, view, plan)
         if plan.flip:
             for name, mirrored in _segment_view(network, view.flip(-1), plan).items():
+                # Mirrored back before it is added.
                 scores[name] += mirrored.flip(-1)
         _add(total, {name: _bilinear(part, size) for name, part in scores.items()})
     num_views = len(plan.scales) * (2 if plan.flip else 1)
@@ -183,6 +186,7 @@ def _segment_view(network: Network, view: Tensor, plan: SegmentationPlan) -> dic
     starts = [window_starts(*sizes) for sizes in zip((height, width), crop, plan.stride, strict=True)]
     total: dict[str, Tensor] = {}
     for top, left in product(*starts):
+        # Cut at the image's border; the network still sees every window at the crop's size, padded.
         place = (slice(top, min(top + crop[0], height)), slice(left, min(left + crop[1], width)))
         scores = _window_probabilities(network, view[:, place[0], place[1]], plan.size_divisibility, least_size=crop)
         for name, part in scores.items():
@@ -205,6 +209,7 @@ def _window_probabilities(
     for name, logits in outputs.items():
         if logits.dim() != 4 or len(logits) != 1:
             raise ValueError(f"output '{name}' has shape {tuple(logits.shape)} for one image; expected (1, K, h, w)")
+        # Probabilities after the enlargement, as the training's loss has them; padding is cut off first.
         wide = _bilinear(logits[0].float(), (padded[0], padded[1]))[:, :height, :width]
         probabilities[name] = wide.sigmoid() if len(wide) == 1 else wide.softmax(dim=0)
     return probabilities
