@@ -121,6 +121,7 @@ class Inspection:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Inspected]:
+        # One image at a time: labels of all steps at full size would not fit for a whole training set.
         for entry in self._entries:
             sample, scribbles = self._read(entry)
             grown = grow_labels(self._model, sample, scribbles)

@@ -104,6 +104,7 @@ class LabelReport:
     def _count(self, counts: ClassCounts, labels: Counts, drawn: npt.NDArray[np.bool_], truth: Counts) -> None:
         k = len(self.names)
         known = truth != IGNORE_LABEL
+        # Pairs of true class and label as one number; column K: unlabeled.
         columns = np.where(labels == IGNORE_LABEL, k, labels)
         counts.matrix += np.bincount((truth * (k + 1) + columns)[known], minlength=k * (k + 1)).reshape(k, k + 1)
         grown = known & ~drawn & (labels != IGNORE_LABEL)
@@ -111,6 +112,7 @@ class LabelReport:
 
     def _note_thresholds(self, counts: ClassCounts, thresholds: Any) -> None:
         values = thresholds.cpu().numpy()
+        # Only classes that the image shows have a threshold.
         shown = np.isfinite(values)
         counts.threshold_sum[shown] += values[shown]
         counts.threshold_images += shown

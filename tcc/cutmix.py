@@ -58,6 +58,7 @@ class Mixing:
 
     def __call__(self, base: Tensor, other: Tensor) -> Tensor:
         """Mix (B, ..., H, W) tensors; ``other`` is ``base`` itself unless partners come from a second stream."""
+        # Partners by rolling: every image is mixed once and serves once, and none meets itself.
         if self.partner == "roll":
             other = other.roll(-1, dims=0)
         elif self.partner == "self":
@@ -118,6 +119,7 @@ class CutMix:
             )
         masks = []
         for chance in torch.rand(batch_size).tolist():
+            # A draw for every image, mixed or not: PROB does not change the boxes of the others.
             mask = box_mask(size, num_boxes=self.num_boxes, area=self.area)
             masks.append(mask if chance < self.prob else torch.zeros_like(mask))
         return Mixing(torch.stack(masks).to(device), self.partner)

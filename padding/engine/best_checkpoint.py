@@ -116,6 +116,7 @@ class BestCheckpoint:
         best = self.record
         if best is not None:
             logger.info("%s: last %.4f, before best %.4f at %d", self._metric, value, best.value, best.iteration)
+        # A NaN compares as False with everything, and would never be replaced.
         if math.isfinite(value) and (best is None or value > best.value):
             self.record = BestRecord(self._metric, value, iteration, _floats(results))
             state = {"model": self._model.state_dict(), "iteration": iteration, "best": asdict(self.record)}

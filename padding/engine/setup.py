@@ -96,6 +96,7 @@ def _reset_loggers(names: set[str]) -> None:
 def _merge_file(cfg: CfgNode, config_file: str, *, drop_unknown: bool) -> None:
     if not Path(config_file).is_file():
         raise ConfigError(f"configuration file {config_file} does not exist")
+    # Keys are checked file by file, so that an error names the file and not only the last of the chain.
     chain = list(_file_chain(Path(config_file)))
     if not drop_unknown:
         for path, content in chain:
