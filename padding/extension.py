@@ -279,6 +279,7 @@ def extend_model(
     start = time.perf_counter()
     old_split = model.label_space
     names = split.names[old_split.num_classes :]
+    # Both sides in the order of the wide label space: old classes, added ones, no-object.
     real = statistics.for_label_space(split.names)
     if model.generation is not None and not old_split.unseen_ids:
         raise ValueError("the model has no unseen class yet, against which new ones could be balanced")

@@ -243,6 +243,7 @@ def row_divergence(visual: Tensor, semantic: Tensor, options: DivergenceOptions)
         raise ValueError(f"Row divergence got scores of shapes {tuple(visual.shape)} and {tuple(semantic.shape)}.")
     if visual.numel() == 0:
         return visual.float().sum() * 0.0
+    # Softmax over columns: each row is a distribution, tau its sharpness.
     log_visual = F.log_softmax(visual.float() / options.temperature, dim=1)
     log_semantic = F.log_softmax(semantic.float() / options.temperature, dim=1)
     source, target = (log_visual, log_semantic)
@@ -284,6 +285,7 @@ def structure_alignment(
 def dot_relation(features: Tensor, embeddings: Tensor, *, temperature: float) -> Tensor:
     """Logits of the relation loss by inner products (PADing, Eq. 3): (n, E), (C, E) -> (n, C)."""
     with torch.autocast(features.device.type, enabled=False):
+        # float32 under autocast too: at half precision the sum over E loses digits.
         return features.float() @ embeddings.float().T / temperature
 
 

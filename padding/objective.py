@@ -128,12 +128,14 @@ class StructureObjective:
         if self.disentangle:
             if modules is None:
                 raise ValueError("the disentanglement losses need their modules; got None")
+            # E_R(x), E_U(x) and D(E_R(x), E_U(x)) of both sets; (n, E or D), (n, D) and (n, D).
             parts = [self._take_apart(group.features, modules) for group in (seen, unseen)]
             losses |= self._disentanglement(seen, unseen, parts, targets, unseen_ids, modules)
             if self.align_space == "related":
                 space = (parts[0].related, parts[1].related)
         if self.align:
             losses |= self._alignment(*space, targets[seen.labels], targets[unseen.labels])
+        # The outer weight applies to the whole bracket: STRUCTURE * (ALIGN L_A + RELATION L_R + ...).
         return {name: self.weights.structure * loss for name, loss in losses.items()}
 
     def _take_apart(self, features: Tensor, modules: DisentangleModules) -> Disentangled:

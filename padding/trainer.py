@@ -140,6 +140,7 @@ class GeneratorClassifierTrainer(Trainer):
         # Algorithm 1 trains one after the other; interleaved, as released, both take part in every iteration.
         for step in self._active_steps():
             with self.autocast():
+                # One loss per optimiser: their graphs share no parameter, so each has a backward of its own.
                 losses = self.model(features, step=step)
             # The features of all micro-batches make one loss: undo the division that averages micro-batches.
             whole = {name: loss * self.accumulate_steps for name, loss in losses.items()}

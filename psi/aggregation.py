@@ -270,6 +270,7 @@ class PatternPropagation(nn.Module):
         for name, maps in (("self_weight", propagation.self_weight), ("entropy", propagation.entropy)):
             if maps is None:
                 continue
+            # Over the cells of the image alone: padding has weights, too.
             counted = torch.ones_like(maps, dtype=torch.bool)
             if valid is not None:
                 stride = self.strides[self.options.destination]
@@ -334,6 +335,7 @@ class SemanticFlowAggregation(nn.Module):
 
     def aggregate(self, projected: Mapping[str, Tensor], valid: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Align and add: (B, C, h_l, w_l) by name -> (B, C, h, w); ``valid`` is not read."""
+        # The coarsest map is aligned with nothing; every finer one takes in what is joined so far.
         joined = projected[self.order[0]]
         lengths = []
         for name, alignment in self.alignments.items():

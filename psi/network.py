@@ -87,6 +87,7 @@ class SegmentationHead(nn.Module):
         if self.aggregation is not None:
             # Laterals once: the decoder may take the projected last map ("res5") as well as the aggregate.
             projected = self.aggregation.laterals(features)
+            # The aggregate, on the destination's grid; the mask of valid pixels keeps padding out of its neighbors.
             patterns = [self.aggregation.aggregate(projected, valid)]
         high = self.aspp(features[self.last_name]) if self.aspp is not None else projected[self.last_name]
         if self.reduce is not None:

@@ -86,6 +86,7 @@ class SaliencyBranch(nn.Module):
             (B, 1, H, W) float32, the logit log y - log(1 - y) of the saliency y.
         """
         low, middle = features
+        # Class-wise maps s_seg (B, n, h, w), by the branch's own decoder or the segmentation's.
         maps = class_logits if self.decoder is None else self.decoder(low, middle)[0]
         assert maps is not None
         # Pooled before the sigmoid (Eq. 2): one weight per class and image, (B, n).

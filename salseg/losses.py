@@ -45,6 +45,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | No
     """
     with torch.autocast(logits.device.type, enabled=False):
         weights = None if class_weights is None else class_weights.float()
+        # Summed, not averaged: several passes of a step are divided once, by the pixels of all (``join``).
         total = F.cross_entropy(logits.float(), labels, weight=weights, ignore_index=IGNORE_LABEL, reduction="sum")
         labeled = labels != IGNORE_LABEL
         if weights is None:
@@ -62,6 +63,7 @@ def saliency_loss(logits: Tensor, saliency: Tensor, known: Tensor) -> LossSum:
         known: (B, H, W) bool, False in padding and void.
     """
     with torch.autocast(logits.device.type, enabled=False):
+        # t may be soft: the cross entropy of two probabilities, from the logit of y, without a logarithm of 0.
         pixels = F.binary_cross_entropy_with_logits(logits.float(), saliency.float(), reduction="none")
         counted = known[:, None].float()
         return LossSum((pixels * counted).sum(), counted.sum())

@@ -65,6 +65,7 @@ class SupervisedOptions:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted loss of one student: (B, K, H, W) logits and (B, H, W) labels."""
+        # float32 scalar: under autocast a half would round the sum of both losses.
         total = logits.new_zeros((), dtype=torch.float32)
         if self.dice_weight > 0:
             total = total + self.dice_weight * dice_loss(logits, labels, **self.dice)
@@ -106,6 +107,7 @@ class DistillationOptions:
 
     def loss(self, logits: Tensor, target_logits: Tensor, valid: Tensor) -> Tensor:
         """Unweighted loss of one student towards its peer, all (B, ..., H, W) in full resolution."""
+        # (B, K, H, W) maps of both students and their graphs are most of the memory: 1 / stride^2 of it.
         if self.loss_stride > 1:
             size = [-(-n // self.loss_stride) for n in valid.shape[-2:]]
             logits, target_logits = (

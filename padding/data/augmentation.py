@@ -300,6 +300,7 @@ class LabeledCrop(T.Augmentation):
         # Only Detectron2's crop by area of classes looks at labels.
         inputs = (image, sem_seg) if isinstance(self.crop, T.RandomCrop_CategoryAreaConstraint) else (image,)
         best, most = None, -1
+        # The best of a few draws: a loop until one fits might never end.
         for _ in range(self.attempts):
             crop = self.crop.get_transform(*inputs)
             if sem_seg is None:

@@ -427,6 +427,7 @@ class InstanceMapper(Mapper):
         # Original size, of which the targets in the annotations are.
         original = (sample["height"], sample["width"])
         objects = [entry for entry in _required(sample, "annotations") if not entry.get("iscrowd", 0)]
+        # (N, H, W), False in the padding: a mask is as large as the augmented image, the sample as the padded one.
         masks = np.zeros((len(objects), *view.image.shape[:2]), bool)
         for mask, entry in zip(masks, objects, strict=True):
             visible = view.transforms.apply_segmentation(targets.annotation_mask(entry, original, path=path))

@@ -195,6 +195,7 @@ class TrainStream:
         return self
 
     def __next__(self) -> list[dict[str, Any]]:
+        # The loader lives as long as nobody moves the position: workers keep reading ahead.
         if self._batches is None:
             self._batches = iter(self._build_loader())
         batch = next(self._batches)

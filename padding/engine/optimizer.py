@@ -192,6 +192,7 @@ def base_learning_rate(node: CfgNode) -> float:
         raise ValueError(f"SOLVER.REFERENCE_BATCH is {reference}; expected a number of images, or 0 not to scale")
     if reference == 0:
         return node.BASE_LR
+    # From the batch that the rate is stated for: the mean gradient of more images is less noisy (linear scaling).
     rate = node.BASE_LR * images / reference
     logging.getLogger(__name__).info(
         "Learning rate %g: SOLVER.BASE_LR %g is stated for %d images a step, SOLVER.IMS_PER_BATCH is %d",
@@ -273,6 +274,7 @@ def lr_multiplier(node: CfgNode, *, max_iter: int | None = None) -> Callable[[in
     """
     last = node.MAX_ITER if max_iter is None else max_iter
     warmup, decay = _warmup(node), _decay(node, max(last, 1))
+    # Past the last iteration the decay stands still.
     return lambda iteration: warmup(iteration) * decay(min(iteration, last))
 
 

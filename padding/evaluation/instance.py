@@ -262,6 +262,7 @@ def detection_scores(
     recall = np.asarray(evaluation.eval["recall"])[0, :, 0, 0]
     nan = np.full(groups.num_classes, np.nan)
     scores = DetectionScores(nan.copy(), nan.copy(), nan.copy(), np.zeros(groups.num_classes, dtype=bool))
+    # Columns are thing classes in the order of their contiguous ids; the result has all K.
     for column, class_id in enumerate(class_ids):
         if recall[column] < 0:
             continue

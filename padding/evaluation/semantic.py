@@ -234,6 +234,7 @@ class SemSegEvaluator(DatasetEvaluator):
         scores = scores_from_confusion(matrix)
         iou, accuracy = 100 * scores.iou, 100 * scores.accuracy
         results = grouped_results({"mIoU": iou}, scores.present, self.groups)
+        # fwIoU and pACC are over pixels, mIoU and mACC over classes that occur.
         results["fwIoU"] = 100 * scores.frequency_weighted_iou
         results["mACC"] = group_means(accuracy, scores.present, range(self.groups.num_classes), ()).all
         results["pACC"] = 100 * scores.pixel_accuracy

@@ -181,6 +181,7 @@ class MaskCriterion(nn.Module):
 
     def _query_labels(self, logits: Tensor, targets: Sequence[Mapping[str, Tensor]], match: list[Match]) -> Tensor:
         """(B, Q) int64: the class of the matched target, else no-object."""
+        # Unmatched queries are no-object, whose class has a small weight: they are most of them.
         labels = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)
         for row, target, (query_idx, target_idx) in zip(labels, targets, match, strict=True):
             row[query_idx] = target["labels"][target_idx]
@@ -189,6 +190,7 @@ class MaskCriterion(nn.Module):
     def _normalisers(self, labels: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
         """Divisors of cross-entropy, (T,), and of the mask losses, by one exchange between processes."""
         weight_sums = self.empty_weight[labels].flatten(1).sum(dim=1)
+        # T sums and the number of masks in one vector: one exchange in place of two.
         means = mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([num_masks])]))
         # At least one mask in all processes together, so that the bound does not depend on how a batch is divided.
         return means[:-1], means[-1].clamp(min=1.0 / world_size())
@@ -209,6 +211,7 @@ class MaskCriterion(nn.Module):
             # The sum of nothing is 0 and still leads back to every parameter, which DistributedDataParallel waits for.
             zero = matched.sum()
             return {"loss_mask": zero, "loss_dice": zero}
+        # float32 for the losses: softplus and quotients of sums over P points lose digits in a half.
         with torch.autocast(device_type=matched.device.type, enabled=False):
             # (M, P, 2) points where a prediction is unsure, and some anywhere (PointRend); targets are read there too.
             points = uncertain_points(

@@ -91,6 +91,7 @@ class ASPP(layers.ASPP):
             # The 1x1 branch, then three atrous ones: with DSC those alone are replaced.
             for index, dilation in enumerate(options.dilations, start=1):
                 self.convs[index] = _separable_conv(in_channels, channels, dilation, options.norm)
+        # Behind the pooling itself, which Detectron2 leaves without a norm.
         if options.pool_norm:
             self.convs[-1][1] = _conv(in_channels, channels, 1, options.pool_norm)
 
@@ -151,6 +152,7 @@ class DeepLabDecoder(nn.Module):
             Logits (B, K, h, w), and the (B, decoder_channels, h, w) features they are computed from.
         """
         size = low_level.shape[-2:]
+        # The low-level map is projected, all others are enlarged to it; without aligned corners as everywhere here.
         resized = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in (high_level, *extra)]
         # (B, 48 + 256 + extra, h, w): every map at the size of the low-level one.
         features = self.fuse(torch.cat([self.project(low_level), *resized], dim=1))

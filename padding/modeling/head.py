@@ -58,6 +58,7 @@ class MaskFormerHead(nn.Module):
         Returns:
             See ``MaskedTransformerDecoder.forward``.
         """
+        # The pixel decoder computes in float32 whatever autocast says; the predictor follows the caller.
         mask_features, maps = self.pixel_decoder(features)
         return self.predictor(maps, mask_features, with_aux=with_aux)
 

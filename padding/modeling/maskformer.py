@@ -188,6 +188,7 @@ class MaskFormer(nn.Module):
         """
         padded_size = tuple(images.tensor.shape[-2:])
         return [
+            # Masks stay at the network's resolution until it is known which of them are wanted.
             predict_image(
                 logits,
                 masks.float(),
@@ -205,6 +206,7 @@ class MaskFormer(nn.Module):
     def _training_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
         images = self.preprocess(batched_inputs)
+        # With deep supervision also the predictions before the first layer and after every other.
         outputs = self.sem_seg_head(self.backbone(images.tensor), with_aux=self.deep_supervision)
         targets = prepare_targets(
             batched_inputs, tuple(images.tensor.shape[-2:]), self.device, num_classes=self.criterion.num_classes

@@ -46,6 +46,7 @@ def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
         (Q, N) float in [0, 1].
     """
     probs = logits.sigmoid()
+    # (Q,) and (N,) sums -> (Q, N): the denominator of every pair by broadcasting.
     total = probs.sum(dim=1)[:, None] + targets.sum(dim=1)[None, :]
     return 1 - (2 * probs @ targets.T + 1) / (total + 1)
 
@@ -103,6 +104,7 @@ class HungarianMatcher(nn.Module):
             ]
         # One transfer for the batch; the assignment itself takes microseconds on the CPU.
         flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy() if costs else np.zeros(0)
+        # Rows of the flat array that belong to image i: costs have different numbers of targets.
         ends = np.cumsum([cost.numel() for cost in costs])
         matches = []
         for i, cost in enumerate(costs):
@@ -120,6 +122,7 @@ class HungarianMatcher(nn.Module):
         labels, gt_masks = target["labels"], target["masks"]
         if len(labels) == 0 or len(logits) == 0:
             return logits.new_zeros(len(logits), len(labels))
+        # The sampled masks are (Q, P) and (N, P): a whole mask is never compared with another.
         sampled = sample_at(masks[None], points)[0]
         gt_sampled = sample_at(gt_masks[None].to(sampled), points)[0]
         # Minus the probability of the target's class, (Q, N), where the loss has its logarithm: bounded, like Dice.

@@ -33,6 +33,7 @@ def pixel_centres(spatial_shapes: SpatialShapes, device: torch.device | None = N
     """
     centres = []
     for height, width in spatial_shapes:
+        # Cell centers, so that a token's reference point is its own pixel on a map of any size: (x, y) in (0, 1).
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         centres.append(torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=-1).flatten(0, 1))
@@ -147,6 +148,7 @@ class DeformableEncoder(nn.Module):
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             tokens = layer(tokens, position, centres, spatial_shapes)
+        # Tokens back to maps, in the order and the sizes they came in.
         parts = tokens.split([height * width for height, width in spatial_shapes], dim=1)
         return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, spatial_shapes, strict=True)]
 
@@ -185,6 +187,7 @@ class PixelDecoder(nn.Module):
         )
         self.transformer = transformer
         finest_stride = input_shape[self.encoder_features[-1]].stride
+        # One step for each halving between the encoder's finest stride and that of the mask features.
         num_steps = int(math.log2(finest_stride / common_stride))
         # Fine to coarse, those below the encoder; the published names count steps from the finest.
         self.pyramid_features = fine_to_coarse[:num_steps]

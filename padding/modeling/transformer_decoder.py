@@ -247,6 +247,7 @@ class MaskedTransformerDecoder(nn.Module):
         ):
             # Coarse to fine and around again: each layer reads one map (Mask2Former, Sec. 3.2.2).
             level = i % len(maps)
+            # Where a query may look follows from its own mask so far (masked attention, Sec. 3.2.1).
             embeddings = self.decoder_norm(queries)
             mask_embeddings = self.mask_embed(embeddings)
             if with_aux:

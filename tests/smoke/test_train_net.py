@@ -181,9 +181,9 @@ def test_scribbles_on_two_processes_equal_one(mode: str, shapes: Path, tmp_path:
     """Losses are means over the pixels of all processes, and each process labels its share of the images.
 
     An untrained network scores all cells nearly alike, so that some lie within the last bit of their threshold and flip
-    with the order of a sum. Here such a flip moves no loss by a step: windows cover the whole image, and the loss of the
-    threshold reads soft scores of every cell, not a selection. At a high rate nine steps of the inner loop alone turn a
-    last bit into 1e-4.
+    with the order of a sum. Here such a flip moves no loss by a step: windows cover the whole image, and the loss of
+    the threshold reads soft scores of every cell, not a selection. At a high rate nine steps of the inner loop alone
+    turn a last bit into 1e-4.
     """
     opts = ["SEED", "1", "MODEL.PSI.SLD.MODE", mode, "MODEL.PSI.SLD.STEPS", "2", "MODEL.SMALL_RESNET.NORM", "FrozenBN"]
     for key in ("CPP.NORM", "CPP.LATERAL_NORM", "DECODER.NORM"):
