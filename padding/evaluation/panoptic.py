@@ -102,6 +102,7 @@ class PanopticGroundTruth:
                 )
             segments.append({**segment, "category_id": self._contiguous_id[segment["category_id"]]})
         id_map = read_panoptic_png(self.panoptic_root / annotation["file_name"])
+        # Classes that do not count are void, so that predictions on them are neither right nor wrong.
         void = [segment["id"] for segment in segments if segment["category_id"] not in self.groups.counted_ids]
         if void:
             id_map = np.where(np.isin(id_map, void), 0, id_map).astype(np.uint32)
@@ -178,6 +179,7 @@ class PanopticEvaluator(DatasetEvaluator):
         annotations = comm.gather(self._prediction_writer.annotations) if self._prediction_writer is not None else []
         if not comm.is_main_process():
             return None
+        # Sums of the ranks, not means: ranks hold different numbers of segments.
         quality = PanopticQuality(self.truth.groups.num_classes)
         for part in parts:
             quality.merge(part)

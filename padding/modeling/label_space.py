@@ -7,7 +7,7 @@ from detectron2.data import MetadataCatalog
 from padding.data.class_split import ClassSplit
 from padding.errors import ConfigError, DataError
 
-__all__ = ["class_split_of", "evaluation_split", "training_split"]
+__all__ = ["class_split_of", "evaluation_split", "learned_split", "training_split"]
 
 
 def class_split_of(dataset_name: str) -> ClassSplit:
@@ -44,3 +44,8 @@ def training_split(cfg: CfgNode) -> ClassSplit:
 def evaluation_split(cfg: CfgNode) -> ClassSplit:
     """Label space of the first of ``DATASETS.TEST``, or of the training set where none is given."""
     return class_split_of(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else training_split(cfg)
+
+
+def learned_split(cfg: CfgNode) -> ClassSplit:
+    """Label space of a model that predicts the classes it learns: of the training sets, else of the test set."""
+    return training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)

@@ -76,6 +76,7 @@ def read_ids(path: Path) -> npt.NDArray[np.int32]:
         if image.mode not in ("RGB", "RGBA"):
             raise PreparationError(f"{path}: mode {image.mode}, expected RGB ids; name the folder of panoptic PNGs.")
         rgb = np.asarray(image, dtype=np.int32)
+    # id = R + 256 G + 65536 B.
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
@@ -98,6 +99,7 @@ def semantic_labels(ids: npt.NDArray[np.int32], task: LabelTask) -> npt.NDArray[
             f"{task.width}x{task.height}. PNG and JSON belong to different releases; fetch both again."
         )
     labels = np.full(ids.shape, IGNORE_LABEL, dtype=np.uint8)
+    # Every pixel is void, a segment's or ignored: a count finds strays without looking at the ids.
     explained = int(np.count_nonzero(ids == VOID_ID))
     empty = []
     for segment in task.segments:
@@ -193,8 +195,8 @@ def label_problems(task: LabelTask) -> list[str]:
             )
 
     def compare_labels() -> None:
-        found = read_labels(task.semantic_file)
-        if expected and not np.array_equal(found, expected[0]):
+        stored = read_labels(task.semantic_file)
+        if expected and not np.array_equal(stored, expected[0]):
             raise PreparationError(f"{task.semantic_file}: differs from {panoptic_file}; delete it and prepare again.")
 
     _collect(problems, compare_ids)
