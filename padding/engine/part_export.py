@@ -18,6 +18,7 @@ from padding.engine.commands import add_config_arguments, open_config, parse
 from padding.engine.complexity import build_on_meta
 from padding.errors import CheckpointError, ConfigError
 from padding.modeling.weights.checkpoint import read_checkpoint
+from padding.modeling.weights.report import describe_differences
 
 __all__ = ["Part", "check_export", "export_command", "export_part", "num_parameters", "standalone_cfg", "write_export"]
 
@@ -153,14 +154,9 @@ def _check_complete(cfg: CfgNode, state: Mapping[str, Tensor], source: str, what
     on_cpu.defrost()
     on_cpu.MODEL.DEVICE = "cpu"
     expected = build_model(on_cpu).state_dict()
-    problems = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": [n for n, value in state.items() if n in expected and expected[n].shape != value.shape],
-    }
-    listed = [f"{len(names)} {problem} (first: {names[0]})" for problem, names in problems.items() if names]
-    if listed:
+    differences = describe_differences(state, expected)
+    if differences:
         raise CheckpointError(
-            f"{source} does not hold the {what} that the configuration describes: parameters {', '.join(listed)}; "
+            f"{source} does not hold the {what} that the configuration describes: parameters {differences}; "
             "use the configuration of its training (config.yaml beside it)"
         )

@@ -13,7 +13,8 @@ from padding.data.catalog import register_all
 from padding.engine.commands import load_config
 from padding.engine.part_export import num_parameters
 from padding.errors import CheckpointError
-from padding.modeling.weights.checkpoint import load_into, read_checkpoint
+from padding.modeling.weights.checkpoint import read_checkpoint
+from padding.modeling.weights.loading import load_into
 from salseg.export import export_segmentation, main, segmentation_cfg, segmentation_state
 from salseg.meta_arch import SalSeg
 from tests.tiny_salseg import random_samples, tiny_salseg_cfg
