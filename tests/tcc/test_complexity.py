@@ -89,3 +89,10 @@ def test_published_numbers_stand_only_beside_those_of_their_size() -> None:
     assert "138.0 (138)" in COUNTING.table(rows, (512, 512), 21, published=True)
     for size, num_classes, published in (((512, 512), 21, False), ((64, 512), 21, True), ((512, 512), 5, True)):
         assert "(138)" not in COUNTING.table(rows, size, num_classes, published=published)
+
+
+def test_size_without_a_configuration_is_that_of_the_published_students(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--size", "64", "64"])
+    table = capsys.readouterr().out
+    assert "GFLOP (64x64, 21 classes)" in table
+    assert "(138)" not in table
