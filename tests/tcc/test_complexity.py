@@ -91,7 +91,10 @@ def test_published_numbers_stand_only_beside_those_of_their_size() -> None:
         assert "(138)" not in COUNTING.table(rows, size, num_classes, published=published)
 
 
-def test_size_without_a_configuration_is_that_of_the_published_students(capsys: pytest.CaptureFixture[str]) -> None:
+def test_size_without_a_configuration_is_that_of_the_published_students(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcc.complexity.REFERENCE", {("resnet50", 16): (23.5, 16.8, 40.4, 138)})
     main(["--size", "64", "64"])
     table = capsys.readouterr().out
     assert "GFLOP (64x64, 21 classes)" in table
