@@ -17,8 +17,10 @@ from torch import Tensor
 from padding.data.class_split import ClassSplit
 from padding.errors import CheckpointError
 from padding.meta_arch import PADing
-from padding.modeling.weights.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint, read_entry
-from padding.modeling.weights.loading import load_weights
+from padding.modeling.weights.checkpoint import read_with_entries
+from padding.modeling.weights.loading import load_into, load_state
+from padding.modeling.weights.renaming import normalise_keys
+from padding.modeling.weights.report import CheckpointReport
 
 __all__ = [
     "LABEL_SPACE_ENTRY",
@@ -27,6 +29,7 @@ __all__ = [
     "load_padding_weights",
     "pad_rows",
     "repair_class_head",
+    "start_from",
     "widen_rows",
 ]
 
@@ -137,30 +140,44 @@ def load_padding_weights(model: PADing, path: str, *, complete: bool) -> Checkpo
     Returns:
         What was matched, renamed, skipped and why.
     """
-    logger = logging.getLogger(__name__)
-    described = read_entry(path, LABEL_SPACE_ENTRY)
+    state, entries = read_with_entries(path)
+    described = entries.get(LABEL_SPACE_ENTRY)
     if complete:
         if described is not None:
             _adopt_label_space(model, described, path)
-        return load_weights(model, path, complete=True)
-    state, _ = normalise_keys(read_checkpoint(path))
+        return load_state(model, state, path, complete=True)
+    state, _ = normalise_keys(state)
     if described is not None:
         # Added classes belong to no data set: the heads must fit the configured one.
         _drop_added_rows(state, model, described, path)
+    report = start_from(model, state, path)
+    logging.getLogger(__name__).info("Weights from %s:\n%s", path, report)
+    return report
+
+
+def start_from(model: PADing, state: Mapping[str, Tensor], path: str) -> CheckpointReport:
+    """Start a PADing from a pretrained segmentor, or go on from a PADing; the content decides.
+
+    Args:
+        model: changed in place.
+        state: names of this project -> tensors.
+        path: where they come from, for messages.
+    """
+    state = dict(state)
     names = [f"{HEAD}.{parameter}" for parameter in _PARAMETERS]
     if all(name in state for name in names):
         weight, bias, repaired = repair_class_head(*(state[name] for name in names))
         if repaired:
-            logger.warning("%s: the no-object row of its class head was misplaced; moved to the end", path)
+            logging.getLogger(__name__).warning(
+                "%s: the no-object row of its class head was misplaced; moved to the end", path
+            )
         state |= dict(zip(names, (weight, bias), strict=True))
         starts_classifier = (
             model.options.pretrained_rows and model.method == "generative" and f"{CLASSIFIER}.weight" not in state
         )
         for parameter in _PARAMETERS:
             _fit_parameter(state, model, parameter, starts_classifier=starts_classifier, repaired=repaired)
-    report = load_into(model, state)
-    logger.info("Weights from %s:\n%s", path, report)
-    return report
+    return load_into(model, state)
 
 
 def describe_label_space(model: PADing) -> dict[str, Any]:

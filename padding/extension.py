@@ -34,7 +34,7 @@ from padding.data.class_split import ClassSplit
 from padding.engine.random_state import preserved_random_state
 from padding.errors import CheckpointError, ConfigError, DataError
 from padding.meta_arch import PADing
-from padding.modeling.weights.checkpoint import read_entry
+from padding.modeling.weights.checkpoint import read_with_entries
 from padding.new_class_rows import (
     Balance,
     Rows,
@@ -230,7 +230,8 @@ def find_statistics(cfg: CfgNode, model: PADing, given: str | Path | None = None
     """
     weights = Path(cfg.MODEL.WEIGHTS)
     bank = Path(cfg.MODEL.PADING.FEATURE_BANK.PATH or Path(cfg.OUTPUT_DIR) / "feature_bank")
-    entry = read_entry(weights, STATISTICS_ENTRY) if given is None else None
+    has_entry = given is None and weights.is_file()
+    entry = read_with_entries(weights)[1].get(STATISTICS_ENTRY) if has_entry else None
     if entry is not None:
         statistics, where = SeenStatistics.from_state_dict(entry, str(weights)), str(weights)
     else:

@@ -9,7 +9,6 @@ is built and loaded: the file then holds what this network uses, its class rows 
 import logging
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from padding.checkpoint import CLASSIFIER, HEAD, load_padding_weights, repair_class_head
+from padding.checkpoint import CLASSIFIER, HEAD, repair_class_head, start_from
 from padding.data.class_split import read_name_list
 from padding.engine.checkpointer import write_checkpoint
 from padding.engine.commands import add_config_arguments, command_parser, open_config, parse, start_log
@@ -25,18 +24,13 @@ from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import CheckpointError, run_command
 from padding.meta_arch import PADing
 from padding.modeling.label_space import evaluation_split
-from padding.modeling.weights.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint
-from padding.modeling.weights.segmentors import (
-    Imported,
-    finish_import,
-    import_huggingface,
-    import_mask2former,
-    layout_of,
-)
+from padding.modeling.weights.checkpoint import State, read_checkpoint
+from padding.modeling.weights.loading import load_into
+from padding.modeling.weights.renaming import Imported
+from padding.modeling.weights.report import CheckpointReport
+from padding.modeling.weights.segmentors import import_huggingface, import_mask2former, layout_of
 
 __all__ = ["IMPORTERS", "fit_to_network", "import_pading", "import_weights", "reorder_class_rows"]
-
-State = dict[str, Tensor]
 
 # Everything of a released PADing file beside the segmentor.
 PADING_NAMES = re.compile(
@@ -64,8 +58,7 @@ def import_pading(state: Mapping[str, Tensor]) -> Imported:
     Raises:
         CheckpointError: for names that no released PADing has, or if an essential part is absent.
     """
-    named, renamed = normalise_keys(state)
-    imported = finish_import(Imported(named, renamed), PADING_NAMES)
+    imported = import_mask2former(state, PADING_NAMES)
     for head in (HEAD, CLASSIFIER):
         names = (f"{head}.weight", f"{head}.bias")
         if not all(name in imported.state for name in names):
@@ -148,10 +141,7 @@ def fit_to_network(cfg: CfgNode, imported: Imported, file_names: Sequence[str] =
         imported.state = reorder_class_rows(imported.state, file_names, evaluation_split(cfg).names)
     model = TRAINER_REGISTRY.get(cfg.TRAINER).build_model(cfg)
     if isinstance(model, PADing):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "imported.pth"
-            torch.save({"model": imported.state}, path)
-            report = load_padding_weights(model, str(path), complete=False)
+        report = start_from(model, imported.state, "the imported file")
         _check_second_stage(model, imported, report)
     else:
         report = load_into(model, imported.state)
@@ -165,8 +155,7 @@ def _check_second_stage(model: nn.Module, imported: Imported, report: Checkpoint
     """A file with a generator must fill the whole second stage: half a generator is none."""
     if not any(name.startswith("generator.") for name in imported.state):
         return
-    reshaped = [name for name, why in report.skipped.items() if why.startswith("shape")]
-    unfit = [name for name in (*report.missing, *reshaped) if not name.startswith("criterion.")]
+    unfit = [name for name in report.untrained if not name.startswith("criterion.")]
     if unfit:
         raise CheckpointError(
             f"{len(unfit)} tensors of {type(model).__name__} do not fit the released file, first {unfit[0]!r}. "

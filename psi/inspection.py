@@ -5,9 +5,8 @@ The truth comes from the dense set of the same images, which the metadata of a s
 Training never opens it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,19 +16,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
 from padding.data.catalog import class_split_of
+from padding.data.class_split import ClassSplit
 from padding.data.mappers import SemanticMapper, build_mapper
 from padding.data.sample import DatasetDict
 from padding.data.sets.scribbles import label_key
 from padding.data.streams import load_training_entries
 from padding.engine import inspection
-from padding.engine.commands import load_model, open_config
 from padding.errors import ConfigError, DataError
 from padding.modeling.label_space import training_split
 from psi.label_quality import LabelQuality
 from psi.labeling import GrownLabels, ScribbleReader, grow_labels, quality_of
 from psi.meta_arch import PSI
 
-__all__ = ["DenseReader", "Inspected", "Inspection", "open_trained"]
+__all__ = ["DenseReader", "Inspected", "Inspection"]
 
 
 @dataclass(frozen=True)
@@ -85,20 +84,14 @@ class DenseReader:
 class Inspection(inspection.Inspection[Inspected]):
     """Training images of a configuration and what a trained network makes of their scribbles; iterate over it."""
 
-    def __init__(
-        self, cfg: CfgNode, model: PSI, *, number: int = 0, ids: Sequence[str] = (), need_truth: bool = False
-    ) -> None:
-        """Choose the images.
+    architecture = "PSI"
+    what = "training image"
 
-        Args:
-            cfg: the full configuration; its data sets are registered.
-            model: trained; its mode is left as it is found.
-            number: of images, evenly spread over the training set; 0: all.
-            ids: images by id or stem of their file, in place of a number.
-            need_truth: refuse data without dense labels.
+    def prepare(self, cfg: CfgNode, model: PSI) -> tuple[ClassSplit, list[dict[str, Any]]]:
+        """Readers of scribbles and of dense labels; the training set.
 
         Raises:
-            ValueError: labels of the model do not grow, an id is unknown, or the truth is needed and not known.
+            ConfigError: labels of the model do not grow.
         """
         if model.threshold_net is None:
             raise ConfigError(
@@ -106,36 +99,26 @@ class Inspection(inspection.Inspection[Inspected]):
                 "weights with SLD.STEPS of at least 1"
             )
         self._read, self._dense, self._model = ScribbleReader(cfg), DenseReader(cfg), model
-        if need_truth and self._dense.missing:
+        return training_split(cfg), load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)
+
+    def require_truth(self) -> None:
+        """Refuse data without dense labels.
+
+        Raises:
+            DataError: they are not known of a set.
+        """
+        if self._dense.missing:
             raise DataError(
                 f"DATASETS.TRAIN: no dense labels are known for {', '.join(self._dense.missing)}; accuracy can be "
                 "measured on the scribble sets of datasets/README.md, or on one of your own that "
                 "padding.data.sets.scribbles.register_scribbles registers"
             )
-        self.bgr = cfg.INPUT.FORMAT == "BGR"
-        entries = load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)
-        super().__init__(entries, training_split(cfg), number=number, ids=ids, what="training image")
 
     def inspect(self, entry: dict[str, Any]) -> Inspected:
         """Grow the labels of one image."""
         sample, scribbles = self._read(entry)
         grown = grow_labels(self._model, sample, scribbles)
         return Inspected(label_key(cast(DatasetDict, entry)), sample, scribbles, self._dense(sample), grown)
-
-
-def open_trained(config_file: str | Path, weights: str, opts: Sequence[str] = ()) -> tuple[CfgNode, PSI]:
-    """Configuration and network of a training; registers the data sets.
-
-    Args:
-        config_file: of ``configs/`` or OUTPUT_DIR/config.yaml.
-        weights: checkpoint.
-        opts: KEY VALUE pairs.
-
-    Raises:
-        MethodError: the configuration is of another method.
-    """
-    cfg = open_config(config_file, opts, weights=weights, architectures=("PSI",))
-    return cfg, load_model(cfg)
 
 
 def _label_mapper(cfg: CfgNode, dataset_name: str) -> SemanticMapper:

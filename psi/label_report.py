@@ -22,7 +22,7 @@ from padding.data.files import without_nan, write_json
 from padding.data.sample import IGNORE_LABEL
 from padding.engine.commands import add_config_arguments, command_parser, parse, start_log
 from padding.errors import run_command
-from psi.inspection import Inspected, Inspection, open_trained
+from psi.inspection import Inspected, Inspection
 from psi.label_quality import LabelQuality, mean_thresholds
 
 __all__ = ["ClassCounts", "LabelReport", "main", "measure"]
@@ -195,8 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> LabelReport:
     parser.add_argument("--output", metavar="FILE", help="JSON file to write")
     args = parse(parser, arguments)
     start_log(warnings_only=True)
-    cfg, model = open_trained(args.config_file, args.weights, args.opts)
-    inspection = Inspection(cfg, model, number=args.images, need_truth=True)
+    inspection = Inspection.open(args.config_file, args.weights, args.opts, number=args.images)
+    inspection.require_truth()
     progress = tqdm(inspection, total=len(inspection), desc="labels", unit="image", mininterval=2.0)
     report = measure(progress, inspection.class_split.names)
     own = (
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> LabelReport:
     )
     tables = [report.step_table(), report.class_table()] if args.per_class else [report.step_table()]
     print("\n\n".join([*tables, own]) + "\n", flush=True)  # noqa: T201  (the command's result)
-    content = {"data": list(cfg.DATASETS.TRAIN), "weights": args.weights, **report.to_json()}
+    content = {"data": list(inspection.cfg.DATASETS.TRAIN), "weights": args.weights, **report.to_json()}
     if args.output:
         write_json(args.output, content)
     if not args.per_class:

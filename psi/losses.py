@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import check_choice
-from padding.modeling.criterion import mean_over_processes, world_size
+from padding.modeling.processes import mean_over_processes, world_size
 from psi.label_diffusion import DiffusionStep
 from psi.supervision import PixelSupervision
 

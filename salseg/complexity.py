@@ -7,37 +7,28 @@ and resizing do not, so that counts lie 0.3 % below the published ones. Nothing 
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from padding.engine import complexity
 from padding.engine.commands import open_config
-from padding.engine.complexity import Counting, count_command, markdown, millions, operations
+from padding.engine.complexity import Counting, build_on_meta, count_command, millions, operations
 from padding.errors import run_command
 from salseg.meta_arch import SalSeg
 
-__all__ = ["COUNTING", "Complexity", "build_on_meta", "complexity_table", "model_complexity"]
+__all__ = ["COUNTING", "Complexity", "model_complexity", "row_of"]
 
 # Table 1: pyramid -> millions of parameters and GMACs at 1024x512 with 19 classes.
 PUBLISHED = {"plain ASPP": (59.34, 177.78), "DSC-ASPP": (46.81, 152.13)}
 _R101 = "configs/cityscapes_salseg.yaml"
 
 
-@dataclass(frozen=True)
-class Complexity:
-    """Size and cost of a model.
+class Complexity(NamedTuple):
+    """Size and cost of a model: 10^6 parameters, 10^9 multiply-adds for one image."""
 
-    Attributes:
-        millions: parameters that segmentation needs.
-        gmacs: its operations for one image.
-        branch_millions: what the saliency branch adds; it can be left out after training.
-        branch_gmacs: likewise.
-    """
-
-    millions: float
+    millions: float  # what segmentation needs
     gmacs: float
-    branch_millions: float
+    branch_millions: float  # what the saliency branch adds; it can be left out after training
     branch_gmacs: float
 
 
@@ -55,42 +46,29 @@ def model_complexity(model: SalSeg, size: tuple[int, int]) -> Complexity:
     return Complexity(millions(model) - branch - log_variances, segmentation, branch, extra)
 
 
-def build_on_meta(config_file: str, opts: Sequence[str] = ()) -> SalSeg:
-    """Model of a configuration, without memory for its parameters.
-
-    Raises:
-        MethodError: the configuration is of another method.
-    """
-    model: SalSeg = complexity.build_on_meta(open_config(config_file, opts, architectures=("SalSeg",)))
-    return model
+def row_of(model: SalSeg, size: tuple[int, int]) -> list[str]:
+    """Cells of a model."""
+    found = model_complexity(model, size)
+    return [f"{found[0]:.3f}", f"{found[1]:.2f}", f"+{found[2]:.2f}", f"+{found[3]:.1f}"]
 
 
-def complexity_table(rows: dict[str, SalSeg], size: tuple[int, int]) -> str:
-    """Markdown table of some models; published numbers stand in brackets."""
-    lines = []
-    for name, model in rows.items():
-        complexity = model_complexity(model, size)
-        published = PUBLISHED.get(name) if size == (512, 1024) else None
-        cells = [f"{complexity.millions:.3f}", f"{complexity.gmacs:.2f}"]
-        if published is not None:
-            cells = [f"{cell} ({other})" for cell, other in zip(cells, published, strict=True)]
-        lines.append([name, *cells, f"+{complexity.branch_millions:.2f}", f"+{complexity.branch_gmacs:.1f}"])
-    headers = ["model", "M parameters", f"GMAC ({size[1]}x{size[0]})", "saliency branch: M", "GMAC"]
-    return markdown(lines, headers)
-
-
-def reference_table(size: tuple[int, int], opts: Sequence[str] = ()) -> str:
-    """Markdown table of the published networks, with KEY VALUE pairs on top."""
-    rows = {name: build_on_meta(_R101, ["MODEL.SALSEG.ASPP.DSC", str(name == "DSC-ASPP"), *opts]) for name in PUBLISHED}
-    return complexity_table(rows, size)
+def _reference_rows(opts: Sequence[str], size: tuple[int, int], _: int) -> dict[str, list[str]]:
+    """Of the published networks, with KEY VALUE pairs on top."""
+    rows = {}
+    for name in PUBLISHED:
+        options = ["MODEL.SALSEG.ASPP.DSC", str(name == "DSC-ASPP"), *opts]
+        rows[name] = row_of(build_on_meta(open_config(_R101, options, architectures=("SalSeg",))), size)
+    return rows
 
 
 COUNTING = Counting(
     "SalSeg",
     size=(512, 1024),
     num_classes=0,
-    table=lambda name, cfg, size, _: complexity_table({name: complexity.build_on_meta(cfg)}, size),
-    reference=lambda opts, size, _: reference_table(size, opts),
+    columns=("model", "M parameters", "GMAC ({w}x{h})", "saliency branch: M", "GMAC"),
+    count=lambda name, cfg, size, _: {name: row_of(build_on_meta(cfg), size)},
+    reference=_reference_rows,
+    published=PUBLISHED,
 )
 
 

@@ -11,88 +11,61 @@ whole model, bit for bit.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from torch import Tensor
 
 from padding.engine.commands import command_parser
-from padding.engine.part_export import Part, export_command, export_part, standalone_cfg
-from padding.errors import CheckpointError, ConfigError, run_command
+from padding.engine.part_export import Part, export_command
+from padding.errors import ConfigError, run_command
 from salseg.task_weighting import tasks_of
 
-__all__ = ["export_segmentation", "segmentation_cfg", "segmentation_state"]
+__all__ = ["SEGMENTATION"]
 
 # Children of the model that segmentation does without; "statistics" are the saliency passes' own.
 _LEFT_OUT = ("branch.", "weighting.", "statistics.")
 
 
-def segmentation_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that segmentation needs, under their names.
-
-    Args:
-        state: names to tensors of a SalSeg checkpoint.
-
-    Raises:
-        CheckpointError: there is no segmentation in it.
-    """
-    kept = {name: value for name, value in state.items() if not name.startswith(_LEFT_OUT)}
-    if not any(name.startswith("decoder.") for name in kept):
-        parts = sorted({name.split(".")[0] for name in state})
-        raise CheckpointError(f"no parameter 'decoder.*': the checkpoint holds {', '.join(parts)}; is it SalSeg's?")
-    return kept
-
-
-def segmentation_cfg(cfg: CfgNode, weights: Path) -> CfgNode:
-    """Configuration of the segmentation alone.
-
-    Args:
-        cfg: the whole model's; its data sets are registered, those for saliency are left out.
-        weights: file with the segmentation's weights.
-
-    Returns:
-        A frozen copy.
+def _settings(cfg: CfgNode) -> dict[str, Any]:
+    """Of the segmentation alone; data sets for saliency are left out.
 
     Raises:
         ConfigError: the segmentation was not trained.
     """
-    node = cfg.MODEL.SALSEG
-    if "seg" not in tasks_of(node.WEIGHTING):
+    weighting = cfg.MODEL.SALSEG.WEIGHTING
+    if "seg" not in tasks_of(weighting):
         raise ConfigError(
-            f"MODEL.SALSEG.WEIGHTING is '{node.WEIGHTING}': segmentation was not trained; take the training that "
-            "started from this one"
+            f"MODEL.SALSEG.WEIGHTING is '{weighting}': segmentation was not trained; take the training that started "
+            "from this one"
         )
-    exported = standalone_cfg(cfg, weights)
-    exported.MODEL.SALSEG.SALIENCY.ENABLED = False
-    exported.MODEL.SALSEG.SALIENCY.SHARE_DECODER = False
-    exported.MODEL.SALSEG.WEIGHTING = "seg_only"
-    exported.MODEL.SALSEG.TEST.SALIENCY = False
-    exported.DATASETS.TRAIN_SALIENCY = ()
-    exported.DATASETS.TEST = tuple(
-        name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).get("evaluator_type") != "saliency"
-    )
-    exported.TEST.BEST_METRIC = ""  # may name a set that is gone
-    exported.freeze()
-    return exported
+    kinds = {name: MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
+    return {
+        "MODEL.SALSEG.SALIENCY.ENABLED": False,
+        "MODEL.SALSEG.SALIENCY.SHARE_DECODER": False,
+        "MODEL.SALSEG.WEIGHTING": "seg_only",
+        "MODEL.SALSEG.TEST.SALIENCY": False,
+        "DATASETS.TRAIN_SALIENCY": (),
+        "DATASETS.TEST": tuple(name for name, kind in kinds.items() if kind != "saliency"),
+        "TEST.BEST_METRIC": "",  # may name a set that is gone
+    }
 
 
-_PART = Part("segmentation", "salseg.export", segmentation_state, segmentation_cfg)
-
-
-def export_segmentation(cfg: CfgNode, weights: str | Path, output: str | Path) -> Path:
-    """Write the segmentation's weights and configuration; see ``export_part``.
-
-    Raises:
-        ConfigError: its segmentation was not trained.
-    """
-    return export_part(cfg, weights, output, _PART)
+SEGMENTATION = Part(
+    "segmentation",
+    command="salseg.export",
+    architecture="SalSeg",
+    mark="decoder.",
+    weights=lambda state: {name: value for name, value in state.items() if not name.startswith(_LEFT_OUT)},
+    settings=_settings,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the configuration file."""
-    return export_command(arguments, command_parser(__doc__), lambda _: _PART, architecture="SalSeg")
+    return export_command(arguments, command_parser(__doc__), lambda _: SEGMENTATION)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,7 @@
 DATASETS.TEST names semantic and saliency sets. An image file that stands in both kinds of sets has both truths.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
+from padding.data.class_split import ClassSplit
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.sets.scribbles import label_key
 from padding.engine import Predictor, inspection
-from padding.engine.commands import open_config
 from padding.engine.label_map import label_map_of
 from padding.errors import ConfigError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
@@ -27,7 +25,7 @@ from padding.evaluation.saliency import saliency_at_size
 from padding.evaluation.semantic import SemanticGroundTruth, read_label_map
 from padding.modeling.label_space import class_split_of
 
-__all__ = ["Inspected", "Inspection", "image_miou", "open_trained", "saliency_mae"]
+__all__ = ["Inspected", "Inspection", "image_miou", "saliency_mae"]
 
 Labels = npt.NDArray[np.integer]
 Grey = npt.NDArray[np.float32]
@@ -83,19 +81,17 @@ def saliency_mae(saliency: Grey, salient: Mask, known: Mask) -> float:
 class Inspection(inspection.Inspection[Inspected]):
     """Test images of a configuration and what a trained network makes of them; iterate over it."""
 
-    def __init__(self, cfg: CfgNode, predictor: Predictor, *, number: int = 0, ids: Sequence[str] = ()) -> None:
-        """Choose the images.
+    architecture = "SalSeg"
+    what = "test image"
+    load = Predictor
 
-        Args:
-            cfg: the full configuration; its data sets are registered.
-            predictor: of a trained model.
-            number: of images, evenly spread over the test sets one after the other; 0: all.
-            ids: images by id or stem of their file, in place of a number.
+    def prepare(self, cfg: CfgNode, model: Predictor) -> tuple[ClassSplit, list[dict[str, Any]]]:
+        """Readers of both truths; the test sets one after the other.
 
         Raises:
-            ConfigError: a set has neither class labels nor saliency, there is no semantic set, or an id is unknown.
+            ConfigError: a set has neither class labels nor saliency, or there is no semantic set.
         """
-        self._predictor = predictor
+        self._predictor = model
         kinds = {name: MetadataCatalog.get(name).get("evaluator_type") for name in cfg.DATASETS.TEST}
         others = [name for name, kind in kinds.items() if kind not in ("sem_seg", "saliency")]
         semantic = [name for name, kind in kinds.items() if kind == "sem_seg"]
@@ -112,8 +108,7 @@ class Inspection(inspection.Inspection[Inspected]):
                 entries.setdefault(entry["file_name"], entry)
                 if kind == "saliency":
                     self._saliency.setdefault(entry["file_name"], entry)
-        chosen: dict[str, Any] = {"number": number, "ids": ids, "what": "test image"}
-        super().__init__(list(entries.values()), class_split_of(semantic[0]), **chosen)
+        return class_split_of(semantic[0]), list(entries.values())
 
     def inspect(self, entry: dict[str, Any]) -> Inspected:
         """Predict one image and read what is true."""
@@ -143,18 +138,3 @@ class Inspection(inspection.Inspection[Inspected]):
             return None
         saliency, known = read_saliency(self._saliency[file_name])
         return saliency_to_bytes(saliency) > SALIENT_ABOVE, known
-
-
-def open_trained(config_file: str | Path, weights: str, opts: Sequence[str] = ()) -> tuple[CfgNode, Predictor]:
-    """Configuration and predictor of a training; registers the data sets.
-
-    Args:
-        config_file: of ``configs/`` or OUTPUT_DIR/config.yaml.
-        weights: checkpoint.
-        opts: KEY VALUE pairs.
-
-    Raises:
-        MethodError: the configuration is of another method.
-    """
-    cfg = open_config(config_file, opts, weights=weights, architectures=("SalSeg",))
-    return cfg, Predictor(cfg)

@@ -11,11 +11,11 @@ Shape letters: B images, K classes, n class-wise maps, H W pixels.
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from padding.data.sample import IGNORE_LABEL
+from padding.modeling.processes import mean_over_processes
 
 __all__ = ["LossSum", "join", "saliency_loss", "segmentation_loss"]
 
@@ -86,10 +86,7 @@ def join(parts: dict[str, list[LossSum]], tasks: tuple[str, ...], device: torch.
     weights = torch.stack(
         [sum((part.weight for part in parts.get(task, ())), torch.zeros((), device=device)) for task in tasks]
     )
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(weights)
-        # The same divisor on every rank, which averaging of gradients then makes the whole sum's.
-        weights = weights / dist.get_world_size()
+    weights = mean_over_processes(weights)
     joined = {}
     for task, weight in zip(tasks, weights, strict=True):
         if task in parts:

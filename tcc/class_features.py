@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from padding.errors import ConfigError, check_choice
-from tcc.losses import confident, mean_over_pixels, sum_over_processes
+from padding.modeling.processes import sum_over_processes
+from tcc.losses import confident, mean_over_pixels
 
 __all__ = ["ConsistencyOptions", "PixelLabels", "class_similarity", "feature_consistency", "labels_of", "on_grid"]
 

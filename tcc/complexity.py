@@ -7,17 +7,17 @@ attention count, fused or not; norms, activations and resizing do not. Nothing i
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 
 from padding.engine.commands import load_config
-from padding.engine.complexity import Counting, count_command, markdown, millions, operations
+from padding.engine.complexity import Counting, count_command, millions, operations
 from padding.errors import run_command
 from tcc.students import Student, build_student
 
-__all__ = ["COUNTING", "Complexity", "complexity_table", "reference_table", "student_complexity"]
+__all__ = ["COUNTING", "Complexity", "student_complexity"]
 
 # Backbone and output stride -> millions of parameters of backbone, head and both, GFLOP per image of 512x512 with 21
 # classes: the numbers that the students were specified with, counted before they existed.
@@ -32,15 +32,8 @@ REFERENCE = {
 }
 
 
-@dataclass(frozen=True)
-class Complexity:
-    """Size and cost of a student.
-
-    Attributes:
-        backbone_millions: parameters of the backbone.
-        head_millions: parameters of the head.
-        gflops: operations of one image in evaluation, in 10^9.
-    """
+class Complexity(NamedTuple):
+    """Size and cost of a student: parameters of backbone and head in 10^6, 10^9 operations for one image."""
 
     backbone_millions: float
     head_millions: float
@@ -48,7 +41,7 @@ class Complexity:
 
 
 def student_complexity(student: Student, size: tuple[int, int]) -> Complexity:
-    """Count.
+    """Count, in evaluation.
 
     Args:
         student: on any device; on "meta" nothing is computed.
@@ -59,55 +52,42 @@ def student_complexity(student: Student, size: tuple[int, int]) -> Complexity:
     return Complexity(millions(student.backbone), millions(student.head), gflops)
 
 
-def complexity_table(cfg: CfgNode, size: tuple[int, int], num_classes: int) -> str:
-    """Markdown table of the two students of a configuration."""
-    rows = []
-    for name in ("CNN", "VIT"):
-        node = cfg.MODEL.TCC[name]
-        rows.append([f"{node.BACKBONE} OS{node.OUTPUT_STRIDE}", *_row(_count(cfg, name, size, num_classes))])
-    return _markdown(rows, size, num_classes)
+def _rows(cfg: CfgNode, size: tuple[int, int], num_classes: int, *names: str) -> dict[str, list[str]]:
+    rows = {}
+    for name in names:
+        with torch.device("meta"):
+            backbone, head, gflops = student_complexity(build_student(cfg, name, num_classes), size)
+        label = f"{cfg.MODEL.TCC[name].BACKBONE} OS{cfg.MODEL.TCC[name].OUTPUT_STRIDE}"
+        numbers = (backbone, head, backbone + head, gflops)
+        rows[label] = [f"{number:.2f}" if number < 10 else f"{number:.1f}" for number in numbers]
+    return rows
 
 
-def reference_table() -> str:
-    """Markdown table of every published student, with the numbers it is held against in brackets."""
-    rows = []
-    for (backbone, stride), expected in REFERENCE.items():
+def _reference_rows(opts: Sequence[str], size: tuple[int, int], num_classes: int) -> dict[str, list[str]]:
+    """Of the students that KEY VALUE pairs describe; without them, of every published one."""
+    if opts:
+        return _rows(load_config("", opts), size, num_classes, "CNN", "VIT")
+    rows: dict[str, list[str]] = {}
+    for backbone, stride in REFERENCE:
         options = ["MODEL.TCC.VIT.BACKBONE", backbone, "MODEL.TCC.VIT.OUTPUT_STRIDE", str(stride)]
-        cfg = load_config("", options)
-        measured = _row(_count(cfg, "VIT", (512, 512), 21))
-        cells = [f"{value} ({other})" for value, other in zip(measured, expected, strict=True)]
-        rows.append([f"{backbone} OS{stride}", *cells])
-    return _markdown(rows, (512, 512), 21)
+        rows |= _rows(load_config("", options), size, num_classes, "VIT")
+    return rows
 
 
 COUNTING = Counting(
     "TCC",
     size=(512, 512),
     num_classes=21,
-    table=lambda _, cfg, size, num_classes: complexity_table(cfg, size, num_classes),
-    reference=lambda opts, *size: complexity_table(load_config("", opts), *size) if opts else reference_table(),
+    columns=("student", "backbone M", "head M", "total M", "GFLOP ({h}x{w}, {k} classes)"),
+    count=lambda _, cfg, size, num_classes: _rows(cfg, size, num_classes, "CNN", "VIT"),
+    reference=_reference_rows,
+    published={f"{backbone} OS{stride}": numbers for (backbone, stride), numbers in REFERENCE.items()},
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of a configuration's two students, or of all published students."""
     count_command(arguments, __doc__, COUNTING)
-
-
-def _count(cfg: CfgNode, name: str, size: tuple[int, int], num_classes: int) -> Complexity:
-    with torch.device("meta"):
-        return student_complexity(build_student(cfg, name, num_classes), size)
-
-
-def _row(complexity: Complexity) -> list[str]:
-    total = complexity.backbone_millions + complexity.head_millions
-    numbers = (complexity.backbone_millions, complexity.head_millions, total, complexity.gflops)
-    return [f"{number:.2f}" if number < 10 else f"{number:.1f}" for number in numbers]
-
-
-def _markdown(rows: Sequence[Sequence[str]], size: tuple[int, int], num_classes: int) -> str:
-    cost = f"GFLOP ({size[0]}x{size[1]}, {num_classes} classes)"
-    return markdown(rows, ["student", "backbone M", "head M", "total M", cost])
 
 
 if __name__ == "__main__":

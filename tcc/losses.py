@@ -8,12 +8,12 @@ import math
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import ConfigError
+from padding.modeling.processes import sum_over_processes
 
 __all__ = [
     "IGNORE_LABEL",
@@ -24,7 +24,6 @@ __all__ = [
     "hard_divergence",
     "mean_over_pixels",
     "ohem_cross_entropy",
-    "sum_over_processes",
     "zero_of",
 ]
 
@@ -32,15 +31,6 @@ __all__ = [
 def zero_of(tensor: Tensor) -> Tensor:
     """Scalar 0 that is connected to ``tensor``; one element times 0, since a float16 sum may be infinite."""
     return tensor.flatten()[:1].float().sum() * 0.0
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Sum of all processes, with gradient; the values themselves in a single one."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    from torch.distributed.nn.functional import all_reduce  # imports a tree of RPC modules
-
-    return all_reduce(values)
 
 
 def dice_loss(

@@ -14,7 +14,7 @@ from padding.data.streams import PairedStream, TrainStream
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
 from padding.errors import ConfigError, MethodError
-from padding.modeling.weights.backbones import load_backbone_weights
+from padding.modeling.weights.loading import load_backbone_weights
 from tcc.meta_arch import STUDENTS, TCC
 from tcc.students import Student
 

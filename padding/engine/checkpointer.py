@@ -18,6 +18,8 @@ from torch import nn
 
 from padding.data.files import replacing, set_aside, write_text
 from padding.errors import CheckpointError
+from padding.modeling.weights.checkpoint import first_line, read_torch
+from padding.modeling.weights.report import describe_differences
 
 __all__ = ["TrainingCheckpointer", "read_training_checkpoint", "write_checkpoint"]
 
@@ -34,12 +36,12 @@ def read_training_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; {_other_checkpoints(path)}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch(path)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... for a damaged file
-        first_line = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint: {first_line}. It is cut, damaged or "
-            f"no training checkpoint; {_other_checkpoints(path)}"
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint: "
+            f"{first_line(error) or type(error).__name__}. It is cut, damaged or no training checkpoint; "
+            f"{_other_checkpoints(path)}"
         ) from error
     if not isinstance(state, dict) or "model" not in state:
         raise CheckpointError(f"{path} holds no entry 'model'; expected a file written by train_net.py")
@@ -143,19 +145,11 @@ class TrainingCheckpointer(DetectionCheckpointer):
 
 
 def _load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
-    model_state = model.state_dict()
-    missing = [name for name in model_state if name not in state]
-    unexpected = [name for name in state if name not in model_state]
-    reshaped = [name for name in model_state if name in state and model_state[name].shape != state[name].shape]
-    if missing or unexpected or reshaped:
-        parts = [
-            f"{len(names)} {what} (first: {names[0]})"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-            if names
-        ]
+    differences = describe_differences(state, model.state_dict())
+    if differences:
         raise CheckpointError(
-            f"{path} does not fit this model: parameters {', '.join(parts)}. --resume needs the configuration that "
-            "wrote it (config.yaml beside it)"
+            f"{path} does not fit this model: parameters {differences}. --resume needs the configuration that wrote it "
+            "(config.yaml beside it)"
         )
     model.load_state_dict(dict(state))
-    logging.getLogger(__name__).debug("Loaded %d parameters and buffers from %s", len(model_state), path)
+    logging.getLogger(__name__).debug("Loaded %d parameters and buffers from %s", len(state), path)

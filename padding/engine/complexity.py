@@ -9,8 +9,9 @@ how; of others the parameters of each part are shown.
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from padding.engine.commands import add_config_arguments, command_parser, open_config, parse
 from padding.errors import run_command
 
-__all__ = ["Counting", "build_on_meta", "count_command", "markdown", "millions", "operations"]
+__all__ = ["Counting", "build_on_meta", "count_command", "millions", "operations"]
 
 Size = tuple[int, int]
+Rows = Mapping[str, Sequence[str]]  # name of a model -> cells
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,29 @@ class Counting:
         architecture: MODEL.META_ARCHITECTURE.
         size: (H, W) of the image without ``--size``.
         num_classes: without ``--num-classes``.
-        table: configuration file, configuration, size, number of classes -> Markdown.
-        reference: KEY VALUE pairs, size, number of classes -> Markdown of the published models.
+        columns: headers; {h} {w} {k} are height, width and number of classes.
+        count: configuration file, configuration, size, number of classes -> a row for each model of the method.
+        reference: KEY VALUE pairs, size, number of classes -> rows of the published models.
+        published: numbers of these at ``size`` and with ``num_classes``, to be shown in brackets.
     """
 
     architecture: str
     size: Size
     num_classes: int
-    table: Callable[[str, CfgNode, Size, int], str]
-    reference: Callable[[Sequence[str], Size, int], str]
+    columns: Sequence[str]
+    count: Callable[[str, CfgNode, Size, int], Rows]
+    reference: Callable[[Sequence[str], Size, int], Rows]
+    published: Mapping[str, Sequence[float]]
+
+    def table(self, rows: Rows, size: Size, num_classes: int, *, published: bool = False) -> str:
+        """Markdown table; ``published`` numbers stand in brackets where size and number of classes are theirs."""
+        known = self.published if published and (size, num_classes) == (self.size, self.num_classes) else {}
+        lines = []
+        for name, cells in rows.items():
+            others = [f" ({number})" for number in known.get(name, ())]
+            lines.append([name, *(cell + other for cell, other in zip_longest(cells, others, fillvalue=""))])
+        headers = [column.format(h=size[0], w=size[1], k=num_classes) for column in self.columns]
+        return _markdown(lines, headers)
 
 
 def millions(module: nn.Module) -> float:
@@ -73,11 +89,6 @@ def build_on_meta(cfg: CfgNode) -> Any:
         return build_model(own)
 
 
-def markdown(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    """Table whose cells stay as they are."""
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-
-
 def count_command(arguments: Sequence[str] | None, description: str | None, counting: Counting | None = None) -> None:
     """Print the table of a configuration; of a method's command without one, that of its published models.
 
@@ -102,9 +113,9 @@ def count_command(arguments: Sequence[str] | None, description: str | None, coun
     else:
         last = (tuple(args.size or counting.size), args.num_classes or counting.num_classes)
         if args.config_file:
-            text = counting.table(args.config_file, cfg, *last)
+            text = counting.table(counting.count(args.config_file, cfg, *last), *last)
         else:
-            text = counting.reference(args.opts, *last)
+            text = counting.table(counting.reference(args.opts, *last), *last, published=True)
     print(text)  # noqa: T201  (the command's result)
 
 
@@ -119,7 +130,12 @@ def _counting_of(cfg: CfgNode) -> Counting | None:
 def _parts_table(cfg: CfgNode) -> str:
     model = build_on_meta(cfg)
     rows = [[name, f"{millions(part):.2f}"] for name, part in [*model.named_children(), ("all", model)]]
-    return markdown(rows, ["part", "M parameters"])
+    return _markdown(rows, ["part", "M parameters"])
+
+
+def _markdown(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    """Table whose cells stay as they are."""
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,40 +9,79 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
+import numpy as np
+from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
-from padding.data.entry_choice import choose_entries
 from padding.data.files import write_json
-from padding.engine.commands import add_config_arguments, command_parser, parse, positive, start_log
+from padding.data.sample import DatasetDict
+from padding.data.sets.scribbles import label_key
+from padding.engine.commands import (
+    add_config_arguments,
+    command_parser,
+    load_model,
+    open_config,
+    parse,
+    positive,
+    start_log,
+)
+from padding.errors import DataError
 
-__all__ = ["Curves", "Inspection", "Strip", "draw_plots"]
+__all__ = ["Curves", "Inspection", "Strip", "choose_entries", "draw_plots"]
 
 Inspected = TypeVar("Inspected")
 
 
 class Inspection(Generic[Inspected]):
-    """Images of a data set and what a trained model makes of them; iterate over it."""
+    """Images of a data set and what a trained model makes of them; iterate over it.
 
-    def __init__(
-        self, entries: list[dict[str, Any]], class_split: ClassSplit, *, number: int, ids: Sequence[str], what: str
-    ) -> None:
+    Attributes:
+        architecture: MODEL.META_ARCHITECTURE that is looked at.
+        what: the images are, for messages.
+        load: configuration -> trained model, in the form that the method looks at.
+        cfg: the full configuration.
+        class_split: the images' classes.
+    """
+
+    architecture: str
+    what: str = "image"
+    load: Callable[[CfgNode], Any] = staticmethod(load_model)
+
+    def __init__(self, cfg: CfgNode, model: Any, *, number: int = 0, ids: Sequence[str] = ()) -> None:
         """Choose the images.
 
         Args:
-            entries: of the data sets.
-            class_split: their classes.
+            cfg: the full configuration; its data sets are registered.
+            model: as ``load`` returns it; its mode is left as it is found.
             number: of images, evenly spread; 0: all.
             ids: images by id or stem of their file, in place of a number.
-            what: they are, for the message.
 
         Raises:
             DataError: an id is unknown.
+            ConfigError: there is nothing to look at.
         """
-        self.class_split = class_split
-        self._entries = choose_entries(entries, number=number, ids=ids, what=what)
+        self.cfg = cfg
+        self.class_split, entries = self.prepare(cfg, model)
+        self._entries = choose_entries(entries, number=number, ids=ids, what=self.what)
+
+    @classmethod
+    def open(cls, config_file: str | Path, weights: str, opts: Sequence[str] = (), **chosen: Any) -> Self:
+        """Images of a training; registers the data sets.
+
+        Args:
+            config_file: of ``configs/`` or OUTPUT_DIR/config.yaml.
+            weights: checkpoint.
+            opts: KEY VALUE pairs.
+            chosen: number or ids.
+
+        Raises:
+            MethodError: the configuration is of another method.
+        """
+        cfg = open_config(config_file, opts, weights=weights, architectures=(cls.architecture,))
+        return cls(cfg, cls.load(cfg), **chosen)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -51,8 +90,40 @@ class Inspection(Generic[Inspected]):
         return map(self.inspect, self._entries)
 
     @abstractmethod
+    def prepare(self, cfg: CfgNode, model: Any) -> tuple[ClassSplit, list[dict[str, Any]]]:
+        """Classes and entries of the data sets; also keeps what ``inspect`` needs."""
+
+    @abstractmethod
     def inspect(self, entry: dict[str, Any]) -> Inspected:
         """What the model makes of one image."""
+
+
+def choose_entries(
+    entries: Sequence[dict[str, Any]], *, number: int = 0, ids: Sequence[str] = (), what: str = "image"
+) -> list[dict[str, Any]]:
+    """Entries by name or, without names, evenly spread.
+
+    Args:
+        entries: of a data set.
+        number: of entries if there are no ``ids``; 0: all.
+        ids: images by id or stem of their file; where several entries have one name, all of them are taken.
+        what: the entries are, for the message.
+
+    Raises:
+        DataError: an id is unknown.
+    """
+    if not ids:
+        if not 0 < number < len(entries):
+            return list(entries)
+        return [entries[i] for i in np.linspace(0, len(entries) - 1, number).astype(int)]
+    known: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        for name in dict.fromkeys((str(entry["image_id"]), label_key(cast(DatasetDict, entry)))):
+            known.setdefault(name, []).append(entry)
+    unknown = [name for name in ids if name not in known]
+    if unknown:
+        raise DataError(f"no {what} is called {', '.join(unknown)}; the first ones are {', '.join(list(known)[:4])}")
+    return [entry for name in ids for entry in known[name]]
 
 
 class Reported(Protocol):
@@ -68,12 +139,12 @@ class Strip:
 
     Attributes:
         help_text: what it shows.
-        inspect: arguments -> images of a trained model.
+        inspection: whose images are drawn.
         draw: file, inspected images, inspection -> picture.
     """
 
     help_text: str
-    inspect: Callable[[argparse.Namespace], Inspection[Any]]
+    inspection: type[Inspection[Any]]
     draw: Callable[[Path, Sequence[Any], Any], None]
 
 
@@ -101,7 +172,8 @@ def draw_plots(arguments: Sequence[str] | None, description: str | None, strip: 
     args = parse(_plots_parser(description, strip, curves), arguments)
     start_log(warnings_only=True)
     if args.command == "strip":
-        inspection = strip.inspect(args)
+        chosen = {"number": args.images, "ids": args.ids}
+        inspection = strip.inspection.open(args.config_file, args.weights, args.opts, **chosen)
         strip.draw(args.output, list(tqdm(inspection, total=len(inspection), unit="image")), inspection)
     else:
         named = [text.rpartition("=")[::2] for text in args.results]

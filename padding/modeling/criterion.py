@@ -10,20 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padding.modeling.matcher import HungarianMatcher, Match
 from padding.modeling.point_sampling import Generators, image_generators, sample_at, uncertain_points
+from padding.modeling.processes import mean_over_processes, world_size
 
 __all__ = [
     "MaskCriterion",
     "classification_loss",
     "mask_bce_loss",
     "mask_dice_loss",
-    "mean_over_processes",
-    "world_size",
 ]
 
 _TERMS = ("loss_ce", "loss_mask", "loss_dice")
@@ -74,20 +72,6 @@ def mask_dice_loss(logits: Tensor, targets: Tensor, num_masks: Tensor | float) -
     probs = logits.sigmoid()
     overlap = 2 * (probs * targets).sum(dim=1) + 1
     return (1 - overlap / (probs.sum(dim=1) + targets.sum(dim=1) + 1)).sum() / num_masks
-
-
-def world_size() -> int:
-    """Number of training processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def mean_over_processes(sums: Tensor) -> Tensor:
-    """Mean of a vector of local sums over all processes: the divisor that undoes the averaging of gradients."""
-    if world_size() == 1:
-        return sums
-    total = sums.clone()
-    dist.all_reduce(total)
-    return total / world_size()
 
 
 class MaskCriterion(nn.Module):

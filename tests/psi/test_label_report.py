@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from padding.data.targets import read_label_map
 from padding.engine import TRAINER_REGISTRY
-from psi.inspection import DenseReader, Inspection, open_trained
+from psi.inspection import DenseReader, Inspection
 from psi.label_report import ClassCounts, LabelReport, main, measure
 from psi.meta_arch import PSI
 from tests.tiny_psi import tiny_psi_cfg, write_dozen_scribbled_shapes
@@ -39,13 +39,11 @@ def _root(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def inspection(trained: list[str], *opts: str, number: int = 0) -> Inspection:
-    cfg, model = open_trained(trained[1], trained[3], opts)
-    return Inspection(cfg, model, number=number, need_truth=True)
+    return Inspection.open(trained[1], trained[3], opts, number=number)
 
 
 def test_truth_is_the_dense_label_map_of_the_same_image(trained: list[str]) -> None:
-    cfg, _ = open_trained(trained[1], trained[3])
-    read = DenseReader(cfg)
+    read = DenseReader(inspection(trained).cfg)
     for image in inspection(trained):
         dense = Path(image.sample["sem_seg_file_name"].replace("scribble_coarse", "sem_seg_coarse"))
         assert dense.stem == image.key
@@ -160,7 +158,8 @@ def test_refuses_another_method(trained: list[str]) -> None:
 
 
 def test_refuses_unknown_images(trained: list[str]) -> None:
-    cfg, model = open_trained(trained[1], trained[3])
+    cfg = inspection(trained).cfg
+    model = Inspection.load(cfg)
     assert isinstance(model, PSI)
     with pytest.raises(ValueError, match="no training image is called nobody"):
         Inspection(cfg, model, ids=["nobody"])

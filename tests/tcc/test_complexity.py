@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from padding.modeling.deeplab import DeepLabOptions, DeepLabV3PlusHead
-from tcc.complexity import Complexity, main, reference_table, student_complexity
+from tcc.complexity import COUNTING, Complexity, main, student_complexity
 from tcc.pvt import PVT, PVTArchitecture
 from tcc.students import Student
 
@@ -63,8 +63,9 @@ def test_parameters_are_counted_apart_and_the_mode_is_kept() -> None:
     assert found.head_millions * 1e6 == pytest.approx(sum(p.numel() for p in student.head.parameters()))
 
 
-def test_every_published_student_meets_its_numbers() -> None:
-    lines = reference_table().splitlines()[2:]
+def test_every_published_student_meets_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    lines = capsys.readouterr().out.strip().splitlines()[2:]
     assert len(lines) == 7
     for line in lines:
         cells = re.findall(r"([\d.]+) \(([\d.]+)\)", line)
@@ -81,3 +82,20 @@ def test_command_prints_the_students_of_a_configuration(capsys: pytest.CaptureFi
     assert "GFLOP (64x96, 4 classes)" in header
     assert cnn.startswith("| small_resnet OS32 | 0.57")
     assert vit.startswith("| pvt_nano OS32")
+
+
+def test_published_numbers_stand_only_beside_those_of_their_size() -> None:
+    rows = {"resnet50 OS16": ["23.5", "16.8", "40.4", "138.0"]}
+    assert "138.0 (138)" in COUNTING.table(rows, (512, 512), 21, published=True)
+    for size, num_classes, published in (((512, 512), 21, False), ((64, 512), 21, True), ((512, 512), 5, True)):
+        assert "(138)" not in COUNTING.table(rows, size, num_classes, published=published)
+
+
+def test_size_without_a_configuration_is_that_of_the_published_students(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcc.complexity.REFERENCE", {("resnet50", 16): (23.5, 16.8, 40.4, 138)})
+    main(["--size", "64", "64"])
+    table = capsys.readouterr().out
+    assert "GFLOP (64x64, 21 classes)" in table
+    assert "(138)" not in table

@@ -11,9 +11,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from padding.engine.commands import load_config
+from padding.engine.part_export import export_part
 from padding.errors import CheckpointError, ConfigError
 from padding.modeling.weights.checkpoint import read_checkpoint
-from tcc.export_student import export_student, main, student_cfg, student_state
+from tcc.export_student import main, part_of_student
 
 
 class StandInCohort(nn.Module):
@@ -98,13 +99,15 @@ def test_moving_average_is_exported_where_there_is_one() -> None:
     state = {
         name: torch.tensor(float(i)) for i, name in enumerate(("cnn.a", "vit.a", "averages.cnn.a", "averages.vit.a"))
     }
-    assert student_state(state, "vit") == {"vit.a": torch.tensor(3.0)}
-    assert student_state({"cnn.a": state["cnn.a"], "vit.a": state["vit.a"]}, "vit") == {"vit.a": torch.tensor(1.0)}
+    assert part_of_student("vit").state(state) == {"vit.a": torch.tensor(3.0)}
+    assert part_of_student("vit").state({"cnn.a": state["cnn.a"], "vit.a": state["vit.a"]}) == {
+        "vit.a": torch.tensor(1.0)
+    }
 
 
 def test_device_is_chosen_where_the_student_runs(config: str) -> None:
     cfg = load_config(config, ["MODEL.DEVICE", "cpu"])
-    assert student_cfg(cfg, "cnn", Path("a/b.pth")).MODEL.DEVICE == "cuda"
+    assert part_of_student("cnn").cfg(cfg, Path("a/b.pth")).MODEL.DEVICE == "cuda"
     assert cfg.MODEL.DEVICE == "cpu"
     assert cfg.MODEL.TCC.STUDENTS == "both"
 
@@ -114,7 +117,7 @@ def test_unknown_student_is_an_error(config: str, cohort: Path, tmp_path: Path, 
         run(config, cohort, tmp_path / "x.pth", student="teacher")
     assert "invalid choice: 'teacher'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="student 'teacher' is unknown; a cohort has cnn and vit"):
-        student_state({}, "teacher")
+        part_of_student("teacher")
 
 
 def test_what_does_not_fit_is_named(config: str, cohort: Path, tmp_path: Path) -> None:
@@ -137,10 +140,10 @@ def test_what_does_not_fit_is_named(config: str, cohort: Path, tmp_path: Path) -
 def test_names_of_files_are_checked(config: str, cohort: Path, tmp_path: Path) -> None:
     cfg = load_config(config, [])
     with pytest.raises(ValueError, match=r"student\.pkl: weights are written to a \.pth file"):
-        export_student(cfg, cohort, "vit", tmp_path / "student.pkl")
+        export_part(cfg, cohort, tmp_path / "student.pkl", part_of_student("vit"))
     with pytest.raises(ValueError, match="is the checkpoint to be read; choose another name"):
-        export_student(cfg, cohort, "vit", cohort)
+        export_part(cfg, cohort, cohort, part_of_student("vit"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: no such weight file"):
-        export_student(cfg, tmp_path / "nowhere.pth", "vit", tmp_path / "x.pth")
+        export_part(cfg, tmp_path / "nowhere.pth", tmp_path / "x.pth", part_of_student("vit"))
     with pytest.raises(ConfigError, match=r"unknown key MODEL\.TCC\.STUDENT"):
         run(config, cohort, tmp_path / "x.pth", "--opts", "MODEL.TCC.STUDENT", "vit")

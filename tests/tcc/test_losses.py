@@ -23,7 +23,6 @@ from tcc.losses import (
     hard_divergence,
     mean_over_pixels,
     ohem_cross_entropy,
-    sum_over_processes,
     zero_of,
 )
 
@@ -387,8 +386,3 @@ def test_two_processes_equal_one_with_both_images(monkeypatch: pytest.MonkeyPatc
         expected = gradients_of(loss, (logits, *features))
         assert any(g.any() for g in expected)
         torch.testing.assert_close(means, expected, rtol=1e-5, atol=1e-8)
-
-
-def test_one_process_has_nothing_to_add() -> None:
-    values = torch.randn(3)
-    assert sum_over_processes(values) is values

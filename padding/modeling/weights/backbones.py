@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts published ImageNet weights into a backbone, whatever names their file gives them.
+"""Brings published ImageNet weights to the names of our backbones, whatever names their file gives them.
 
 Layouts: torchvision's and timm's ResNet, Detectron2's ``.pkl``, torchvision's and timm's DenseNet, timm's and the
 authors' ConvNeXt, and of PVT v1 the authors' (https://github.com/whai362/PVT, keys and values in one matrix) and that
@@ -7,56 +7,14 @@ of ``transformers`` (``PvtModel``, keys and values apart). Only names and layout
 classification alone is left out and listed.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from padding.errors import CheckpointError
-from padding.modeling.weights.checkpoint import CheckpointReport, load_into, normalise_keys, read_checkpoint
+from padding.modeling.weights.renaming import Fusion, Imported, Layout, normalise_keys
 
-__all__ = ["BackboneWeights", "convert_backbone_weights", "load_backbone_weights"]
-
-State = dict[str, Tensor]
-_Target = str | Callable[[re.Match[str]], str]
-
-
-@dataclass
-class BackboneWeights:
-    """A file in the names of our backbones.
-
-    Attributes:
-        layout: whose names the file has.
-        state: name -> tensor.
-        renamed: name in the file -> name here; two old names may have become one.
-        skipped: name in the file -> why it is left out.
-    """
-
-    layout: str
-    state: State = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Names of one kind of file.
-
-    Attributes:
-        name: for messages.
-        mark: a name that only this kind has.
-        rules: pattern of a name in the file -> name here; {} are the groups of the pattern.
-        classifier: names of what serves classification alone.
-    """
-
-    name: str
-    mark: str
-    rules: tuple[tuple[str, _Target], ...]
-    classifier: str = "(?!)"
+__all__ = ["import_backbone"]
 
 
 def _resnet_stage(match: re.Match[str]) -> str:
@@ -71,48 +29,47 @@ def _resnet_stage(match: re.Match[str]) -> str:
     return f"res{int(stage) + 1}.{block}.{part}"
 
 
-def _pvt_stage(template: str, first: int) -> Callable[[re.Match[str]], str]:
-    """Stages count from ``first`` there and from 0 here."""
+def _pvt_stage(template: str) -> Callable[[re.Match[str]], str]:
+    """Stages count from 1 there and from 0 here."""
 
     def rename(match: re.Match[str]) -> str:
         stage, *rest = match.groups()
-        return template.format(int(stage) - first, *rest)
+        return template.format(int(stage) - 1, *rest)
 
     return rename
 
 
-_BLOCK = "stages.{}.blocks.{}."
+_BLOCK, _POSITIONS = "stages.{}.blocks.{}.", ".absolute_pos_embed"
 _LAYOUTS = (
-    _Layout(
+    Layout(
         "ResNet of torchvision or timm",
-        "layer1.0.conv1.weight",
         (
             (r"conv1\.weight", "stem.conv1.weight"),
             (r"bn1\.(.+)", "stem.conv1.norm.{}"),
             (r"layer(\d)\.(\d+)\.(.+)", _resnet_stage),
         ),
-        r"fc\.",
+        mark="layer1.0.conv1.weight",
+        classifier=r"fc\.",
     ),
-    _Layout("ResNet of Detectron2", "stem.conv1.weight", (), r"stem\.fc\."),
-    _Layout(
+    Layout("ResNet of Detectron2", mark="stem.conv1.weight", classifier=r"stem\.fc\."),
+    Layout(
         "DenseNet of torchvision or timm",
-        "features.conv0.weight",
         (
             # As torchvision.org's files write the layers of a block.
             (r"features\.(.+\.denselayer\d+\.)(norm|conv)\.(\d)\.(.+)", "network.features_{}{}{}.{}"),
             (r"features\.(.+)", "network.features_{}"),
         ),
-        r"classifier\.",
+        mark="features.conv0.weight",
+        classifier=r"classifier\.",
     ),
-    _Layout(
+    Layout(
         "ConvNeXt of timm",
-        "stages.0.blocks.0.conv_dw.weight",
         ((r"(stem|stages)\.(\d)\.(.+)", "network.{}_{}.{}"),),
-        r"(head|norm_pre)\.",
+        mark="stages.0.blocks.0.conv_dw.weight",
+        classifier=r"(head|norm_pre)\.",
     ),
-    _Layout(
+    Layout(
         "ConvNeXt of its authors",
-        "downsample_layers.0.0.weight",
         (
             (r"downsample_layers\.0\.(\d)\.(.+)", "network.stem_{}.{}"),
             (r"downsample_layers\.(\d)\.(\d)\.(.+)", "network.stages_{}.downsample.{}.{}"),
@@ -120,25 +77,26 @@ _LAYOUTS = (
             (r"stages\.(\d)\.(\d+)\.pwconv([12])\.(.+)", "network.stages_{}.blocks.{}.mlp.fc{}.{}"),
             (r"stages\.(\d)\.(\d+)\.(gamma|norm\..+)", "network.stages_{}.blocks.{}.{}"),
         ),
-        r"(head|norm)\.",
+        mark="downsample_layers.0.0.weight",
+        classifier=r"(head|norm)\.",
     ),
-    _Layout(
+    Layout(
         "PVT of its authors",
-        "patch_embed1.proj.weight",
         (
-            (r"patch_embed(\d)\.(.+)", _pvt_stage("stages.{}.embed.{}", 1)),
-            (r"pos_embed(\d)", _pvt_stage("stages.{}.embed.absolute_pos_embed", 1)),
-            (r"block(\d)\.(\d+)\.(.+)", _pvt_stage(_BLOCK + "{}", 1)),
+            (r"patch_embed(\d)\.(.+)", _pvt_stage("stages.{}.embed.{}")),
+            (r"pos_embed(\d)", _pvt_stage("stages.{}.embed" + _POSITIONS)),
+            (r"block(\d)\.(\d+)\.(.+)", _pvt_stage(_BLOCK + "{}")),
         ),
-        r"cls_token|norm\.|head\.",
+        mark="patch_embed1.proj.weight",
+        classifier=r"cls_token|norm\.|head\.",
+        class_row=_POSITIONS,
     ),
-    _Layout(
+    Layout(
         "PVT of transformers",
-        "encoder.patch_embeddings.0.projection.weight",
         (
             (r"encoder\.patch_embeddings\.(\d)\.projection\.(.+)", "stages.{}.embed.proj.{}"),
             (r"encoder\.patch_embeddings\.(\d)\.layer_norm\.(.+)", "stages.{}.embed.norm.{}"),
-            (r"encoder\.patch_embeddings\.(\d)\.position_embeddings", "stages.{}.embed.absolute_pos_embed"),
+            (r"encoder\.patch_embeddings\.(\d)\.position_embeddings", "stages.{}.embed" + _POSITIONS),
             (r"encoder\.block\.(\d)\.(\d+)\.layer_norm_(\d)\.(.+)", _BLOCK + "norm{}.{}"),
             (r"encoder\.block\.(\d)\.(\d+)\.attention\.self\.query\.(.+)", _BLOCK + "attn.q.{}"),
             (r"encoder\.block\.(\d)\.(\d+)\.attention\.self\.(key|value)\.(.+)", _BLOCK + "attn.{}.{}"),
@@ -147,108 +105,30 @@ _LAYOUTS = (
             (r"encoder\.block\.(\d)\.(\d+)\.attention\.output\.dense\.(.+)", _BLOCK + "attn.proj.{}"),
             (r"encoder\.block\.(\d)\.(\d+)\.mlp\.dense(\d)\.(.+)", _BLOCK + "mlp.fc{}.{}"),
         ),
-        r"encoder\.patch_embeddings\.\d\.cls_token|encoder\.layer_norm\.|classifier\.",
+        mark="encoder.patch_embeddings.0.projection.weight",
+        classifier=r"encoder\.patch_embeddings\.\d\.cls_token|encoder\.layer_norm\.|classifier\.",
+        class_row=_POSITIONS,
+        fusion=Fusion(r"(.*\.attn\.)(key|value)\.(.+)", ("key", "value"), "{}kv.{}"),
     ),
 )
-_OURS = _Layout("backbone of this project", "", ())
+_OURS = Layout("backbone of this project")
 _PREFIXES = ("backbone.", "pvt.")
 
 
-def load_backbone_weights(backbone: nn.Module, path: str | Path, *, key: str) -> CheckpointReport:
-    """Load a file into a backbone, in place.
-
-    Args:
-        backbone: any of ours.
-        path: local file that ``read_checkpoint`` reads.
-        key: that names the backbone in the configuration, for messages.
-
-    Returns:
-        What was used, renamed, left out, and what the file does not have; names start with ``backbone.``.
-
-    Raises:
-        MissingFileError: if there is no such file.
-        CheckpointError: if it cannot be read, or does not hold the whole backbone; the backbone is then unchanged.
-    """
-    weights = convert_backbone_weights(read_checkpoint(path))
-    try:
-        report = load_into(
-            nn.ModuleDict({"backbone": backbone}),
-            {f"backbone.{name}": tensor for name, tensor in weights.state.items()},
-            allow_missing=("backbone.output_norms.",),  # only the dense network has them
-        )
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{path} has the names of a {weights.layout} and does not fit this backbone. Compare {key} with the "
-            f"file's network and its depth.\n{error}"
-        ) from error
-    report.renamed = {old: f"backbone.{new}" for old, new in weights.renamed.items()}
-    report.skipped |= weights.skipped
-    return report
-
-
-def convert_backbone_weights(state: Mapping[str, Tensor]) -> BackboneWeights:
+def import_backbone(state: Mapping[str, Tensor]) -> Imported:
     """Bring the names of a weight file to those of our backbones, deciding by the names alone.
 
     A name that no rule knows is kept, so that loading reports it.
 
     Args:
         state: name -> tensor as in the file.
+
+    Raises:
+        CheckpointError: if some of the tensors to be joined are not there.
     """
-    published, _ = normalise_keys(state)
-    names, old_names = _without_prefix(published)
-    # The first layout whose mark is there: marks are names that no other layout has.
-    layout = next((layout for layout in _LAYOUTS if layout.mark in names), _OURS)
-    result = BackboneWeights(layout.name)
-    used = set(old_names.values())
-    result.skipped = {name: "not of the backbone" for name in published if name not in used}
-    for name, tensor in names.items():
-        if re.match(layout.classifier, name):
-            result.skipped[old_names[name]] = "serves classification alone"
-            continue
-        new = _renamed(name, layout.rules)
-        result.state[new] = tensor
-        if new != old_names[name]:
-            result.renamed[old_names[name]] = new
-    if layout.name.startswith("PVT"):
-        _drop_class_row(result)
-        _fuse_keys_and_values(result)
-    return result
-
-
-def _without_prefix(state: Mapping[str, Tensor]) -> tuple[State, dict[str, str]]:
-    """Names without what a larger network puts before them, and for each its name in the file."""
-    for prefix in _PREFIXES:
-        inside = [name for name in state if name.startswith(prefix)]
-        if inside:
-            old_names = {name.removeprefix(prefix): name for name in inside}
-            return {name: state[old] for name, old in old_names.items()}, old_names
-    return dict(state), {name: name for name in state}
-
-
-def _renamed(name: str, rules: tuple[tuple[str, _Target], ...]) -> str:
-    for pattern, target in rules:
-        match = re.fullmatch(pattern, name)
-        if match is not None:
-            return target(match) if callable(target) else target.format(*match.groups())
-    return name
-
-
-def _drop_class_row(weights: BackboneWeights) -> None:
-    """Published tables of the last stage have a row for the class token before those of the grid."""
-    for name, table in weights.state.items():
-        rows = table.shape[1] if name.endswith(".absolute_pos_embed") else 0
-        # h0 w0 + 1 rows in place of a square number.
-        if rows > 1 and math.isqrt(rows) ** 2 != rows and math.isqrt(rows - 1) ** 2 == rows - 1:
-            weights.state[name] = table[:, 1:]
-            weights.skipped[f"{name}[0]"] = "position of the class token"
-
-
-def _fuse_keys_and_values(weights: BackboneWeights) -> None:
-    """Stack ``key`` and ``value`` to ``kv``, in this order."""
-    for name in [name for name in weights.state if ".attn.key." in name]:
-        partner = name.replace(".attn.key.", ".attn.value.")
-        if partner not in weights.state:
-            raise CheckpointError(f"{name} is there but {partner} is not; the file is damaged")
-        fused = name.replace(".attn.key.", ".attn.kv.")
-        weights.state[fused] = torch.cat([weights.state.pop(name), weights.state.pop(partner)])
-        weights.renamed = {old: fused if new in (name, partner) else new for old, new in weights.renamed.items()}
+    imported = Imported(normalise_keys(state)[0])
+    prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in imported.state)), "")
+    imported.skip([name for name in imported.state if not name.startswith(prefix)], "not of the backbone")
+    imported.rename(lambda name: name.removeprefix(prefix))
+    imported.apply(next((layout for layout in _LAYOUTS if layout.mark in imported.state), _OURS))
+    return imported

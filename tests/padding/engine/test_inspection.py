@@ -2,13 +2,15 @@
 """The frame of the methods' plots: images by number or id, curves of named folders, numbers beside the picture."""
 
 import json
-from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from detectron2.config import CfgNode
 
-from padding.engine.inspection import Curves, Inspection, Strip, draw_plots
+from padding.data.class_split import ClassSplit
+from padding.engine.inspection import Curves, Inspection, Strip, choose_entries, draw_plots
 from tests.tiny_data import tiny_split
 
 STRIP = ["strip", "--config-file", "c.yaml", "--weights", "w.pth", "--output", "x.png"]
@@ -23,6 +25,16 @@ class Named:
 
 
 class Stems(Inspection[str]):
+    architecture = "Stems"
+
+    @classmethod
+    def open(cls, config_file: str | Path, weights: str, opts: Sequence[str] = (), **chosen: Any) -> "Stems":
+        assert (config_file, weights) == ("c.yaml", "w.pth")
+        return cls(CfgNode(), None, **chosen)
+
+    def prepare(self, cfg: CfgNode, model: None) -> tuple[ClassSplit, list[dict[str, Any]]]:
+        return tiny_split(), [{"file_name": f"{name}.png", "image_id": name} for name in "abcdef"]
+
     def inspect(self, entry: dict[str, Any]) -> str:
         return Path(entry["file_name"]).stem
 
@@ -30,11 +42,7 @@ class Stems(Inspection[str]):
 def run(words: list[str]) -> tuple[Path, list[Any]]:
     drawn: list[Any] = []
 
-    def inspect(args: Namespace) -> Stems:
-        entries = [{"file_name": f"{name}.png", "image_id": name} for name in "abcdef"]
-        return Stems(entries, tiny_split(), number=args.images, ids=args.ids, what="image")
-
-    strip = Strip("images", inspect, lambda path, images, inspection: drawn.extend([*images, len(inspection)]))
+    strip = Strip("images", Stems, lambda path, images, inspection: drawn.extend([*images, len(inspection)]))
     curves = Curves(
         "curves",
         "numbers",
@@ -62,3 +70,26 @@ def test_curves_are_named_and_their_numbers_written(tmp_path: Path) -> None:
     assert output == tmp_path / "x.png"
     expected = [{"folder": "a/b", "name": "one!"}, {"folder": "c", "name": "!"}]
     assert [curve.content for curve in drawn] == json.loads((tmp_path / "x.json").read_text()) == expected
+
+
+# --------------------------------------------------------------------------------------------- choosing entries
+
+ENTRIES: list[dict[str, Any]] = [{"file_name": f"a/{name}.png", "image_id": i} for i, name in enumerate("pqrstuvwxy")]
+
+
+def ids(entries: list[dict[str, Any]]) -> list[int]:
+    return [entry["image_id"] for entry in entries]
+
+
+@pytest.mark.parametrize(("number", "chosen"), [(1, [0]), (2, [0, 9]), (4, [0, 3, 6, 9]), (0, [*range(10)])])
+def test_spread_from_the_first_to_the_last(number: int, chosen: list[int]) -> None:
+    assert ids(choose_entries(ENTRIES, number=number)) == chosen
+    assert choose_entries(ENTRIES, number=99) == ENTRIES
+
+
+def test_by_id_or_stem_in_the_order_asked_for() -> None:
+    assert ids(choose_entries(ENTRIES, ids=["s", "0"], number=5)) == [3, 0]
+    twice = [*ENTRIES, {"file_name": "b/s.png", "image_id": 77}]
+    assert ids(choose_entries(twice, ids=["s"])) == [3, 77]
+    with pytest.raises(ValueError, match="no test image is called z, 44; the first ones are 0, p, 1, q"):
+        choose_entries(ENTRIES, ids=["z", "p", "44"], what="test image")

@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from padding.engine import add_core_config
-from padding.engine.part_export import check_export, standalone_cfg, write_export
+from padding.engine.part_export import Part, export_part
 from padding.errors import CheckpointError
 from padding.modeling.weights.checkpoint import read_checkpoint
 
@@ -33,40 +33,51 @@ def cfg() -> CfgNode:
     return found
 
 
+HALF = Part("half", "a.b", "Whole", "weight", lambda whole: dict(whole), lambda _: {"TEST.BEST_METRIC": "x"})
+
+
+def written(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    torch.save({"model": state, "iteration": 3}, folder / "w.pth")
+    return folder / "w.pth"
+
+
 def test_copy_runs_anywhere_and_the_whole_is_untouched(cfg: CfgNode) -> None:
     before = cfg.dump()
-    own = standalone_cfg(cfg, Path("a/b.pth"))
+    own = HALF.cfg(cfg, Path("a/b.pth"))
     assert (own.MODEL.WEIGHTS, own.OUTPUT_DIR, own.MODEL.DEVICE) == ("a/b.pth", "a/b", "cuda")
     assert own.TEST.EXPECTED_RESULTS == []
-    assert not own.is_frozen()
+    assert own.TEST.BEST_METRIC == "x"
+    assert own.is_frozen()
     assert cfg.dump() == before
 
 
 def test_weights_and_configuration_are_written_together(cfg: CfgNode, tmp_path: Path) -> None:
     weights = tmp_path / "deep" / "part.pth"
     state = {"weight": torch.rand(3, 2), "bias": torch.rand(3)}
-    target = write_export(standalone_cfg(cfg, weights), state, weights, source="w", what="half", header="A half.")
+    whole = written(tmp_path, state)
+    target = export_part(cfg, whole, weights, HALF)
     assert target == tmp_path / "deep" / "part.yaml"
-    assert target.read_text().startswith("# A half.\n")
+    assert target.read_text().startswith(f"# The half of {whole}; written by python -m a.b.\n")
     assert "META_ARCHITECTURE: OneLinear" in target.read_text()
     assert all(torch.equal(value, state[name]) for name, value in read_checkpoint(weights).items())
     assert {path.name for path in weights.parent.iterdir()} == {"part.pth", "part.yaml"}
 
 
 def test_nothing_is_written_if_weights_do_not_fit(cfg: CfgNode, tmp_path: Path) -> None:
-    state = {"weight": torch.rand(3, 3), "scale": torch.rand(3)}
+    whole = written(tmp_path, {"weight": torch.rand(3, 3), "scale": torch.rand(3)})
     message = (
         r"w\.pth does not hold the half .*: parameters 1 missing \(first: bias\), 1 unexpected \(first: scale\), "
         r"1 of another shape \(first: weight\); use the configuration"
     )
     with pytest.raises(CheckpointError, match=message):
-        write_export(cfg, state, tmp_path / "x.pth", source="w.pth", what="half", header="")
-    assert not list(tmp_path.iterdir())
+        export_part(cfg, whole, tmp_path / "x.pth", HALF)
+    with pytest.raises(CheckpointError, match=r"no parameter 'weight\*': the checkpoint holds a, c; is it Whole's\?"):
+        HALF.state({"a.b": torch.rand(3), "c": torch.rand(3)})
+    assert list(tmp_path.iterdir()) == [whole]
 
 
-def test_names_of_files_are_checked(tmp_path: Path) -> None:
-    check_export("model.pth", tmp_path / "other.pth")
+def test_names_of_files_are_checked(cfg: CfgNode, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"part\.pkl: weights are written to a \.pth file"):
-        check_export("model.pth", "part.pkl")
+        export_part(cfg, "model.pth", "part.pkl", HALF)
     with pytest.raises(ValueError, match="is the checkpoint to be read"):
-        check_export(tmp_path / "model.pth", tmp_path / "x" / ".." / "model.pth")
+        export_part(cfg, tmp_path / "model.pth", tmp_path / "x" / ".." / "model.pth", HALF)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from padding.errors import CheckpointError
 from padding.modeling.deeplab import DeepLabOptions, DeepLabV3PlusHead
 from padding.modeling.timm_backbone import TimmBackbone
-from padding.modeling.weights.backbones import convert_backbone_weights, load_backbone_weights
-from padding.modeling.weights.checkpoint import CheckpointReport
+from padding.modeling.weights.backbones import import_backbone
+from padding.modeling.weights.loading import load_backbone_weights
+from padding.modeling.weights.report import CheckpointReport
 from tcc.pvt import PVT, PVTArchitecture, build_pvt
 from tcc.students import Student, build_resnet
 
@@ -100,7 +101,7 @@ def test_timm_names_its_resnet_like_torchvision() -> None:
     with torch.device("meta"):
         theirs = timm.create_model("resnet50").state_dict()
         own = build_resnet("resnet50", output_stride=16).state_dict()
-    found = convert_backbone_weights(theirs).state
+    found = import_backbone(theirs).state
     assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in own.items()}
 
 
@@ -236,7 +237,7 @@ def test_authors_file_of_pvt_small_has_the_published_number_of_tensors() -> None
         published = authors_pvt(build_pvt("pvt_small"))
         assert len(published) == 301
         own = build_pvt("pvt_small").state_dict()
-        found = convert_backbone_weights(published).state
+        found = import_backbone(published).state
     assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in own.items()}
 
 
@@ -244,7 +245,7 @@ def test_a_split_key_without_its_value_is_refused() -> None:
     state = huggingface_pvt(PVT(TINY_PVT))
     del state["pvt.encoder.block.0.0.attention.self.value.bias"]
     with pytest.raises(CheckpointError, match=r"attn.key.bias is there but .*attn.value.bias is not"):
-        convert_backbone_weights(state)
+        import_backbone(state)
 
 
 @pytest.mark.reference
@@ -257,7 +258,7 @@ def test_transformers_pvt_gives_our_maps() -> None:
     reference = randomised(transformers.PvtForImageClassification(config))
     architecture = PVTArchitecture(channels=(8, 16, 24, 32), depths=(2, 1, 2, 1), heads=(1, 2, 3, 4))
     network = PVT(architecture).eval()
-    network.load_state_dict(convert_backbone_weights(reference.state_dict()).state)
+    network.load_state_dict(import_backbone(reference.state_dict()).state)
     encoder = reference.pvt.encoder
     last = encoder.patch_embeddings[3]
     last.cls_token = None
@@ -300,7 +301,7 @@ def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path: Pat
 
 def test_a_deep_stem_is_refused() -> None:
     with torch.device("meta"):
-        found = convert_backbone_weights(timm.create_model("resnet26d").state_dict())
+        found = import_backbone(timm.create_model("resnet26d").state_dict())
     assert "conv1.0.weight" in found.state  # kept under its own name, so that loading reports it
     assert "stem.conv1.weight" not in found.state
 

@@ -15,7 +15,8 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from padding.errors import CheckpointError
-from padding.modeling.weights.checkpoint import load_into, read_checkpoint
+from padding.modeling.weights.checkpoint import read_checkpoint
+from padding.modeling.weights.loading import load_into
 from padding.modeling.weights.segmentors import import_huggingface, import_mask2former, layout_of
 from tests.hf_layout import to_huggingface
 
