@@ -24,7 +24,7 @@ from padding.engine.label_map import label_map_of
 from padding.errors import ConfigError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.saliency import saliency_at_size
-from padding.evaluation.semantic import SemanticGroundTruth, read_label_map
+from padding.evaluation.semantic import SemanticGroundTruth
 from padding.modeling.label_space import class_split_of
 
 __all__ = ["Inspected", "Inspection", "image_miou", "open_trained", "saliency_mae"]
@@ -134,7 +134,7 @@ class Inspection(inspection.Inspection[Inspected]):
     def _true_labels(self, file_name: str) -> Labels | None:
         for truth in self._truths:
             if file_name in truth.files:
-                labels = read_label_map(truth.file_of(file_name), truth.label_map)
+                labels = truth.labels_of(file_name)
                 return np.where(labels == truth.ignore_label, IGNORE_LABEL, labels)
         return None
 

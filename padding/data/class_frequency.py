@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from padding.data.catalog import class_split_of
 from padding.data.files import write_json
+from padding.data.readers import read_label_map
 from padding.data.saliency.stream import load_segmentation_entries
 from padding.data.sample import IGNORE_LABEL
-from padding.data.targets import check_label_range, read_label_map, translate_labels
+from padding.data.targets import check_label_range, translate_labels
 from padding.errors import ConfigError, DataError, MissingFileError
 
 __all__ = [

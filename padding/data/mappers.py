@@ -33,6 +33,7 @@ from padding.data.augmentation import (
     with_rotation,
 )
 from padding.data.catalog import class_split_of
+from padding.data.readers import read_label_map, read_panoptic_ids
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX
 from padding.errors import ConfigError, DataError, MissingFileError
 
@@ -250,7 +251,7 @@ class Mapper:
         self, sample: Mapping[str, Any], name: str, size: tuple[int, int], transforms: TransformList
     ) -> torch.Tensor:
         path = _required(sample, f"{name}_file_name")
-        grey = targets.read_label_map(path)
+        grey = read_label_map(path)
         targets.check_size(path, grey.shape, {"height": size[0], "width": size[1]})
         if grey.dtype != np.uint8:
             raise DataError(f"{path}: a continuous map is an 8-bit grey image, this one has {grey.dtype}; convert it")
@@ -321,7 +322,7 @@ class SemanticMapper(Mapper):
             index = _read_segment_index(sample, size)
             return targets.semantic_labels(index, sample["segments_info"], ignore_label=self.ignore_label), None
         path = _required(sample, "sem_seg_file_name")
-        labels = targets.read_label_map(path)
+        labels = read_label_map(path)
         targets.check_size(path, labels.shape, {"height": size[0], "width": size[1]})
         if self.label_map is not None:
             labels = targets.translate_labels(labels, self.label_map, path=path)
@@ -431,7 +432,7 @@ class InstanceMapper(Mapper):
 
 def _read_segment_index(sample: Mapping[str, Any], size: tuple[int, int]) -> targets.LabelMap:
     path = _required(sample, "pan_seg_file_name")
-    ids = targets.read_panoptic_ids(path)
+    ids = read_panoptic_ids(path)
     targets.check_size(path, ids.shape, {"height": size[0], "width": size[1]})
     return targets.segment_index_map(
         ids, sample["segments_info"], void_ids=sample.get("void_segment_ids", ()), path=path

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from padding.data.targets import read_label_map
+from padding.data.readers import read_label_map
 from padding.engine import TRAINER_REGISTRY
 from psi.inspection import DenseReader, Inspection, open_trained
 from psi.label_report import ClassCounts, LabelReport, main, measure

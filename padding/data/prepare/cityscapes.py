@@ -8,9 +8,10 @@ import numpy.typing as npt
 
 from padding.data.loaders.listed_images import read_id_list
 from padding.data.prepare.label_conversion import LabelPair
+from padding.data.readers import read_label_map
 from padding.data.roots import splits_dir
 from padding.data.sets.cityscapes import TRAIN_ID_NAME, cityscapes_label_map
-from padding.data.targets import read_label_map, translate_labels
+from padding.data.targets import translate_labels
 from padding.errors import PreparationError
 
 __all__ = ["cityscapes_label_pairs", "read_label_ids"]

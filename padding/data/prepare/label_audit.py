@@ -17,22 +17,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from padding.data.catalog import class_split_of, register_all
 from padding.data.folders import folder_classes, own_label_map
 from padding.data.loaders.listed_images import load_listed_images, read_id_list
+from padding.data.readers import displayed_size, opened_image, read_label_map
 from padding.data.registration import registered_names
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.semi_splits import select_entries
-from padding.data.targets import read_label_map
-from padding.errors import ConfigError, DataError, run_command
+from padding.errors import ConfigError, run_command
 
-__all__ = ["LabelAudit", "audit_labels", "displayed_size", "main"]
+__all__ = ["LabelAudit", "audit_labels", "main"]
 
 _SHOWN = 3
-_ORIENTATION = 0x0112  # tag of EXIF; 5 to 8 swap height and width
 
 
 @dataclass
@@ -125,7 +123,7 @@ def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, in
     try:
         labels = read_label_map(path)
         size = displayed_size(entry["file_name"])
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             audit.palette_files += image.mode == "P"
     except (ValueError, OSError) as error:
         audit.unreadable.append(str(error))
@@ -146,17 +144,6 @@ def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, in
             audit.outside.setdefault(value, []).append(path)
     if labeled == 0 and set(values).isdisjoint(audit.outside):
         audit.all_void.append(path)
-
-
-def displayed_size(path: str) -> tuple[int, int]:
-    """(h, w) of an image as the mappers read it, turned by its EXIF entry; its pixels are not decoded."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: the image cannot be decoded ({error})") from error
-    return (width, height) if turned else (height, width)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from padding.data.prepare.label_audit import displayed_size
+from padding.data.readers import displayed_size, opened_image
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 
 __all__ = ["SaliencyAudit", "audit_saliency"]
@@ -119,10 +118,10 @@ def _audit_one(audit: SaliencyAudit, entry: Mapping[str, Any]) -> None:
         audit.empty.append(path)
     try:
         size = displayed_size(entry["file_name"])
-        with Image.open(entry["file_name"]) as image:
+        with opened_image(entry["file_name"]) as image:
             image.load()  # a file that was cut has a sound header
     except (ValueError, OSError) as error:
-        audit.unreadable.append(f"{entry['file_name']}: {error}")
+        audit.unreadable.append(str(error))
         return
     if saliency.shape != size:
         h, w = saliency.shape

@@ -9,8 +9,8 @@ import torch
 from detectron2.data.catalog import Metadata
 from PIL import Image
 
+from padding.data.readers import read_label_map
 from padding.engine.label_map import UNLABELED, class_colors, label_map_of, semantic_labels, write_label_map
-from padding.evaluation.semantic import read_label_map
 
 
 def test_labels_come_back_from_the_file_with_their_colors(tmp_path: Path) -> None:
