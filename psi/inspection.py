@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
-from padding.data.catalog import class_split_of
+from padding.data.class_split import class_split_of
 from padding.data.mappers import SemanticMapper, build_mapper
 from padding.data.sample import DatasetDict
 from padding.data.sets.scribbles import label_key

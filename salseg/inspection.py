@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
+from padding.data.class_split import class_split_of
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.sets.scribbles import label_key
@@ -25,7 +26,6 @@ from padding.errors import ConfigError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.saliency import saliency_at_size
 from padding.evaluation.semantic import SemanticGroundTruth
-from padding.modeling.label_space import class_split_of
 
 __all__ = ["Inspected", "Inspection", "image_miou", "open_trained", "saliency_mae"]
 

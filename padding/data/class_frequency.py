@@ -23,7 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from padding.data.catalog import class_split_of
+from padding.data.class_split import class_split_of
 from padding.data.files import write_json
 from padding.data.readers import read_label_map
 from padding.data.saliency.stream import load_segmentation_entries

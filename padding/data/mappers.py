@@ -32,7 +32,7 @@ from padding.data.augmentation import (
     with_labeled_crops,
     with_rotation,
 )
-from padding.data.catalog import class_split_of
+from padding.data.class_split import class_split_of
 from padding.data.readers import read_label_map, read_panoptic_ids
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX
 from padding.errors import ConfigError, DataError, MissingFileError

@@ -12,8 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from padding.data.augmentation import View, resize_for_test
-from padding.data.catalog import class_split_of
-from padding.data.class_split import ClassSplit
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.engine.commands import load_model
 from padding.engine.label_map import semantic_labels
 from padding.engine.trainer import TRAINER_REGISTRY

@@ -11,8 +11,8 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from padding.data.catalog import class_split_of, register_all
-from padding.data.class_split import ClassSplit
+from padding.data.catalog import register_all
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.data.sets.saliency import register_derived_saliency
 from padding.engine import TRAINER_REGISTRY
 from salseg.figures import draw_strips

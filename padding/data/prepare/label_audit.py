@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from padding.data.catalog import class_split_of, register_all
+from padding.data.catalog import register_all
+from padding.data.class_split import class_split_of
 from padding.data.folders import folder_classes, own_label_map
 from padding.data.loaders.listed_images import load_listed_images, read_id_list
 from padding.data.readers import displayed_size, opened_image, read_label_map

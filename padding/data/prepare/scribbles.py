@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from padding.data.class_split import ClassSplit
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.data.files import save_png, write_bytes
 from padding.data.prepare.panoptic_audit import map_tasks
 from padding.data.readers import displayed_size, read_label_map
-from padding.data.registration import class_split_of
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING
 from padding.data.scribbles.folder import ScribbleFolder
 from padding.data.scribbles.polylines import AnnotatedImage, draw_scribbles, parse_scribble_xml, scribble_xml
