@@ -37,11 +37,11 @@ def find_rows(method: str, data: str, only: Sequence[str] = (), configs: Path = 
     Raises:
         MissingFileError: if there are none, or one of ``only`` is not among them.
     """
-    own = configs / f"{data}_{method}.yaml"
-    found = sorted((configs / "ablations" / method).glob(f"{data}_*.yaml"))
-    rows = {path.stem.removeprefix(f"{data}_"): path for path in found}
-    if own.is_file():
-        rows[method] = own
+    method_file = configs / f"{data}_{method}.yaml"
+    files = sorted((configs / "ablations" / method).glob(f"{data}_*.yaml"))
+    rows = {path.stem.removeprefix(f"{data}_"): path for path in files}
+    if method_file.is_file():
+        rows[method] = method_file
     unknown = [name for name in only if name not in rows]
     if not rows or unknown:
         raise MissingFileError(
@@ -128,7 +128,7 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequenc
 def to_table(summary: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str]) -> str:
     """Markdown: mean and spread over the seeds; a metric that stays below 1 is a fraction and gets three decimals."""
     values = {name: [abs(v) for numbers in summary.values() for v in numbers[name]] for name in names}
-    digits = {name: 3 if max(found, default=1.0) < 1 else 1 for name, found in values.items()}
+    digits = {name: 3 if max(of_metric, default=1.0) < 1 else 1 for name, of_metric in values.items()}
     lines = [
         [
             row,

@@ -179,9 +179,9 @@ def map_difference(inputs: tuple[Features, Labels], case: Case) -> float:
         return max(float((loop - vectorised).abs().max()) for loop, vectorised in pairs)
 
 
-def relative_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def relative_difference(computed: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Largest difference of tensors, each relative to the largest entry of what is expected."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(computed, expected, strict=True))
 
 
 def float64_differences(case: Case) -> dict[str, float]:

@@ -110,11 +110,11 @@ def _paint(ids: np.ndarray, centres: np.ndarray, axes: np.ndarray, height: int, 
 
 
 def _segments(id_map: np.ndarray, ids: np.ndarray, classes: np.ndarray, crowd: np.ndarray) -> list[dict[str, int]]:
-    found = dict(zip(*(part.tolist() for part in np.unique(id_map, return_counts=True)), strict=True))
+    areas = dict(zip(*(part.tolist() for part in np.unique(id_map, return_counts=True)), strict=True))
     return [
-        {"id": int(i), "category_id": int(c), "iscrowd": int(k), "area": found[int(i)]}
+        {"id": int(i), "category_id": int(c), "iscrowd": int(k), "area": areas[int(i)]}
         for i, c, k in zip(ids, classes, crowd, strict=True)
-        if int(i) in found
+        if int(i) in areas
     ]
 
 

@@ -41,8 +41,8 @@ def draw(size: int, channels: int, batch: int) -> tuple[list[Tensor], list[Tenso
 def step(backend: str, levels: Sequence[Tensor], probes: Sequence[Tensor]) -> list[Tensor]:
     """Aggregates of every level, then the gradient of every level."""
     query = levels[GRAPH.destination] * levels[0].shape[1] ** -0.5
-    found = propagate_patterns(query, levels, levels, GRAPH, backend=backend).aggregates
-    return [*(maps.detach() for maps in found), *torch.autograd.grad(found, levels, probes)]
+    aggregates = propagate_patterns(query, levels, levels, GRAPH, backend=backend).aggregates
+    return [*(maps.detach() for maps in aggregates), *torch.autograd.grad(aggregates, levels, probes)]
 
 
 def peak_megabytes(backend: str, size: int, channels: int, batch: int) -> float:

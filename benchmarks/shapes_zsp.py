@@ -37,7 +37,7 @@ from padding.modeling.maskformer import MaskFormer
 from padding.study.ablation import METHODS_OF_TABLE_1, rows_of_table
 from padding.study.curve import draw_curve, sweep_results
 from padding.study.seen_bias import QUANTITIES, postprocess_with_bias, raw_predictions, sweep_model
-from padding.study.table_rows import Study, run_once, sweep_table
+from padding.study.table_rows import AblationRuns, run_once, sweep_table
 
 BACKBONE, SEGMENTOR, SECOND_STAGE = (
     f"configs/{name}.yaml" for name in ("shapes_backbone", "shapes_zsp_pretrain", "shapes_zsp")
@@ -148,12 +148,12 @@ def run(preset: Preset, output: Path) -> dict[str, Any]:
     started = time.perf_counter()
     prepare_data(output / "data", preset)
     options = ("MODEL.WEIGHTS", train_segmentor(output, preset), *_iterations(preset.second_stage_iterations))
-    study = Study(SECOND_STAGE, options, output)
+    ablation = AblationRuns(SECOND_STAGE, options, output)
     every_row = rows_of_table("1", load_config(SECOND_STAGE))
     rows = {row.label: row for row in every_row if row.name in preset.rows}
     results = {
         label: [
-            study.measure(row, seed, "panoptic", measure)
+            ablation.measure(row, seed, "panoptic", measure)
             for seed in (preset.seeds if row.trained else preset.seeds[:1])
         ]
         for label, row in rows.items()
@@ -177,7 +177,9 @@ def run(preset: Preset, output: Path) -> dict[str, Any]:
     }
     draw_curve(output / "seen_unseen_curve.png", curves)
     main, seed = rows[MAIN_ROW], preset.seeds[0]
-    draw_sheet(output / "contact_sheet.png", study.configure(main, seed, "MODEL.WEIGHTS", study.train(main, seed)))
+    draw_sheet(
+        output / "contact_sheet.png", ablation.configure(main, seed, "MODEL.WEIGHTS", ablation.train(main, seed))
+    )
     print(f"\n{table(results, 'simple')}\n\n{metrics['seconds']:.0f} s; pictures and numbers are in {output}")
     return metrics
 

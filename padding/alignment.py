@@ -31,6 +31,7 @@ class FeatureEncoder(nn.Module):
         check_choice("MODEL.PADING.DISENTANGLE.ARCH", arch, ARCHITECTURES)
         first, last = nn.Linear(in_channels, in_channels), nn.Linear(in_channels, out_channels)
         activation = (nn.LeakyReLU(NEGATIVE_SLOPE), nn.Dropout(dropout))
+        # As released, two linear maps in a row are one, and the activation at the end cuts negative parts.
         layers = (first, *activation, last) if arch == "ours" else (first, last, *activation)
         self.encoder = nn.Sequential(*layers)
 
@@ -82,6 +83,7 @@ class RelationNet(nn.Module):
         weight = self.fc1.weight
         rows = features @ weight[:, : self.channels].T
         cols = embeddings @ weight[:, self.channels :].T + self.fc1.bias
+        # W [f; e] = W_f f + W_e e, then (n, 1, hidden) + (1, C, hidden).
         hidden = torch.relu(rows[:, None, :] + cols[None, :, :])
         return torch.sigmoid(self.fc2(hidden)).squeeze(2)
 
@@ -112,5 +114,6 @@ def disentangle(
     if not variational:
         return Disentangled(related, unrelated, None, decoder(related, unrelated))
     mean, log_variance = unrelated.chunk(2, dim=1)
+    # sigma = exp(log_variance / 2); the gradient passes through mean and variance, not through the draw.
     sample = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
     return Disentangled(related, mean, log_variance, decoder(related, sample))

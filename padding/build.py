@@ -157,6 +157,7 @@ def _build_disentangle(node: CfgNode, channels: int, width: int) -> DisentangleM
         return None
     check_choice("MODEL.PADING.DISENTANGLE.RELATION", options.RELATION, ("dot", "relation_net"))
     shared = {"arch": options.ARCH, "dropout": options.DROPOUT}
+    # The variational encoder gives means and log-variances side by side, 2 D.
     unrelated_channels = 2 * channels if options.UNRELATED == "vae" else channels
     return DisentangleModules(
         related=FeatureEncoder(channels, width, **shared),
@@ -207,6 +208,7 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
         generator=generator,
         projection=projection,
         primitives=primitives,
+        # E_R maps to the semantic side, where related parts meet the embeddings: E wide, or D if projected.
         disentangle=_build_disentangle(node, channels, channels if project_targets else width),
         structure=structure,
         mmd=_build_mmd_options(node),

@@ -88,6 +88,7 @@ def repair_class_head(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, boo
     Returns:
         Weight and bias with the last row that is not zero moved to the end, and whether anything was moved.
     """
+    # The last row that is not all zero is no-object's.
     used = (weight.flatten(1).any(dim=1) | bias.bool()).nonzero().squeeze(1)
     if len(used) == 0 or int(used[-1]) == len(bias) - 1:
         return weight, bias, False
@@ -113,6 +114,7 @@ def fit_class_head(rows: Tensor, class_ids: Sequence[int], num_classes: int, ini
     Raises:
         CheckpointError: for any other number of rows.
     """
+    # The classes of the file decide: C + 1 rows are a segmentor's, K + 1 a PADing's or a widened one.
     if len(rows) == len(class_ids) + 1:
         return rows, widen_rows(rows, class_ids, initial)
     if len(rows) == num_classes + 1:
@@ -143,6 +145,7 @@ def load_padding_weights(model: PADing, path: str, *, complete: bool) -> Checkpo
         return load_weights(model, path, complete=True)
     state, _ = normalise_keys(read_checkpoint(path))
     if described is not None:
+        # Added classes belong to no data set: the heads must fit the configured one.
         _drop_added_rows(state, model, described, path)
     names = [f"{HEAD}.{parameter}" for parameter in _PARAMETERS]
     if all(name in state for name in names):
@@ -191,6 +194,7 @@ def _adopt_label_space(model: PADing, described: Mapping[str, Any], path: str) -
     """Widen a model by the classes that the checkpoint has in addition."""
     split, embeddings = _read_label_space(described, path)
     names = model.label_space.names
+    # A prefix, in its order: ids of known classes stay what they are.
     if split.names[: len(names)] != names:
         other = next((a, b) for a, b in zip((*split.names, None), names, strict=False) if a != b)
         raise CheckpointError(
@@ -224,8 +228,8 @@ def _fit_parameter(
         repaired: the checkpoint's head was widened by the released converter.
     """
     rows = state[f"{HEAD}.{parameter}"]
-    own, num_classes, options = model.state_dict(), model.num_test_classes, model.options
-    initial = own.get(f"{CLASSIFIER}.{parameter}", torch.zeros(num_classes + 1, *rows.shape[1:]))
+    model_state, num_classes, options = model.state_dict(), model.num_test_classes, model.options
+    initial = model_state.get(f"{CLASSIFIER}.{parameter}", torch.zeros(num_classes + 1, *rows.shape[1:]))
     if options.unseen_init == "zeros":
         initial = torch.zeros_like(initial)
     narrow, wide = fit_class_head(rows, model.class_ids, num_classes, initial)

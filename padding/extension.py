@@ -280,6 +280,7 @@ def extend_model(
     start = time.perf_counter()
     old_split = model.label_space
     names = split.names[old_split.num_classes :]
+    # Both sides in the order of the wide label space: old classes, added ones, no-object.
     real = statistics.for_label_space(split.names)
     if model.generation is not None and not old_split.unseen_ids:
         raise CheckpointError("the model has no unseen class yet, against which new ones could be balanced")
@@ -298,6 +299,7 @@ def _fit(
 ) -> tuple[float, Balance, Balance, float]:
     """Fit and set the rows of a widened model; change of old logits, both balances, shift."""
     num_old, num_all = old_split.num_classes, model.num_test_classes
+    # Old rows [0, K) and no-object, the last: those whose logits must not move.
     kept = [*range(num_old), num_all]
     rows = Rows(model.new_fc.weight.detach(), model.new_fc.bias.detach())
     old = Rows(rows.weight[kept], rows.bias[kept])
@@ -308,6 +310,7 @@ def _fit(
     fitting = _synthesise(model, options.num_per_class, weight, options.seed)
     # The balance is measured on features that the fit has not seen.
     measuring = _synthesise(model, -(-options.num_per_class // _MEASURED_PART), weight, options.seed + 1)
+    # Real features of all old classes and no-object, synthetic ones of unseen classes, old and new.
     data = WeightedFeatures(*(torch.cat(pair) for pair in zip(real, fitting, strict=True)))
     added = fit_added_rows(
         old, data, num_all - num_old, weight_decay=options.weight_decay, iterations=options.iterations
@@ -316,9 +319,11 @@ def _fit(
     of_new = measuring.labels >= num_old
     own_old, own_new = (WeightedFeatures(*(part[mask] for part in measuring)) for mask in (~of_new, of_new))
     rivals = torch.tensor([*old_split.seen_ids, num_all], device=model.device)
+    # False alarms and misses of the old unseen classes are the measure; the shift gives new ones the same ratio.
     before = balance(score_group(old, old_ids, rivals.clamp(max=num_old), real, own_old))
     scores = score_group(with_added_rows(old, added), new_ids, rivals, real, own_new)
     shift = 0.0 if options.refit else balancing_shift(scores, before.log_ratio)
+    # A bias common to all new rows moves that ratio and leaves their order.
     final = with_added_rows(old, Rows(added.weight, added.bias + shift))
     if options.refit:
         final = refit_all_rows(final, data, weight_decay=options.weight_decay, iterations=options.iterations)
@@ -335,6 +340,7 @@ def _weight_of_unseen_class(model: PADing, old_split: ClassSplit, options: Exten
     """Weight of all synthetic features of one unseen class, for each image of the training."""
     num_unseen = len(old_split.unseen_ids)
     drawn = min(model.options.classes_per_iter or num_unseen, num_unseen)
+    # As in a training iteration: NUM_PER_CLASS rows of each class drawn, which is drawn in some iterations only.
     features_per_image = model.options.num_per_class * drawn / num_unseen / options.images_per_iteration
     return model.options.unseen_weight * features_per_image
 
@@ -346,6 +352,7 @@ def _synthesise(model: PADing, num_per_class: int, weight: float, seed: int) -> 
     was_training = model.training
     with preserved_random_state():
         torch.manual_seed(seed)
+        # The generator's dropout belongs to the distribution that the classifier was trained on.
         model.train()
         features = torch.cat([model.synthesise(part).float() for part in labels.split(_CHUNK)])
         model.train(was_training)

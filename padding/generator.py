@@ -45,8 +45,10 @@ class PrimitiveTransformerLayer(nn.Module):
     def forward(self, x: Tensor, primitives: Tensor) -> Tensor:
         """(n, D), (P, D) -> (n, D)."""
         x = self.norm1(x + self.dropout(self._attend_to_itself(x)))
+        # All n conditions query the same P primitives: no (n, P, D) copy of them.
         attended = self.multihead_attn(x, primitives, primitives, need_weights=False)[0]
         x = x + self.dropout(attended)
+        # Z of Eq. 1, in evaluation too: a class has a distribution of features, not one.
         x = self.norm2(x + _noise_like(x, self.noise_std))
         hidden = self.dropout(torch.relu(self.linear1(x)))
         return self.norm3(x + self.dropout(self.linear2(hidden)))
@@ -54,6 +56,7 @@ class PrimitiveTransformerLayer(nn.Module):
     def _attend_to_itself(self, x: Tensor) -> Tensor:
         attention = self.self_attn
         channels = attention.embed_dim
+        # Rows 2 D to 3 D of the joint projection are the values'; queries and keys cannot matter with a single key.
         values = F.linear(x, attention.in_proj_weight[2 * channels :], attention.in_proj_bias[2 * channels :])
         # The published layer drops attention weights: here the single weight of each head.
         heads = values.new_ones(len(x), attention.num_heads, 1)
@@ -142,6 +145,7 @@ class PrimitivePaper(nn.Module):
             primitives = self.graph(primitives)
         x = conditions
         for query, key, value, output in zip(self.queries, self.keys, self.values, self.outputs, strict=True):
+            # (n, P) attention of each condition to the primitives, scaled by 1 / sqrt(d).
             scores = query(x) @ key(primitives).T * x.shape[1] ** -0.5
             mixed = self.dropout(scores.softmax(1)) @ value(primitives)
             x = output(mixed + x + _noise_like(x, self.noise_std))
@@ -167,4 +171,5 @@ class Gmmn(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(n, E) -> (n, D)."""
+        # E numbers of noise beside the E of the embedding: (n, 2 E).
         return self.network(torch.cat([embeddings, _noise_like(embeddings, self.noise_std)], dim=1))

@@ -155,10 +155,10 @@ def fit_to_network(cfg: CfgNode, imported: Imported, file_names: Sequence[str] =
         _check_second_stage(model, imported, report)
     else:
         report = load_into(model, imported.state)
-    own = model.state_dict()
-    report.renamed = {old: new for old, new in imported.renamed.items() if new in own}
+    model_state = model.state_dict()
+    report.renamed = {old: new for old, new in imported.renamed.items() if new in model_state}
     report.skipped = imported.skipped | report.skipped
-    return {name: own[name].detach().cpu() for name in report.matched}, report
+    return {name: model_state[name].detach().cpu() for name in report.matched}, report
 
 
 def _check_second_stage(model: nn.Module, imported: Imported, report: CheckpointReport) -> None:

@@ -98,6 +98,7 @@ class DivergenceOptions:
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """(m, D), (n, D) -> (m, n) squared Euclidean distances, >= 0."""
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: one product in place of (m, n, D) differences. Rounding may leave it below 0.
     products = a.square().sum(1)[:, None] + b.square().sum(1)[None, :] - 2.0 * a @ b.T
     return products.clamp_min(0.0)
 
@@ -113,6 +114,7 @@ def _kernel_variances(distances: Tensor, sigmas: Sequence[float], bandwidth: str
     if bandwidth == "sigma":
         return [sigma * sigma for sigma in sigmas]
     n = len(distances)
+    # Distinct rows only: the zeros of the diagonal would pull the median down.
     pairs = distances.detach()[torch.ones(n, n, dtype=torch.bool, device=distances.device).triu(1)]
     # Two samples at least: one real and one synthetic row always form a pair.
     median = pairs.median().clamp_min(EPSILON)
@@ -135,6 +137,7 @@ def _normalised_blocks(
     Returns:
         (G,) sums and (G,) counts of pairs.
     """
+    # (m, G) * ((m, n) @ (n, G)): entry (i, g) is the kernel's sum from row i to the columns of its group.
     sums = (groups_a * (kernel @ groups_b)).sum(0)
     sizes_a, sizes_b = groups_a.sum(0), groups_b.sum(0)
     counts = sizes_a * sizes_b
@@ -155,6 +158,7 @@ def _memberships(
     if real_labels is None or fake_labels is None:
         raise ValueError(f"Grouping '{grouping}' needs the labels of the real and of the synthetic features; got None.")
     classes = torch.unique(real_labels)
+    # Groups that only one side has say nothing about the distance of the two.
     classes = classes[torch.isin(classes, fake_labels)]
     real_groups = (real_labels[:, None] == classes).to(real.dtype)
     fake_groups = (fake_labels[:, None] == classes).to(fake.dtype)
@@ -186,17 +190,20 @@ def mmd(
     """
     real, fake = real.float(), fake.float()
     if len(real) == 0 or len(fake) == 0:
+        # A sum over nothing keeps the step's graph connected: every parameter gets a gradient, of 0.
         return real.sum() * 0.0 + fake.sum() * 0.0
     real_groups, fake_groups = _memberships(real_labels, fake_labels, real, fake, options.grouping)
     if real_groups.shape[1] == 0:
         return fake.sum() * 0.0
     # Matrix products of squares lose digits in half precision, also under the caller's autocast.
     with torch.autocast(real.device.type, enabled=False):
+        # (m + n, m + n) kernel of real and synthetic rows together, the sum over all widths.
         everything = torch.cat([real, fake])
         distances = _squared_distances(everything, everything)
         variances = _kernel_variances(distances, options.sigmas, options.bandwidth)
         kernel = sum((torch.exp(distances / (-2.0 * v)) for v in variances), torch.zeros_like(distances))
         m, unbiased = len(real), options.unbiased
+        # E[k(x, x')], E[k(y, y')] and E[k(x, y)] of Eq. 2, each as sums (G,) and counts (G,).
         parts = [
             _normalised_blocks(kernel[:m, :m], real_groups, real_groups, within=True, unbiased=unbiased),
             _normalised_blocks(kernel[m:, m:], fake_groups, fake_groups, within=True, unbiased=unbiased),
@@ -205,11 +212,13 @@ def mmd(
         if not options.normalize:
             terms = [sums.sum()[None] for sums, _ in parts]
         elif options.grouping == "joint":
+            # Pairs of different classes have the kernel 0 and still count.
             totals = (m * m, len(fake) ** 2, m * len(fake))
             terms = [sums.sum()[None] / total for (sums, _), total in zip(parts, totals, strict=True)]
         else:
             terms = [sums / counts for sums, counts in parts]
         squared = terms[0] + terms[1] - 2.0 * terms[2]
+        # The slope of the root is unbounded at 0, hence the clamp.
         return (squared.clamp_min(EPSILON).sqrt() if options.sqrt else squared).mean()
 
 
@@ -231,11 +240,13 @@ def row_divergence(visual: Tensor, semantic: Tensor, options: DivergenceOptions)
         raise ValueError(f"Row divergence got scores of shapes {tuple(visual.shape)} and {tuple(semantic.shape)}.")
     if visual.numel() == 0:
         return visual.float().sum() * 0.0
+    # Softmax over columns: each row is a distribution, tau its sharpness.
     log_visual = F.log_softmax(visual.float() / options.temperature, dim=1)
     log_semantic = F.log_softmax(semantic.float() / options.temperature, dim=1)
     source, target = (log_visual, log_semantic)
     if options.direction == "visual_to_semantic":
         source, target = target, source
+    # kl_div(input, target) is KL(target || input), both as logarithms.
     total = F.kl_div(source, target, reduction="sum", log_target=True)
     return total / (len(visual) if options.reduction == "row_mean" else visual.numel())
 
@@ -262,6 +273,7 @@ def structure_alignment(
         Scalar >= 0; 0 iff both similarity structures agree.
     """
     with torch.autocast(row_features.device.type, enabled=False):
+        # (n, m) cosines of each side: the rows become distributions over the columns.
         visual = F.normalize(row_features.float(), dim=1) @ F.normalize(col_features.float(), dim=1).T
         semantic = F.normalize(row_embeddings.float(), dim=1) @ F.normalize(col_embeddings.float(), dim=1).T
         return row_divergence(visual, semantic, options)
@@ -270,6 +282,7 @@ def structure_alignment(
 def dot_relation(features: Tensor, embeddings: Tensor, *, temperature: float) -> Tensor:
     """Logits of the relation loss by inner products (PADing, Eq. 3): (n, E), (C, E) -> (n, C)."""
     with torch.autocast(features.device.type, enabled=False):
+        # float32 under autocast too: at half precision the sum over E loses digits.
         return features.float() @ embeddings.float().T / temperature
 
 
@@ -301,6 +314,7 @@ def moment_divergence(features: Tensor) -> Tensor:
     mean = features.mean(0)
     if len(features) == 1:
         return 0.5 * mean.square().mean()
+    # KL(N(m, v) || N(0, 1)) = (m^2 + v - 1 - log v) / 2 of each channel.
     variance = features.var(0, unbiased=False)
     return 0.5 * (mean.square() + variance - 1.0 - variance.clamp_min(EPSILON).log()).mean()
 

@@ -147,6 +147,7 @@ class PADing(MaskFormer):
 
     def _add_generation(self, generation: Generation, embedding_dim: int) -> None:
         """Register the trainable parts under the names of the released checkpoints."""
+        # K classes of the test label space, then no-object: rows that no weights fill start near 0.
         self.new_fc = nn.Linear(embedding_dim, self.num_test_classes + 1)
         nn.init.normal_(self.new_fc.weight, std=CLASSIFIER_INIT_STD)
         nn.init.zeros_(self.new_fc.bias)
@@ -233,13 +234,16 @@ class PADing(MaskFormer):
             batch: samples; in training also features from ``extract`` or a bank, of all ranks together.
             step: one of ``STEPS``; None for the losses of both, which share no gradient.
         """
+        # Samples: features of the frozen segmentor first (Sec. 3.1). Features of a bank come as they are.
         if not isinstance(batch, FeatureBatch):
             if not self.training:
                 return super().forward(batch)
             batch = self.extract(batch)
         losses: dict[str, Tensor] = {}
+        # Step "generator": synthetic features of seen and unseen classes against the real ones (Eq. 2 to 6).
         if step in (None, "generator") and self.generation is not None:
             losses |= self._generator_losses(batch, self.generation)
+        # Step "classifier": its last layer on real features and synthetic ones held constant.
         if step in (None, "classifier") and self.method != "supervised":
             losses |= self._classifier_losses(batch)
         return losses
@@ -259,6 +263,7 @@ class PADing(MaskFormer):
         outputs = self.predict_queries(images)
         if self.options.official_head_pad:  # logits of the released head's zero rows
             outputs = {**outputs, "pred_logits": F.pad(outputs["pred_logits"], (0, len(self.unseen_ids)))}
+        # Matching is by class and mask (Mask2Former), as in the segmentor's own training, on its logits.
         targets = prepare_targets(
             batched_inputs, tuple(images.tensor.shape[-2:]), self.device, num_classes=self.criterion.num_classes
         )
@@ -270,6 +275,7 @@ class PADing(MaskFormer):
             generator=image_generators(seeds) if self.seed_points_by_image else None,
         )
         embeddings = outputs["pred_embeddings"].float()
+        # (B, Q) labels: the matched segment's class in the test label space, else no-object, K.
         class_ids = torch.tensor(self.class_ids, device=self.device)
         labels = torch.full(embeddings.shape[:2], self.num_test_classes, device=self.device)
         for row, target, (query_idx, target_idx) in zip(labels, targets, matches, strict=True):
@@ -299,6 +305,7 @@ class PADing(MaskFormer):
         seen_ids = self.seen_ids.tolist()
         if self.test_mode == "zsl":
             return logits.index_fill(-1, self._left_out(), float("-inf"))
+        # gamma > 0 makes up for what seen rows gain from real features (calibrated stacking); 0 is the paper.
         logits = apply_seen_bias(logits, seen_ids, self.seen_bias)
         return logits if self.active_ids is None else keep_classes(logits, self.active_ids)
 
@@ -339,7 +346,9 @@ class PADing(MaskFormer):
 
     def _generator_losses(self, batch: FeatureBatch, generation: Generation) -> dict[str, Tensor]:
         """MMD, classification consistency, and the structure losses."""
+        # No-object rows are real features too, but no class that could be synthesised.
         real = batch.select(batch.labels < self.num_test_classes)
+        # One synthetic feature for each real one, of the same class: both sides of Eq. 2 then have one label column.
         seen = self.synthesise(real.labels)
         unseen = self.synthesise(self.unseen_ids)
         losses = {
@@ -349,6 +358,7 @@ class PADing(MaskFormer):
         if weights.consistency > 0:
             consistency = self._consistency(seen, real.labels, among_all=generation.consistency_among_all)
             losses["loss_consistency"] = weights.consistency * consistency
+        # Parts of the seen set: with USE_REAL_SEEN real and synthetic rows, (2 n, D), stand side by side.
         if generation.use_real_seen:
             seen_set = LabelledFeatures(torch.cat([real.embeddings, seen]), real.labels.repeat(2))
         else:
@@ -366,6 +376,7 @@ class PADing(MaskFormer):
 
     def _consistency(self, features: Tensor, labels: Tensor, *, among_all: bool) -> Tensor:
         """The current classifier, held constant, should recognise synthetic features among the seen or all classes."""
+        # detach: the gradient goes through the features, the classifier itself is trained in its own step.
         weight, bias = self.new_fc.weight.detach(), self.new_fc.bias.detach()
         rows = torch.arange(len(bias), device=bias.device) if among_all else self.seen_ids
         logits = F.linear(features, weight[rows], bias[rows])
@@ -376,6 +387,7 @@ class PADing(MaskFormer):
         """Weighted cross-entropy on real features and, for METHOD "generative", synthetic unseen ones."""
         embeddings, labels, weights = batch
         if self.generation is not None:
+            # The generator is constant in this step: no graph through it.
             fake_labels = self._draw_unseen()
             with torch.no_grad():
                 fake = self.synthesise(fake_labels)
@@ -392,6 +404,7 @@ class PADing(MaskFormer):
         """Labels of the synthetic features of one iteration."""
         total = len(self.unseen_ids)
         wanted = min(self.options.classes_per_iter or total, total)
+        # Different classes, NUM_PER_CLASS features of each.
         chosen = torch.randperm(total)[:wanted].to(self.device)
         return self.unseen_ids[chosen].repeat_interleave(self.options.num_per_class)
 

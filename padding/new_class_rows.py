@@ -97,6 +97,7 @@ def fit_added_rows(old: Rows, data: WeightedFeatures, num_added: int, *, weight_
     """
     num_old = len(old.bias) - 1
     with torch.no_grad():
+        # Old rows are constant, so their log sum exp is a single number a feature, (n, 1): a fit sees A + 1 columns.
         logits = old.logits(data.features)
         others = logits.logsumexp(dim=1, keepdim=True)
         is_added = (data.labels >= num_old) & (data.labels < num_old + num_added)
@@ -107,8 +108,8 @@ def fit_added_rows(old: Rows, data: WeightedFeatures, num_added: int, *, weight_
 
     def loss(rows: Rows) -> Tensor:
         added = rows.logits(data.features)
-        own = torch.where(is_added, added.gather(1, row[:, None])[:, 0], constant)
-        return (share * (torch.cat([others, added], dim=1).logsumexp(dim=1) - own)).sum()
+        label_logits = torch.where(is_added, added.gather(1, row[:, None])[:, 0], constant)
+        return (share * (torch.cat([others, added], dim=1).logsumexp(dim=1) - label_logits)).sum()
 
     start = Rows(old.weight.new_zeros(num_added, old.weight.shape[1]), old.bias.new_zeros(num_added))
     return _minimise(loss, start, weight_decay=weight_decay, iterations=iterations)
@@ -125,6 +126,7 @@ def refit_all_rows(start: Rows, data: WeightedFeatures, *, weight_decay: float, 
 
 
 def _minimise(loss: Callable[[Rows], Tensor], start: Rows, *, weight_decay: float, iterations: int) -> Rows:
+    # A convex loss of few parameters, which needs no learning rate: L-BFGS with a line search.
     rows = Rows(*(parameter.detach().clone().requires_grad_() for parameter in start))
     optimizer = torch.optim.LBFGS(list(rows), max_iter=iterations, history_size=_HISTORY, line_search_fn="strong_wolfe")
 
@@ -166,6 +168,7 @@ def score_group(
 
     def odds(features: Tensor) -> Tensor:
         logits = rows.logits(features)
+        # Group against rivals as one logit: sigmoid(odds) is the probability of the group among both.
         return logits[:, group].logsumexp(dim=1) - logits[:, rivals].logsumexp(dim=1)
 
     shares = real.weights / real.weights.sum()
@@ -180,6 +183,7 @@ def balance(scores: GroupScores, shift: float = 0.0) -> Balance:
 
 def balancing_shift(scores: GroupScores, target: float) -> float:
     """The shift, in [-MAX_SHIFT, MAX_SHIFT], that gives a group the ``log_ratio`` ``target``, by bisection."""
+    # The ratio rises with the shift, monotonically: bisection finds it.
     low, high = -MAX_SHIFT, MAX_SHIFT
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)

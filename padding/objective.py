@@ -115,16 +115,19 @@ class StructureObjective:
         if self.weights.structure == 0:
             return {}
         losses: dict[str, Tensor] = {}
+        # Alignment compares related parts (Eq. 6); without disentanglement, or by choice, the features themselves.
         space = (seen.features, unseen.features)
         if self.disentangle:
             if modules is None:
                 raise ValueError("the disentanglement losses need their modules; got None")
+            # E_R(x), E_U(x) and D(E_R(x), E_U(x)) of both sets; (n, E or D), (n, D) and (n, D).
             parts = [self._take_apart(group.features, modules) for group in (seen, unseen)]
             losses |= self._disentanglement(seen, unseen, parts, targets, unseen_ids, modules)
             if self.align_space == "related":
                 space = (parts[0].related, parts[1].related)
         if self.align:
             losses |= self._alignment(*space, targets[seen.labels], targets[unseen.labels])
+        # The outer weight applies to the whole bracket: STRUCTURE * (ALIGN L_A + RELATION L_R + ...).
         return {name: self.weights.structure * loss for name, loss in losses.items()}
 
     def _take_apart(self, features: Tensor, modules: DisentangleModules) -> Disentangled:
@@ -139,6 +142,7 @@ class StructureObjective:
     def _alignment(
         self, seen: Tensor, unseen: Tensor, seen_targets: Tensor, unseen_targets: Tensor
     ) -> dict[str, Tensor]:
+        # Structures within each set and across: the last is what carries knowledge from seen to unseen classes.
         blocks = {
             "loss_align_seen": (seen, seen, seen_targets, seen_targets),
             "loss_align_unseen": (unseen, unseen, unseen_targets, unseen_targets),
@@ -165,6 +169,7 @@ class StructureObjective:
                 (parts[1], unseen, self.relation_among_all, unseen_ids),
             )
         ]
+        # Mean of the seen and the unseen set for each of L_R, L_U and L_recon (Eq. 3 to 5).
         weights = self.weights
         unrelated = [self._unrelated(part) for part in parts]
         decoded = [
@@ -181,6 +186,7 @@ class StructureObjective:
         self, features: Tensor, labels: Tensor, targets: Tensor, class_ids: Tensor, scorer: nn.Module | None
     ) -> Tensor:
         """Relation loss of (n, E) features among the classes ``class_ids``, ascending."""
+        # Softmax over the rows of ``class_ids`` only; a label becomes its place among them.
         scores: Callable[[Tensor, Tensor], Tensor] = scorer or self._dot
         return relation(scores(features, targets[class_ids]), torch.searchsorted(class_ids, labels))
 
@@ -188,6 +194,7 @@ class StructureObjective:
         return dot_relation(features, targets, temperature=self.divergence.temperature)
 
     def _unrelated(self, part: Disentangled) -> Tensor:
+        # Three forms of L_U (Eq. 4): variational, moments over the batch, or the released code's random vector.
         if part.log_variance is not None:
             return posterior_divergence(part.unrelated, part.log_variance)
         if self.unrelated_prior == "moment":

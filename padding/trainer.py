@@ -101,6 +101,7 @@ class GeneratorClassifierTrainer(Trainer):
         first = self._first_classifier_iteration()
         if first == 0:
             return super().build_schedulers(cfg)
+        # Each phase has a schedule of its own length, warm-up and decay included.
         spans = {"generator": (0, first), "classifier": (first, self.max_iter - first)}
         return {
             step: PhaseSchedule(
@@ -133,10 +134,13 @@ class GeneratorClassifierTrainer(Trainer):
 
     def run_step(self) -> None:
         """One step of the generator and then of the classifier, on the same features."""
+        # The same rows for both steps: the segmentor, which is frozen, runs once.
         features = self._next_features()
         self.statistics.add(features)
+        # Algorithm 1 trains one after the other; interleaved, as released, both take part in every iteration.
         for step in self._active_steps():
             with self.autocast():
+                # One loss per optimiser: their graphs share no parameter, so each has a backward of its own.
                 losses = self.model(features, step=step)
             # The features of all micro-batches make one loss: undo the division that averages micro-batches.
             whole = {name: loss * self.accumulate_steps for name, loss in losses.items()}
@@ -165,6 +169,7 @@ class GeneratorClassifierTrainer(Trainer):
         )
         mapper = build_mapper(cfg, is_train=True)
 
+        # The bank's stream knows no ranks: each process writes whole shards of its own.
         def open_stream(start: int, batch_size: int) -> Iterator[list[dict[str, Any]]]:
             return TrainStream(
                 entries,
@@ -198,6 +203,7 @@ class GeneratorClassifierTrainer(Trainer):
             samples = self.next_batch()
             with self.autocast():
                 parts.append(self.segmentor.extract(samples))
+        # Losses over all pairs of rows (MMD) need the whole batch: every rank gets all features and computes the same.
         return gather_features(concatenate(parts))
 
     def _active_steps(self) -> list[str]:

@@ -5,7 +5,7 @@
 (PSI, Table 4): ``forward(features, valid)`` takes the backbone's maps by name, (B, C_l, h_l, w_l), and the pixels of
 the image, (B, H, W) bool or None; it returns (B, ``out_channels``, h, w) on the grid of the destination level. The two
 steps of it, ``laterals`` and ``aggregate``, can be called one by one by who also needs the maps between them.
-``observations`` holds scalars of the last training step by name, without gradient.
+In training they note scalars for the log, ``psi/<name>``.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from padding.errors import ConfigError, check_choice
+from padding.modeling.diagnostics import note_observations
 from psi.pattern_graph import PatternGraph
 from psi.pattern_propagation import BACKENDS, SIMILARITIES, Propagation, edge_terms, propagate_patterns
 
@@ -170,8 +171,8 @@ class PatternPropagation(nn.Module):
     """Contextual pattern propagation: x = sigma(sum_l (W_l agg_l + b_l)) on the destination's grid (PSI, Eq. 4).
 
     agg_l are the aggregates of ``propagate_patterns``; W_l, which is applied after the weighting, because a scalar
-    weight commutes with it, is a 1x1 convolution; sigma is norm and ReLU. ``observations`` are the mean weight of a
-    node on itself and the mean entropy of its weights: 1 and 0 tell that nothing is propagated.
+    weight commutes with it, is a 1x1 convolution; sigma is norm and ReLU. The log shows the mean weight of a node on
+    itself and the mean entropy of its weights: 1 and 0 tell that nothing is propagated.
     """
 
     def __init__(self, input_shapes: Mapping[str, ShapeSpec], options: AggregationOptions) -> None:
@@ -190,6 +191,7 @@ class PatternPropagation(nn.Module):
         check_choice("MODEL.PSI.CPP.BACKEND", options.backend, ("auto", *BACKENDS))
         strides = {name: shape.stride for name, shape in input_shapes.items()}
         windows = _graph(strides, options).windows
+        # Of a level with one neighbor per node only every f-th cell is read: the laterals may leave the others out.
         reductions = {
             name: window.finer
             for name, window in zip(strides, windows, strict=True)
@@ -208,7 +210,6 @@ class PatternPropagation(nn.Module):
         if options.scale == "learned":
             # Of the factor on 1 / sqrt(C), so that weight decay draws it there.
             self.log_scale = nn.Parameter(torch.zeros(()))
-        self.observations: dict[str, Tensor] = {}
 
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> Tensor:
         """Project and aggregate; see the module's docstring."""
@@ -224,13 +225,15 @@ class PatternPropagation(nn.Module):
         Returns:
             (B, C, h, w).
         """
-        found = self._propagate(projected, valid)
+        propagation = self._propagate(projected, valid)
         if self.training:
-            self._observe(found, valid)
+            self._observe(propagation, valid)
+        # Inputs of one dtype for the 1x1 convolutions: the propagation itself is float32 under autocast too.
         dtype = projected[self.options.destination].dtype
+        # Weighted sum first, W_l after it (Eq. 4): one convolution per level in place of one per neighbor.
         terms = [
             transform(maps.to(dtype))
-            for transform, maps in zip(self.transforms.values(), found.aggregates, strict=True)
+            for transform, maps in zip(self.transforms.values(), propagation.aggregates, strict=True)
         ]
         result = self.norm(sum(terms[1:], terms[0]))
         return F.relu(result) if self.options.activation else result
@@ -239,11 +242,13 @@ class PatternPropagation(nn.Module):
         levels = [projected[name] for name in self.strides]
         usable = None
         if valid is not None:
+            # Cell (i, j) is centered on pixel (stride i, stride j), whose validity it has: (B, h_l, w_l).
             usable = [
                 valid[:, ::stride, ::stride][:, : maps.shape[2], : maps.shape[3]]
                 for maps, stride in zip(levels, self.strides.values(), strict=True)
             ]
         query, keys = edge_terms(levels, self.graph.destination, self.options.similarity)
+        # The scale belongs to the query alone: keys stay the very tensors of the values, which back ends then share.
         return propagate_patterns(
             query * self.scale(),
             keys,
@@ -261,15 +266,16 @@ class PatternPropagation(nn.Module):
             return self.log_scale.exp() * channels**-0.5
         return {"sqrt_dim": channels**-0.5, "dim": 1.0 / channels, "none": 1.0}[self.options.scale]
 
-    def _observe(self, found: Propagation, valid: Tensor | None) -> None:
-        for name, maps in (("self_weight", found.self_weight), ("entropy", found.entropy)):
+    def _observe(self, propagation: Propagation, valid: Tensor | None) -> None:
+        for name, maps in (("self_weight", propagation.self_weight), ("entropy", propagation.entropy)):
             if maps is None:
                 continue
+            # Over the cells of the image alone: padding has weights, too.
             counted = torch.ones_like(maps, dtype=torch.bool)
             if valid is not None:
                 stride = self.strides[self.options.destination]
                 counted = valid[:, ::stride, ::stride][:, : maps.shape[1], : maps.shape[2]]
-            self.observations[name] = (maps * counted).sum() / counted.sum().clamp_min(1)
+            note_observations("psi", {name: (maps * counted).sum() / counted.sum().clamp_min(1)})
 
 
 def _graph(strides: Mapping[str, int], options: AggregationOptions) -> PatternGraph:
@@ -292,7 +298,6 @@ class UpsampleAggregation(nn.Module):
         self.out_channels = options.channels
         self.laterals = Laterals(input_shapes, options)
         self.fuse = _conv(options.channels, options.channels, 3, options.norm, activation=options.activation)
-        self.observations: dict[str, Tensor] = {}
 
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> Tensor:
         """Project and aggregate; see the module's docstring."""
@@ -308,7 +313,7 @@ class UpsampleAggregation(nn.Module):
 class SemanticFlowAggregation(nn.Module):
     """Laterals, joined from coarse to fine, each coarser map aligned with the finer by a learned flow (SFNet).
 
-    The finest map is then brought to the destination, and a 3x3 convolution, norm and ReLU end it. The observation is
+    The finest map is then brought to the destination, and a 3x3 convolution, norm and ReLU end it. The log shows
     the mean length of the flows' vectors, in units of the flow.
     """
 
@@ -323,7 +328,6 @@ class SemanticFlowAggregation(nn.Module):
         self.order = sorted(places, key=lambda name: places[name], reverse=True)
         self.alignments = nn.ModuleDict({name: FlowAlignment(options.channels) for name in self.order[1:]})
         self.fuse = _conv(options.channels, options.channels, 3, options.norm, activation=options.activation)
-        self.observations: dict[str, Tensor] = {}
 
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> Tensor:
         """Project and aggregate; see the module's docstring."""
@@ -331,14 +335,16 @@ class SemanticFlowAggregation(nn.Module):
 
     def aggregate(self, projected: Mapping[str, Tensor], valid: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Align and add: (B, C, h_l, w_l) by name -> (B, C, h, w); ``valid`` is not read."""
+        # The coarsest map is aligned with nothing; every finer one takes in what is joined so far.
         joined = projected[self.order[0]]
         lengths = []
         for name, alignment in self.alignments.items():
+            # Fine + warped coarse, from coarse to fine; (B, C, h_l, w_l) of the next finer level each time.
             flow = alignment(projected[name], joined)
             joined = projected[name] + warp(joined, flow)
             lengths.append(flow.detach().float().norm(dim=1).mean())
         if self.training:
-            self.observations["flow"] = torch.stack(lengths).mean()
+            note_observations("psi", {"flow": torch.stack(lengths).mean()})
         height, width = projected[self.destination].shape[-2:]
         return self.fuse(_resize(joined, (height, width)))
 
@@ -378,9 +384,11 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
     """
     height, width = flow.shape[-2:]
     dtype = torch.promote_types(maps.dtype, torch.float32)  # a half's 11 bits do not hold a place in a large map
+    # Centers of the cells of the flow's grid, from -1 to 1 between the outer edges.
     columns = (2 * torch.arange(width, device=flow.device, dtype=dtype) + 1) / width - 1
     rows = (2 * torch.arange(height, device=flow.device, dtype=dtype) + 1) / height - 1
     x, y = columns + flow[:, 0].to(dtype) / width, rows[:, None] + flow[:, 1].to(dtype) / height
+    # (B, h, w, 2), x before y as grid_sample wants it.
     grid = torch.stack([x, y], dim=-1)
     return F.grid_sample(maps.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False).to(maps)
 

@@ -121,9 +121,9 @@ def _pictures(image: Inspected, colors: npt.NDArray[np.uint8], *, bgr: bool, wit
     seen = image.sample["image"].permute(1, 2, 0).numpy()
     picture = _resized(np.ascontiguousarray(seen[..., ::-1] if bgr else seen), (width, height))
     scribbles = image.scribbles.numpy()
-    own = thick_scribbles(scribbles, len(colors), round(SCRIBBLE_SHARE * width))
+    visible = thick_scribbles(scribbles, len(colors), round(SCRIBBLE_SHARE * width))
     quality = image.quality
-    drawn = labels_over_image(picture, own, colors)
+    drawn = labels_over_image(picture, visible, colors)
     row = [(image.key, picture), (f"scribbles, {100 * quality[0].coverage:.1f} %", drawn)]
     for step, state in enumerate(image.labels.states[1:], start=1):
         labels = labels_over_image(picture, state.labels[0].cpu().numpy(), colors)

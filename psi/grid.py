@@ -27,6 +27,7 @@ def labels_to_grid(labels: Tensor, *, num_classes: int, stride: int) -> Tensor:
     Returns:
         (B, h, w) int64; ``IGNORE_LABEL`` for a cell without a labeled pixel, or with two classes.
     """
+    # Lowest and highest class of each cell's s x s pixels; unlabeled ones are K for the first, -1 for the second.
     cells = _cells(labels.masked_fill(~is_label(labels, num_classes), num_classes), stride, num_classes)
     lowest = cells.amin(dim=(2, 4))
     highest = cells.masked_fill(cells == num_classes, -1).amax(dim=(2, 4))
@@ -97,6 +98,7 @@ def supervision_at_pixels(
     weights = (cells_to_pixels(supervision.weights, size=size, stride=stride) * valid).masked_fill(drawn, 1.0)
     if not soft:
         return PixelSupervision(labels, weights, drawn)
+    # A slot of several classes a pixel, without the drawn ones: these have one label, of weight 1.
     targets = cells_to_pixels(supervision.targets, size=size, stride=stride) * (valid & ~drawn)[:, None]
     return PixelSupervision(labels, weights, drawn, supervision.classes, targets)
 

@@ -244,24 +244,28 @@ def diffusion_step(
     _check_sizes(scores, supervision, valid)
     with torch.autocast(scores.device.type, enabled=False):
         scores = scores.detach().float()
+        # (B, S) ids -> (B, S, h, w): the score map of each class present, out of the K maps. Empty slots read class 0.
         slots = supervision.classes.clamp_min(0)[..., None, None].expand(-1, -1, *scores.shape[-2:])
-        own_scores = scores.gather(1, slots)
+        slot_scores = scores.gather(1, slots)
+        # Omega_c, r: (B, S, h, w).
         window = dilate(supervision.targets > 0, radius) & valid[:, None]
-        mean, variance = region_moments(own_scores, window)
+        mean, variance = region_moments(slot_scores, window)
+        # gamma_c = mu_c + g(mu_c, sigma_c^2) sigma_c, (B, S): the only line with a gradient to theta.
         offset = threshold_net(mean, variance) * (variance + _VARIANCE_FLOOR).sqrt()
         threshold = (mean + offset).clamp(0.0, MAX_THRESHOLD)
-        margin = own_scores - threshold[..., None, None]
+        margin = slot_scores - threshold[..., None, None]
         reach = window if options.scope == "window" else _anywhere(supervision, valid)
         selected = (margin > 0) & reach
+        # B' is the weight of a new label, without gradient; B, below, is what the threshold's loss sees (Eq. 9).
         strength = strength_above(margin.detach(), options.sharpness) * selected
         if options.gate_argmax:
             # A cell that has the class may get a larger weight; only the way in is guarded.
-            first = own_scores >= scores.amax(dim=1, keepdim=True)
+            first = slot_scores >= scores.amax(dim=1, keepdim=True)
             strength = strength * (first | (supervision.targets > 0))
         binarized = binarize(margin, options.sharpness, options.binarizer)
     grown = _united(supervision, strength, options)
     counted = reach if options.binarizer == "sigmoid" else selected  # at the floor of Eq. 9, B = 1/2 is no label
-    return DiffusionStep(supervision, grown, window, threshold, own_scores, binarized, selected, counted)
+    return DiffusionStep(supervision, grown, window, threshold, slot_scores, binarized, selected, counted)
 
 
 def diffuse(
@@ -284,6 +288,7 @@ def diffuse(
     steps = []
     for radius in options.radii:
         step = diffusion_step(scores, supervision, valid, radius=radius, threshold_net=threshold_net, options=options)
+        # y_{t+1} is the next step's y_t; scores stay those of one forward pass ("online").
         supervision = step.supervision
         steps.append(step)
     return steps
@@ -297,11 +302,13 @@ def _anywhere(supervision: Supervision, valid: Tensor) -> Tensor:
 def _united(supervision: Supervision, strength: Tensor, options: DiffusionOptions) -> Supervision:
     """y_{t+1} = max(y_t, B') for each class, on the cells that may change."""
     current = supervision.targets
+    # Cells that may not change: drawn ones in any class, and diffused ones in every class but their own.
     closed = supervision.scribbles[:, None].expand_as(current)
     if options.keep_diffused:
         closed = closed | (supervision.region[:, None] & (current == 0))
     merged = torch.maximum(current, strength.masked_fill(closed, 0.0))
     if options.target == "hard":
+        # One class a cell: the strongest of (B, S, h, w).
         best = merged.amax(dim=1, keepdim=True)
         strongest = (merged == best) & (best > 0)
         tied = strongest.sum(dim=1, keepdim=True) > 1

@@ -90,6 +90,7 @@ def mean_thresholds(step: DiffusionStep, num_classes: int) -> Tensor:
     there = step.before.classes != EMPTY_SLOT
     classes = step.before.classes[there]
     values = step.threshold.detach()[there]
+    # 0 / 0 for a class that no image shows: NaN.
     total = values.new_zeros(num_classes).index_add_(0, classes, values)
     return total / values.new_zeros(num_classes).index_add_(0, classes, torch.ones_like(values))
 

@@ -84,11 +84,11 @@ class LabelReport:
         """Count one image, whose truth is known."""
         assert image.truth is not None
         self.images += 1
-        found = image.quality
+        qualities = image.quality
         if not self.quality:
-            self.quality = [LabelQuality() for _ in found]
-            self.classes = [ClassCounts.empty(len(self.names)) for _ in found]
-        self.quality = [before + new for before, new in zip(self.quality, found, strict=True)]
+            self.quality = [LabelQuality() for _ in qualities]
+            self.classes = [ClassCounts.empty(len(self.names)) for _ in qualities]
+        self.quality = [before + new for before, new in zip(self.quality, qualities, strict=True)]
         truth = image.truth.numpy()
         self.pixels += int((truth != IGNORE_LABEL).sum())
         self.predicted += int((image.labels.scores.argmax(dim=0).cpu().numpy() == truth).sum())
@@ -103,6 +103,7 @@ class LabelReport:
     def _count(self, counts: ClassCounts, labels: Counts, drawn: npt.NDArray[np.bool_], truth: Counts) -> None:
         k = len(self.names)
         known = truth != IGNORE_LABEL
+        # Pairs of true class and label as one number; column K: unlabeled.
         columns = np.where(labels == IGNORE_LABEL, k, labels)
         counts.matrix += np.bincount((truth * (k + 1) + columns)[known], minlength=k * (k + 1)).reshape(k, k + 1)
         grown = known & ~drawn & (labels != IGNORE_LABEL)
@@ -110,6 +111,7 @@ class LabelReport:
 
     def _note_thresholds(self, counts: ClassCounts, thresholds: Any) -> None:
         values = thresholds.cpu().numpy()
+        # Only classes that the image shows have a threshold.
         shown = np.isfinite(values)
         counts.threshold_sum[shown] += values[shown]
         counts.threshold_images += shown

@@ -44,6 +44,7 @@ _SCRIBBLE = 255
 
 def encoded_weights(weights: npt.NDArray[np.float32], scribbles: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     """Weights in [0, 1] as bytes; a diffused pixel is never rounded to "unlabeled" or up to "scribble"."""
+    # Weights are at least 1 and at most 254 of 255 for what was diffused: 0 is void, 255 a scribble.
     bytes_ = np.clip(np.rint(weights * 255.0), 1, _SCRIBBLE - 1)
     return np.where(scribbles, _SCRIBBLE, np.where(weights > 0, bytes_, 0)).astype(np.uint8)
 
@@ -79,8 +80,8 @@ class LabelStore:
 
     def rounds(self) -> list[int]:
         """Numbers of the complete rounds, ascending."""
-        found = (re.fullmatch(r"round_(\d+)", path.parent.name) for path in self.folder.glob(f"round_*/{MANIFEST}"))
-        return sorted(int(match.group(1)) for match in found if match)
+        matches = (re.fullmatch(r"round_(\d+)", path.parent.name) for path in self.folder.glob(f"round_*/{MANIFEST}"))
+        return sorted(int(match.group(1)) for match in matches if match)
 
     def start_round(self, number: int) -> None:
         """Make an empty place for a round; what a killed process left of it came from other weights, and goes."""
@@ -148,6 +149,7 @@ class LabelStore:
             )
         manifest = {"format": _FORMAT, "round": number, "num_classes": self.num_classes, "images": len(image_ids)}
         write_json(partial / MANIFEST, {**manifest, "details": dict(details or {})})
+        # Under its final name only when complete: readers see whole rounds.
         replace_folder(partial, final)
         logger.info("%s: labels of %d images", final, len(image_ids))
         return final

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from padding.data.mappers import SemanticMapper, build_mapper
 from padding.errors import ConfigError, MethodError
+from padding.modeling.batching import normalize_image
 from padding.modeling.tta import SegmentationPlan, segment
 from psi.grid import supervision_at_pixels, supervision_on_grid
 from psi.label_diffusion import DiffusionStep, diffuse
@@ -114,7 +115,7 @@ def grow_labels(
     enlarged = height / sample["image"].shape[-2]
     chosen = range(model.growth.steps) if steps is None else steps
     radii = tuple(max(1, round(model.growth.diffusion.radii[t] * enlarged)) for t in chosen)
-    found = diffuse(
+    diffusion = diffuse(
         F.interpolate(scores[None], size=cells.shape[-2:], mode="area"),
         start,
         cells,
@@ -123,21 +124,22 @@ def grow_labels(
     )
     first = stored or PixelSupervision.of_scribbles(drawn, num_classes=num_classes)  # finer than the grid
     grown = [
-        supervision_at_pixels(step.supervision, drawn, valid, stride=stride, num_classes=num_classes) for step in found
+        supervision_at_pixels(step.supervision, drawn, valid, stride=stride, num_classes=num_classes)
+        for step in diffusion
     ]
-    return GrownLabels([first, *grown], found, scores)
+    return GrownLabels([first, *grown], diffusion, scores)
 
 
 def _scores(model: PSI, image: Tensor, size: tuple[int, int]) -> Tensor:
     """(K, h, w) scores M of one image (3, H, W) in one view, whatever the plan of the evaluation."""
     plan = SegmentationPlan(size_divisibility=model.plan.size_divisibility)
+    pixels = normalize_image(image, model.pixel_mean, model.pixel_std)
     was_training = model.training
     model.eval()
     try:
-        found = segment(lambda view: {"scores": model.network(view)}, model.normalized(image), plan, output_size=size)
+        return segment(lambda view: {"scores": model.network(view)}, pixels, plan, output_size=size)["scores"]
     finally:
         model.train(was_training)
-    return found["scores"]
 
 
 def quality_of(labels: GrownLabels, truth: Tensor | None) -> list[LabelQuality]:

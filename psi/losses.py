@@ -99,12 +99,14 @@ def segmentation_loss(
         if supervision.targets is None or supervision.classes is None:
             costs = _pixel_cross_entropy(logits, supervision.labels) * weights
         else:
+            # Cross entropy needs one label a pixel; a diffused pixel of several classes costs its own sum.
             drawn = supervision.labels.masked_fill(~supervision.scribbles, IGNORE_LABEL)
             costs = _pixel_cross_entropy(logits, drawn) + _soft_costs(logits, supervision.classes, supervision.targets)
         scribbles = supervision.scribbles
         if region_norm == "joint":
             factors = torch.where(scribbles, 1.0, diffused_weight)
             return _weighted_mean(costs * factors, weights * factors)
+        # The means of both regions are added: scribbles keep their weight however far labels have grown.
         on_scribbles = _weighted_mean(costs * scribbles, weights * scribbles)
         return on_scribbles + diffused_weight * _weighted_mean(costs * ~scribbles, weights * ~scribbles)
 
@@ -136,6 +138,7 @@ def smoothness(logits: Tensor, valid: Tensor, *, on: str = "probability", reduct
             scores = F.one_hot(scores.argmax(dim=1), scores.shape[1]).movedim(-1, 1) + scores * 0.0
         total, pairs = scores.new_zeros(()), scores.new_zeros(())
         for shift in _HALF_OF_NEIGHBORS:
+            # Pixel and neighbor both in the image: the border has no jump of its own.
             both = _shifted(valid, shift)[0] & _shifted(valid, shift)[1]
             # Recomputed in the backward pass: four differences of full-size maps would be kept otherwise.
             total = total + checkpoint(
@@ -146,18 +149,19 @@ def smoothness(logits: Tensor, valid: Tensor, *, on: str = "probability", reduct
         return total / _divisor(pairs) / channels
 
 
-def scribble_recall_loss(binarized: Tensor, own: Tensor) -> Tensor:
+def scribble_recall_loss(binarized: Tensor, drawn: Tensor) -> Tensor:
     """First term of L_sld, L_ce(y_B, y_{R_0}): scribbles should be selected by their class, which lowers gamma.
 
     Args:
         binarized: (B, S, h, w) float in [0, 1].
-        own: (B, S, h, w) bool, scribble cells of each class.
+        drawn: (B, S, h, w) bool, scribble cells of each class.
 
     Returns:
         Scalar >= 0, mean of -log B over scribble cells; at most log 2 with the paper's B.
     """
+    # With Eq. 9 a gradient comes only from where M > gamma: elsewhere B is 1/2 whatever gamma is.
     costs = -binarized.float().clamp_min(_LOG_FLOOR).log()
-    return _weighted_mean(torch.where(own, costs, 0.0), own.float())
+    return _weighted_mean(torch.where(drawn, costs, 0.0), drawn.float())
 
 
 def diffused_score_loss(binarized: Tensor, scores: Tensor, counted: Tensor, region: Tensor) -> Tensor:
@@ -172,6 +176,7 @@ def diffused_score_loss(binarized: Tensor, scores: Tensor, counted: Tensor, regi
     Returns:
         Scalar >= 0, mean over the region of the sum over classes of B (-log M).
     """
+    # Each pixel costs the sum of B_c (-log M_c) over the classes that select it.
     costs = -scores.detach().float().clamp_min(_LOG_FLOOR).log() * binarized.float()
     return _weighted_mean(torch.where(counted & region[:, None], costs, 0.0), region.float())
 
@@ -197,9 +202,10 @@ def threshold_losses(
         raise ValueError("the threshold's loss needs a diffusion step; leave it out where MODEL.PSI.SLD.STEPS is 0")
     recalls, diffused = [], []
     for step in steps:
-        own = (step.before.targets > 0) & step.before.scribbles[:, None]
+        # R_0: cells of each class that somebody drew, (B, S, h, w).
+        drawn = (step.before.targets > 0) & step.before.scribbles[:, None]
         cells = step.selected.any(dim=1) if region == "selected" else valid
-        recalls.append(scribble_recall_loss(step.binarized, own))
+        recalls.append(scribble_recall_loss(step.binarized, drawn))
         diffused.append(diffused_score_loss(step.binarized, step.scores, step.counted, cells))
     return torch.stack(recalls).mean(), torch.stack(diffused).mean()
 
@@ -220,6 +226,7 @@ def _pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _soft_costs(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
     """(B, H, W): sum over slots of y (-log p)."""
+    # (B, S) ids -> (B, S, H, W), to read S of the K log-probabilities.
     slots = classes.clamp_min(0)[..., None, None].expand(-1, -1, *logits.shape[-2:])
     log_probability = logits.float().log_softmax(dim=1).gather(1, slots)
     return -(targets * log_probability).sum(dim=1)
@@ -229,6 +236,7 @@ def _shifted(maps: Tensor, shift: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Views of (..., H, W) in which a pixel of the first and its neighbor in the second have the same place."""
     down, right = shift
     height, width = maps.shape[-2:]
+    # Rows move down by at most 1; columns either way, hence the cut on the left of the first view.
     left = max(-right, 0)
     first = maps[..., : height - down, left : width - max(right, 0)]
     return first, maps[..., down:, left + right : width - max(right, 0) + right]

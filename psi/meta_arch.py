@@ -6,7 +6,7 @@ network [Theta], the scores, detached, train the threshold network [theta]. One 
 alternation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +16,17 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
-from padding.modeling.batching import batch_images, batch_label_maps, batch_valid_masks, require_keys
+from padding.modeling.batching import (
+    batch_images,
+    batch_label_maps,
+    batch_valid_masks,
+    map_size,
+    register_pixel_statistics,
+    require_keys,
+)
 from padding.modeling.diagnostics import note_observations, training_iteration
-from padding.modeling.label_space import evaluation_split, training_split
-from padding.modeling.tta import SegmentationPlan, segment
+from padding.modeling.label_space import learned_split
+from padding.modeling.tta import SegmentationPlan, segment_sample
 from psi import losses
 from psi.grid import supervision_at_pixels, supervision_on_grid, valid_cells
 from psi.label_diffusion import DiffusionStep, ThresholdNetwork, diffuse
@@ -51,8 +58,8 @@ class _Batch(NamedTuple):
 class _Growth(NamedTuple):
     """What supervises a step, and how it came about."""
 
-    supervision: PixelSupervision
-    steps: list[DiffusionStep]
+    supervision: PixelSupervision  # labels and weights of the pixels, (B, H, W)
+    steps: list[DiffusionStep]  # empty where nothing grew
     cells: Tensor  # (B, h, w) bool, cells of the image
     after: LabelsAtStep
 
@@ -106,15 +113,13 @@ class PSI(nn.Module):
         self.growth = growth
         self.loss_options = loss_options
         self.plan = plan
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixels)
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
+        register_pixel_statistics(self, *pixels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Constructor arguments from a config; the classes are those of the training set, else of the test set."""
         node = cfg.MODEL.PSI
-        split = training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)
+        split = learned_split(cfg)
         return {
             "network": build_network(cfg, split.num_classes),
             "threshold_net": ThresholdNetwork(hidden=node.SLD.THRESHOLD_NET.HIDDEN, bound=node.SLD.THRESHOLD_NET.BOUND),
@@ -129,10 +134,6 @@ class PSI(nn.Module):
     def device(self) -> torch.device:
         """Where the networks live."""
         return self.pixel_mean.device
-
-    def normalized(self, image: Tensor) -> Tensor:
-        """(3, H, W) uint8 image -> float on the model's device, 0 for the mean colour."""
-        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def forward(
         self, batched_inputs: list[dict[str, Any]], labels: LabelsAtStep | None = None
@@ -151,56 +152,74 @@ class PSI(nn.Module):
         """
         if not self.training:
             require_keys(batched_inputs, self.required_train_keys[:1], type(self).__name__)
-            return [self._predict(sample) for sample in batched_inputs]
+            pixels = {"pixel_mean": self.pixel_mean, "pixel_std": self.pixel_std}
+            return [segment_sample(self._scores, sample, self.plan, **pixels) for sample in batched_inputs]
+
+        # Images (B, 3, H, W) and their scribbles (B, H, W), padded to one size.
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
-        found, after = self._training_step(self._batch(batched_inputs), labels or LabelsAtStep())
-        return found if labels is None else (found, after)
+        batch = self._batch(batched_inputs)
 
-    # Training -----------------------------------------------------------------------------------------------------
-
-    def _training_step(self, batch: _Batch, labels: LabelsAtStep) -> tuple[dict[str, Tensor], LabelsAtStep]:
-        # Scores: (B, K, H/4, W/4), and at the resolution of the scribbles for the loss (Sec. 3.1).
+        # Scores: logits (B, K, H/4, W/4), and at the resolution of the scribbles for the loss (Sec. 3.1).
         logits = self.network(batch.pixels, batch.valid)
-        full = F.interpolate(logits, size=_size(batch.pixels), mode="bilinear", align_corners=False)
+        full = F.interpolate(logits, size=map_size(batch.pixels), mode="bilinear", align_corners=False)
 
         # Labels: they grow on detached scores, so that no gradient of theirs reaches the network (SLD).
-        growth = self._grow(logits.detach(), batch, labels)
+        growth = self._grow(logits.detach(), batch, labels or LabelsAtStep())
 
         # Losses: of the network on the labels (Eq. 10), of the threshold network on how they grew (L_sld).
-        found = self._network_losses(logits, full, growth.supervision, batch.valid)
-        found |= self._threshold_losses(growth)
-        note_observations("psi", {**self.network.observations, **_growth_observations(growth, batch.valid)})
-        return found, growth.after
+        terms = self._network_losses(logits, full, growth.supervision, batch.valid) | self._threshold_losses(growth)
+        note_observations("psi", _growth_observations(growth, batch.valid))
+        return terms if labels is None else (terms, growth.after)
+
+    def _scores(self, view: Tensor) -> dict[str, Tensor]:
+        """(1, 3, H, W) normalised -> logits (1, K, H/4, W/4); no scribble is read."""
+        return {"sem_seg": self.network(view)}
+
+    def _batch(self, samples: Sequence[dict[str, Any]]) -> _Batch:
+        pixels = batch_images(
+            samples, pixel_mean=self.pixel_mean, pixel_std=self.pixel_std, size_divisibility=_SIZE_DIVISIBILITY
+        ).tensor
+        place: dict[str, Any] = {"padded_size": map_size(pixels), "device": self.device}
+        valid = batch_valid_masks(samples, **place)
+        scribbles = batch_label_maps(samples, ignore_label=IGNORE_LABEL, **place)
+        if self.growth.mode != "rounds" or "diffused" not in samples[0]:
+            return _Batch(pixels, valid, scribbles, None)
+        # Labels of the last round, as images were flipped and cropped with them; weight 0 where there are none.
+        labels = batch_label_maps(samples, ignore_label=IGNORE_LABEL, key="diffused", **place)
+        weights = batch_label_maps(samples, ignore_label=0, key="diffused_weight", **place)
+        stored = PixelSupervision.of_stored(scribbles, labels, weights, num_classes=self.num_classes)
+        return _Batch(pixels, valid, scribbles, stored)
 
     def _grow(self, logits: Tensor, batch: _Batch, labels: LabelsAtStep) -> _Growth:
         """Grow y_t on the network's scores; what supervises is y_T in "online", else y_t itself."""
         options = self.growth
+
+        # y_t at the pixels. Scribbles and stored labels are finer than the grid: they supervise as they are until
+        # something has grown.
         visible = batch.scribbles.masked_fill(~batch.valid, IGNORE_LABEL)
-        # Scribbles and stored labels are finer than the grid: they supervise as they are until something has grown.
         given = batch.stored or PixelSupervision.of_scribbles(visible, num_classes=self.num_classes)
         if labels.grid is not None:
             given = self._at_pixels(labels.grid, batch)
-        if self.threshold_net is None or self._too_early():
+        too_early = options.mode != "rounds" and training_iteration(options.start_iter) < options.start_iter
+        if self.threshold_net is None or too_early:
             return _Growth(given, [], valid_cells(batch.valid, stride=options.stride), labels)
 
+        # y_t on the grid (B, h, w), and the scores M (B, K, h, w) of its cells.
         drawn, cells = supervision_on_grid(
             batch.scribbles, batch.valid, num_classes=self.num_classes, stride=options.stride, stored=batch.stored
         )
         before = labels.grid or drawn
+        scores = logits.float().softmax(dim=1)
+        if map_size(scores) != map_size(cells):  # another stride than the logits'
+            scores = F.interpolate(scores, size=map_size(cells), mode="bilinear", align_corners=False)
+
+        # y_{t+1} = max(y_t, B), once or T times, by the mode (Eq. 9).
         steps = diffuse(
-            _on_grid(logits.float().softmax(dim=1), cells),
-            before,
-            cells,
-            threshold_net=self.threshold_net,
-            options=options.diffusion_at(labels.step),
+            scores, before, cells, threshold_net=self.threshold_net, options=options.diffusion_at(labels.step)
         )
         after = steps[-1].supervision if steps else before
         supervision = self._at_pixels(after, batch) if options.mode == "online" else given
         return _Growth(supervision, steps, cells, LabelsAtStep(labels.step + 1, after))
-
-    def _too_early(self) -> bool:
-        start = self.growth.start_iter
-        return self.growth.mode != "rounds" and training_iteration(start) < start
 
     def _at_pixels(self, supervision: Supervision, batch: _Batch) -> PixelSupervision:
         return supervision_at_pixels(
@@ -215,25 +234,22 @@ class PSI(nn.Module):
     def _network_losses(
         self, logits: Tensor, full: Tensor, supervision: PixelSupervision, valid: Tensor
     ) -> dict[str, Tensor]:
+        """L_seg = L_ce + lambda_1 L_p, of logits (B, K, H/4, W/4) and ``full`` (B, K, H, W)."""
         options = self.loss_options
-        found = {
-            "loss_seg": losses.segmentation_loss(
-                full, supervision, region_norm=options.region_norm, diffused_weight=options.diffused_weight
-            )
-        }
-        if options.smooth_weight > 0:
-            found["loss_smooth"] = options.smooth_weight * self._smoothness(logits, full, valid)
-        return found
-
-    def _smoothness(self, logits: Tensor, full: Tensor, valid: Tensor) -> Tensor:
-        options, stride = self.loss_options, self.loss_options.smooth_stride
+        cross_entropy = losses.segmentation_loss(
+            full, supervision, region_norm=options.region_norm, diffused_weight=options.diffused_weight
+        )
+        if options.smooth_weight <= 0:
+            return {"loss_seg": cross_entropy}
         maps, where = full, valid
-        if stride > 1:
-            where = valid_cells(valid, stride=stride)
-            maps = F.interpolate(logits, size=where.shape[-2:], mode="bilinear", align_corners=False)
-        return losses.smoothness(maps, where, on=options.smooth_on, reduction=options.smooth_reduction)
+        if options.smooth_stride > 1:
+            where = valid_cells(valid, stride=options.smooth_stride)
+            maps = F.interpolate(logits, size=map_size(where), mode="bilinear", align_corners=False)
+        smoothness = losses.smoothness(maps, where, on=options.smooth_on, reduction=options.smooth_reduction)
+        return {"loss_seg": cross_entropy, "loss_smooth": options.smooth_weight * smoothness}
 
     def _threshold_losses(self, growth: _Growth) -> dict[str, Tensor]:
+        """L_sld = L_ce(y_B, y_R0) + lambda_2 L_ce(M, y_B); its gradient reaches the threshold network alone."""
         if self.threshold_net is None:
             return {}
         if not growth.steps:
@@ -245,53 +261,13 @@ class PSI(nn.Module):
         )
         return {"loss_scribble_recall": recall, "loss_diffusion": self.loss_options.diffusion_weight * diffused}
 
-    def _batch(self, samples: Sequence[dict[str, Any]]) -> _Batch:
-        pixels = batch_images(
-            samples,
-            pixel_mean=self.pixel_mean,
-            pixel_std=self.pixel_std,
-            size_divisibility=_SIZE_DIVISIBILITY,
-            device=self.device,
-        ).tensor
-        place: dict[str, Any] = {"padded_size": _size(pixels), "device": self.device}
-        valid = batch_valid_masks(samples, **place)
-        scribbles = batch_label_maps(samples, ignore_label=IGNORE_LABEL, **place)
-        if self.growth.mode != "rounds" or "diffused" not in samples[0]:
-            return _Batch(pixels, valid, scribbles, None)
-        labels = batch_label_maps(samples, ignore_label=IGNORE_LABEL, key="diffused", **place)
-        weights = batch_label_maps(samples, ignore_label=0, key="diffused_weight", **place)
-        stored = PixelSupervision.of_stored(scribbles, labels, weights, num_classes=self.num_classes)
-        return _Batch(pixels, valid, scribbles, stored)
-
-    # Evaluation ---------------------------------------------------------------------------------------------------
-
-    def _predict(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
-        height, width = sample["image"].shape[-2:]
-        size = (int(sample.get("height", height)), int(sample.get("width", width)))
-
-        def network(view: Tensor) -> dict[str, Tensor]:
-            return {"sem_seg": self.network(view)}
-
-        return segment(network, self.normalized(sample["image"]), self.plan, output_size=size)
-
 
 def _growth_observations(growth: _Growth, valid: Tensor) -> dict[str, Tensor | float]:
     """Share of labeled pixels and, where labels grew, the mean threshold of the last step."""
-    found: dict[str, Tensor | float] = {"coverage": label_quality(growth.supervision, valid).coverage}
+    observed: dict[str, Tensor | float] = {"coverage": label_quality(growth.supervision, valid).coverage}
     if growth.steps:
         last = growth.steps[-1]
+        # Slots without a class are fillers: image by image, the classes that are drawn differ in number.
         there = last.before.classes >= 0
-        found["threshold"] = last.threshold.detach()[there].sum() / there.sum().clamp_min(1)
-    return found
-
-
-def _on_grid(scores: Tensor, cells: Tensor) -> Tensor:
-    """Scores at the resolution of the grid, whose cells they may be already."""
-    size = (cells.shape[1], cells.shape[2])
-    if _size(scores) == size:
-        return scores
-    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-
-
-def _size(maps: Tensor) -> tuple[int, int]:
-    return maps.shape[-2], maps.shape[-1]
+        observed["threshold"] = last.threshold.detach()[there].sum() / there.sum().clamp_min(1)
+    return observed

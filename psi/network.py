@@ -83,10 +83,13 @@ class SegmentationHead(nn.Module):
         patterns: list[Tensor] = []
         projected: Mapping[str, Tensor] = {}
         if self.aggregation is not None:
+            # Laterals once: the decoder may take the projected last map ("res5") as well as the aggregate.
             projected = self.aggregation.laterals(features)
+            # The aggregate, on the destination's grid; the mask of valid pixels keeps padding out of its neighbors.
             patterns = [self.aggregation.aggregate(projected, valid)]
         high = self.aspp(features[self.last_name]) if self.aspp is not None else projected[self.last_name]
         if self.reduce is not None:
+            # Reduced at the resolution of the coarse map, where 1x1 is cheap (PRE_REDUCE).
             size = high.shape[-2:]
             resized = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in patterns]
             high, patterns = self.reduce(torch.cat([high, *resized], dim=1)), []
@@ -104,12 +107,6 @@ class SegmentationNetwork(nn.Module):
     def forward(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
         """Segment; ``valid`` (B, H, W) bool keeps padding out of the aggregation."""
         return self.head(self.backbone(images), valid)
-
-    @property
-    def observations(self) -> dict[str, Tensor]:
-        """Scalars that the aggregation noted in the last training step."""
-        aggregation = self.head.aggregation
-        return {} if aggregation is None else dict(aggregation.observations)
 
 
 def build_network(cfg: CfgNode, num_classes: int) -> SegmentationNetwork:

@@ -86,6 +86,7 @@ class _SoftmaxAndTotal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> tuple[Tensor, Tensor]:
+        # -inf minus the peak of a row without a neighbor would be NaN: the peak is kept finite.
         peak = logits.amax(dim=-1, keepdim=True).clamp_min(_NO_NEIGHBOR)
         weights = (logits - peak).exp_()
         total = weights.sum(dim=-1, keepdim=True).clamp_min(0.5)  # at least 1 where there is a neighbor
@@ -97,6 +98,7 @@ class _SoftmaxAndTotal(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (weights,) = ctx.saved_tensors
         of_weights, of_total = gradients
+        # d log sum exp / d logit = weight, added to the softmax's own weight (g - <weight, g>), in one pass.
         result = weights * of_weights
         return result.addcmul_(weights, of_total[..., None] - result.sum(dim=-1, keepdim=True))
 
@@ -105,6 +107,7 @@ def _share(logits: Tensor, values: Tensor, observe: bool) -> _Share:
     """Logits (X, n, M) and values (X, M, C) -> share of X n nodes."""
     weights, log_total = _SoftmaxAndTotal.apply(logits)
     entropy = torch.special.entr(weights.detach()).sum(dim=-1) if observe else None
+    # (X, n, M) @ (X, M, C) -> (X, n, C).
     return _Share(torch.bmm(weights, values), log_total, entropy)
 
 
@@ -117,12 +120,14 @@ def _single_share(nodes: Tensor, single: Level, observe: bool) -> _Share:
 def _join(shares: Sequence[_Share]) -> tuple[Tensor, ...]:
     """One softmax over all levels: L aggregates (..., C), logarithm of the denominator, and the entropy if observed."""
     log_totals = torch.stack([share.log_total for share in shares])
+    # Softmax over the levels' totals: the share of each level in the joint softmax, exact without its logits.
     factors = log_totals.softmax(dim=0)
     aggregates = [share.mean * factor[..., None] for share, factor in zip(shares, factors, strict=True)]
     log_normalizer = log_totals.detach().logsumexp(dim=0)
     entropies = [share.entropy for share in shares if share.entropy is not None]
     if not entropies:
         return (*aggregates, log_normalizer)
+    # Entropy of a mixture of disjoint parts: mean of their entropies plus that of the mixture.
     between = factors.detach()
     entropy = (between * torch.stack(entropies) + torch.special.entr(between)).sum(dim=0)
     return (*aggregates, log_normalizer, entropy.where(log_normalizer > _NO_NEIGHBOR / 2, 0.0))
@@ -169,12 +174,15 @@ def _dense_share(nodes: Tensor, level: Level, rows: range, observe: bool) -> _Sh
     window, reach, device = level.window, level.window.reach, nodes.device
     height, width = level.keys.shape[1:3]
     at_rows = window.cells(rows.stop, device)[rows.start :]
+    # Rows of cells in reach of the first and of the last row of nodes.
     first = max(rows.start * window.finer // window.coarser - reach, 0)
     last = min((rows.stop - 1) * window.finer // window.coarser + reach, height - 1)
     down = torch.arange(first, last + 1, device=device) - at_rows[:, None]
     right = torch.arange(width, device=device) - window.cells(nodes.shape[2], device)[:, None]
+    # (rows w, span w_l): which cells of the span each node sees; the same for all images.
     near = _is_near(window, down[:, None, :, None], right[None, :, None, :]).flatten(2).flatten(0, 1)
     keys, values = (maps[:, first : last + 1].flatten(1, 2) for maps in (level.keys, level.values))
+    # (B, rows w, D) @ (B, D, span w_l).
     logits = torch.bmm(nodes.flatten(1, 2), keys.transpose(1, 2))
     logits.masked_fill_(~near, -math.inf).masked_fill_(~level.usable[:, None, first : last + 1].flatten(2), -math.inf)
     return _share(logits, values, observe)
@@ -183,6 +191,7 @@ def _dense_share(nodes: Tensor, level: Level, rows: range, observe: bool) -> _Sh
 def _banded(query: Tensor, levels: Sequence[Level], observe: bool) -> Gathered:
     query, levels = _channels_last(query, levels)
     images, height, width = query.shape[:3]
+    # Groups of rows must begin together on every level: pieces and images are multiples of the coarsest step.
     step = max(level.window.coarser for level in levels)
     # Rows of nodes that an image has in the stack of all images: enough for every level to have as many.
     needed = [math.ceil(level.rows * level.window.coarser / level.window.finer) for level in levels]
@@ -228,11 +237,14 @@ def _banded_share(nodes: Tensor, stack: Level, pitch: int, rows: range, observe:
         """Overlapping views (groups, 2 r + 1, w_l, ...): rows of neighboring groups are the same memory."""
         return maps[first : last + 2 * reach + 1].unfold(0, 2 * reach + 1, window.finer).movedim(-1, 1)
 
+    # Image of each row of cells in the stack; a band may reach into the next image, whose cells are no neighbors.
     image = torch.arange(-reach, len(stack.keys) - reach, device=device).div(
         pitch * window.finer // window.coarser, rounding_mode="floor"
     )
     usable = band(stack.usable) & (band(image) == band(image)[:, reach, None])[..., None]
+    # (groups, coarser, w, D) -> (groups, coarser w, D).
     groups = nodes.unflatten(0, (-1, window.coarser)).flatten(1, 2)
+    # (groups, coarser w, D) @ (groups, D, (2 r + 1) w_l).
     logits = torch.bmm(groups, band(stack.keys).flatten(1, 2).transpose(1, 2))
     down = torch.arange(-reach, reach + 1, device=device)
     right = torch.arange(stack.keys.shape[1], device=device) - window.cells(nodes.shape[1], device)[:, None]
@@ -250,6 +262,7 @@ def _stack_rows(maps: Tensor, pitch: int, reach: int) -> Tensor:
 
 def _is_near(window: Window, down: Tensor, right: Tensor) -> Tensor:
     """Whether (down, right), which broadcast, is an offset of the window."""
+    # A table of offsets with a margin of False, which clamped distances fall into.
     size, around = 2 * window.reach + 3, window.reach + 1
     table = torch.zeros(size, size, dtype=torch.bool)
     table[tuple((torch.tensor(window.offsets) + around).T)] = True
@@ -272,6 +285,7 @@ def _at_nodes(level: Level, size: tuple[int, int]) -> Level | None:
         return None
 
     def bring(maps: Tensor) -> Tensor:
+        # Repeated for each node of a coarser cell, or every f-th cell of a finer level.
         for axis, count in enumerate(size, start=1):
             if level.window.coarser > 1:
                 maps = maps.repeat_interleave(level.window.coarser, dim=axis)
@@ -284,6 +298,7 @@ def _at_nodes(level: Level, size: tuple[int, int]) -> Level | None:
 
 def _pieces(count: int, step: int, num_logits: Callable[[int], int]) -> list[range]:
     """Cut rows into pieces of a multiple of ``step`` rows, each with a bounded number of logits if that can be."""
+    # Halved until it fits: pieces of one size, rounded up to whole steps.
     rows = count
     while rows > step and num_logits(rows) > _CHUNK_LOGITS:
         rows = math.ceil(rows / 2 / step) * step
@@ -313,6 +328,7 @@ def _shift(query: Tensor, levels: Sequence[Level], observe: bool) -> Gathered:
         blocks = _blocks(query, level.window)
         usable = level.usable[:, None]
         for keys, mask in zip(_views(level.keys, level.window, size), _views(usable, level.window, size), strict=True):
+            # One logit plane (B, h, w) per neighbor; D is summed at once, so that no (B, D, h, w) product is kept.
             planes.append(_from_blocks((blocks * keys).sum(dim=1), size))
             masks.append(_from_blocks(mask[:, 0].expand(-1, *blocks.shape[2:]), size))
     weights, log_normalizer, entropy = _softmax(torch.stack(planes, dim=1), torch.stack(masks, dim=1), observe)
@@ -383,8 +399,10 @@ def _unfolded(maps: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
     side = 2 * window.reach + 1
     positions = [(count - 1) // window.finer + 1 for count in maps.shape[2:]]
     columns = F.unfold(maps, side, padding=window.reach, stride=window.finer).unflatten(2, positions)
+    # (B, C side^2, positions) -> (B, C, side^2, h', w').
     columns = columns.unflatten(1, (-1, side * side))
     if len(window.offsets) < side * side:
+        # Offsets that the window's shape leaves out (l1, l2).
         places = [(dy + window.reach) * side + dx + window.reach for dy, dx in window.offsets]
         columns = columns.index_select(2, torch.tensor(places, device=maps.device))
     if window.coarser > 1:

@@ -82,6 +82,7 @@ class PatternGraph:
         uneven = [stride for stride in strides if stride % own and own % stride]
         if uneven:
             raise ConfigError(f"strides {uneven} neither divide the destination's stride {own} nor are multiples of it")
+        # One of the two is 1: a level is finer or coarser than the nodes, or has their stride.
         windows = (
             Window(max(own // stride, 1), max(stride // own, 1), window_offsets(radius, distance, inclusive))
             for stride, radius in zip(strides, radii, strict=True)
@@ -109,6 +110,7 @@ def window_offsets(radius: float, distance: str = "chebyshev", inclusive: bool =
     if radius < 0 or (radius == 0 and not inclusive):
         raise ConfigError(f"CPP.RADII has {radius}, which leaves not even the cell itself; the smallest window has 1")
     measure = {"chebyshev": lambda y, x: max(abs(y), abs(x)), "l2": math.hypot, "l1": lambda y, x: abs(y) + abs(x)}
+    # Strictly closer than rho (Eq. 3); a radius of 1 leaves the cell itself.
     reach = range(-math.ceil(radius), math.ceil(radius) + 1)
     return tuple(
         (dy, dx)

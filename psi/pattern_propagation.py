@@ -86,6 +86,7 @@ def choose_backend(num_nodes: int) -> str:
     """Name of the back end for N nodes: the one that suits the size, or what exporters understand."""
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "shift"
+    # Small maps: one product of all with all; large ones: bands of rows.
     return "dense" if num_nodes <= _DENSE_NODES else "banded"
 
 
@@ -129,6 +130,7 @@ def propagate_patterns(
         levels = []
         for level, (key, value, window) in enumerate(zip(keys, values, graph.windows, strict=True)):
             wide_key = key.to(dtype)
+            # Keys and values that are one tensor stay one: back ends then lay it out and read it once.
             wide_value = wide_key if value is key else value.to(dtype)
             mask = usable[level] if usable is not None else key.new_ones(key[:, 0].shape, dtype=torch.bool)
             levels.append(Level(window, wide_key, wide_value, mask))
@@ -136,9 +138,10 @@ def propagate_patterns(
         if not observe:
             return Propagation(gathered.aggregates, None, None)
         with torch.no_grad():
-            own = levels[graph.destination]
-            self_weight = ((query * own.keys).sum(dim=1) - gathered.log_normalizer).exp()
-            return Propagation(gathered.aggregates, self_weight.where(own.usable, 0.0), gathered.entropy)
+            node_level = levels[graph.destination]
+            # <q_i, k_i> minus the logarithm of the denominator: the node's own share, for any back end.
+            self_weight = ((query * node_level.keys).sum(dim=1) - gathered.log_normalizer).exp()
+            return Propagation(gathered.aggregates, self_weight.where(node_level.usable, 0.0), gathered.entropy)
 
 
 def _check_sizes(query: Tensor, keys: Sequence[Tensor], graph: PatternGraph) -> None:

@@ -55,13 +55,16 @@ class Supervision:
             scribbles: (B, h, w) bool, the labels drawn by hand; None: all.
         """
         labeled = is_label(labels, num_classes)
+        # What is no class goes to a column K of its own, which is cut off.
         index = labels.masked_fill(~labeled, num_classes).flatten(1)
         present = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
         present = present.scatter_(1, index, True)[:, :num_classes]
         # One slot at least: a maximum over no slot does not exist.
         slots = max(1, int(present.sum(dim=1).max())) if len(labels) else 1
+        # Present classes first, each part ascending (stable): (B, S) ids.
         order = present.int().argsort(dim=1, descending=True, stable=True)[:, :slots]
         classes = torch.where(present.gather(1, order), order, EMPTY_SLOT)
+        # (B, 1, h, w) == (B, S, 1, 1) -> (B, S, h, w).
         targets = ((labels[:, None] == classes[:, :, None, None]) & labeled[:, None]).float()
         if weights is not None:
             targets = targets * weights[:, None].float()
@@ -80,6 +83,7 @@ class Supervision:
     @cached_property
     def labels(self) -> Tensor:
         """(B, h, w) int64, the class with the strongest target; ``IGNORE_LABEL`` outside the region."""
+        # Slot of the strongest target of each cell -> its class.
         slots = self.targets.argmax(dim=1)
         labels = self.classes.gather(1, slots.flatten(1)).view_as(slots)
         return labels.masked_fill(~self.region, IGNORE_LABEL)
@@ -126,6 +130,7 @@ class PixelSupervision:
             num_classes: K.
         """
         drawn = is_label(scribbles, num_classes)
+        # Scribbles on top: of two labels at a pixel the drawn one is right, and has weight 1.
         labels = torch.where(drawn, scribbles, labels)
         known = is_label(labels, num_classes) & (drawn | (weights > 0))
         return cls(labels.masked_fill(~known, IGNORE_LABEL), (weights.float() * known).masked_fill(drawn, 1.0), drawn)

@@ -109,6 +109,7 @@ class ScribbleTrainer(Trainer):
             return
         for batch in self.micro_batches():
             with self.autocast():
+                # A sample brings its labels, scribbles or stored ones; the step says which radius is next.
                 losses, _ = self.model(batch, LabelsAtStep(self.round))
             self.backward(sum(losses.values()))
             self.record(losses)
@@ -117,6 +118,7 @@ class ScribbleTrainer(Trainer):
     def _run_inner_loop(self) -> None:
         """For t = 0, ..., T: fit the network to y_t and g to M_t, then let the labels grow to y_{t+1}."""
         batches = [self.next_batch() for _ in range(self.accumulate_steps)]
+        # The same images T + 1 times; y_t of each micro-batch goes in and y_{t+1} comes out.
         labels = [LabelsAtStep() for _ in batches]
         for _ in range(self.steps + 1):
             for index, batch in enumerate(batches):
@@ -143,6 +145,7 @@ class ScribbleTrainer(Trainer):
 
     def _replace_entries(self, entries: list[dict[str, Any]]) -> None:
         """Go on at the same position of the same sequence of images, with other labels."""
+        # The order of images stays that of an uninterrupted training: only labels change between rounds.
         position = self.stream.state_dict()
         with preserved_random_state(with_cuda=False):
             self.stream = self.stream_of(entries)
@@ -161,6 +164,7 @@ class ScribbleTrainer(Trainer):
         comm.synchronize()
         read = ScribbleReader(self.cfg)
         share = entries[comm.get_rank() :: comm.get_world_size()]
+        # Dropout and augmentation of the training do not depend on what was labeled in between.
         with preserved_random_state():
             for entry in tqdm(
                 share, desc=f"labels of round {number}", unit="image", disable=not comm.is_main_process()
@@ -171,6 +175,7 @@ class ScribbleTrainer(Trainer):
                 store.write(number, entry["image_id"], grown.states[-1])
         comm.synchronize()
         if comm.is_main_process():
+            # Files first, then the manifest that declares the round complete.
             details = {"iteration": self.iter, "data": list(self.cfg.DATASETS.TRAIN)}
             store.finish_round(number, [e["image_id"] for e in entries], details)
         comm.synchronize()
@@ -183,6 +188,7 @@ class ScribbleTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state and the rounds whose labels are on disk. Collective."""
+        # As the checkpoint holds it: a crash before the next one goes back to this round, whose labels must stay.
         self.saved_round = self.round
         return {**super().state_dict(), "labeled_rounds": list(self.labeled_rounds)}
 

@@ -53,6 +53,7 @@ class SaliencyStatistics(nn.Module):
     def saliency_pass(self) -> Iterator[None]:
         """Apply the policy to what passes meanwhile."""
         if self.policy == "seg_only":
+            # Without tracking a norm in training mode uses the batch's statistics and stores nothing.
             active = [norm for norm in self._norms if norm.training]
             for norm in active:
                 norm.track_running_stats = False
@@ -62,15 +63,16 @@ class SaliencyStatistics(nn.Module):
                 for norm in active:
                     norm.track_running_stats = True
         elif self.policy == "per_task":
-            own = self._swap()
+            kept = self._swap()
             try:
                 yield
             finally:
-                self._restore(own)
+                self._restore(kept)
         else:
             yield
 
     def _swap(self) -> list[dict[str, Tensor]]:
+        # Buffers change places, no value is copied: the norm updates the task's own in the pass.
         before = []
         for index, norm in enumerate(self._norms):
             before.append({name: norm.get_buffer(name) for name in _RUNNING})

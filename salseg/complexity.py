@@ -69,12 +69,12 @@ def complexity_table(rows: dict[str, SalSeg], size: tuple[int, int]) -> str:
     """Markdown table of some models; published numbers stand in brackets."""
     lines = []
     for name, model in rows.items():
-        found = model_complexity(model, size)
+        complexity = model_complexity(model, size)
         published = PUBLISHED.get(name) if size == (512, 1024) else None
-        cells = [f"{found.millions:.3f}", f"{found.gmacs:.2f}"]
+        cells = [f"{complexity.millions:.3f}", f"{complexity.gmacs:.2f}"]
         if published is not None:
             cells = [f"{cell} ({other})" for cell, other in zip(cells, published, strict=True)]
-        lines.append([name, *cells, f"+{found.branch_millions:.2f}", f"+{found.branch_gmacs:.1f}"])
+        lines.append([name, *cells, f"+{complexity.branch_millions:.2f}", f"+{complexity.branch_gmacs:.1f}"])
     headers = ["model", "M parameters", f"GMAC ({size[1]}x{size[0]})", "saliency branch: M", "GMAC"]
     return markdown(lines, headers)
 

@@ -38,11 +38,11 @@ def segmentation_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there is no segmentation in it.
     """
-    found = {name: value for name, value in state.items() if not name.startswith(_LEFT_OUT)}
-    if not any(name.startswith("decoder.") for name in found):
+    kept = {name: value for name, value in state.items() if not name.startswith(_LEFT_OUT)}
+    if not any(name.startswith("decoder.") for name in kept):
         parts = sorted({name.split(".")[0] for name in state})
         raise CheckpointError(f"no parameter 'decoder.*': the checkpoint holds {', '.join(parts)}; is it SalSeg's?")
-    return found
+    return kept
 
 
 def segmentation_cfg(cfg: CfgNode, weights: Path) -> CfgNode:
@@ -64,18 +64,18 @@ def segmentation_cfg(cfg: CfgNode, weights: Path) -> CfgNode:
             f"MODEL.SALSEG.WEIGHTING is '{node.WEIGHTING}': segmentation was not trained; take the training that "
             "started from this one"
         )
-    own = standalone_cfg(cfg, weights)
-    own.MODEL.SALSEG.SALIENCY.ENABLED = False
-    own.MODEL.SALSEG.SALIENCY.SHARE_DECODER = False
-    own.MODEL.SALSEG.WEIGHTING = "seg_only"
-    own.MODEL.SALSEG.TEST.SALIENCY = False
-    own.DATASETS.TRAIN_SALIENCY = ()
-    own.DATASETS.TEST = tuple(
+    exported = standalone_cfg(cfg, weights)
+    exported.MODEL.SALSEG.SALIENCY.ENABLED = False
+    exported.MODEL.SALSEG.SALIENCY.SHARE_DECODER = False
+    exported.MODEL.SALSEG.WEIGHTING = "seg_only"
+    exported.MODEL.SALSEG.TEST.SALIENCY = False
+    exported.DATASETS.TRAIN_SALIENCY = ()
+    exported.DATASETS.TEST = tuple(
         name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).get("evaluator_type") != "saliency"
     )
-    own.TEST.BEST_METRIC = ""  # may name a set that is gone
-    own.freeze()
-    return own
+    exported.TEST.BEST_METRIC = ""  # may name a set that is gone
+    exported.freeze()
+    return exported
 
 
 _PART = Part("segmentation", "salseg.export", segmentation_state, segmentation_cfg)

@@ -68,6 +68,7 @@ class SaliencyBranch(nn.Module):
             )
         self.reading = reading
         self.weigh = nn.Conv2d(middle_channels, num_maps, kernel_size=1)
+        # Near 0, hence weights of 0.5: every class is as salient as not at the start.
         nn.init.normal_(self.weigh.weight, mean=0.0, std=0.001)
         assert self.weigh.bias is not None
         nn.init.zeros_(self.weigh.bias)
@@ -85,8 +86,10 @@ class SaliencyBranch(nn.Module):
             (B, 1, H, W) float32, the logit log y - log(1 - y) of the saliency y.
         """
         low, middle = features
+        # Class-wise maps s_seg (B, n, h, w), by the branch's own decoder or the segmentation's.
         maps = class_logits if self.decoder is None else self.decoder(low, middle)[0]
         assert maps is not None
+        # Pooled before the sigmoid (Eq. 2): one weight per class and image, (B, n).
         weights = self.weigh(middle).float().mean(dim=(2, 3)).sigmoid()  # s_fea
         # From here on float32, under autocast too: nothing below is a product of matrices.
         maps = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
@@ -107,12 +110,14 @@ def saliency_logits(maps: Tensor, weights: Tensor, reading: str) -> Tensor:
     Returns:
         (B, 1, H, W) float32.
     """
+    # (B, n) -> (B, n, 1, 1): a class weighs the same everywhere in its image.
     weights = weights[:, :, None, None]
     if reading == "logit":
         return (weights * maps).sum(dim=1, keepdim=True)
     if reading == "sigmoid":
         saliency = (weights * maps.sigmoid()).mean(dim=1, keepdim=True)
     else:
+        # Left out after the softmax: what the background takes is not salient.
         first = 1 if reading == "softmax_no_background" else 0
         saliency = (weights * maps.softmax(dim=1))[:, first:].sum(dim=1, keepdim=True)
     return torch.logit(saliency, eps=_MARGIN)

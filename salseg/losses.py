@@ -45,10 +45,12 @@ def segmentation_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | No
     """
     with torch.autocast(logits.device.type, enabled=False):
         weights = None if class_weights is None else class_weights.float()
+        # Summed, not averaged: several passes of a step are divided once, by the pixels of all (``join``).
         total = F.cross_entropy(logits.float(), labels, weight=weights, ignore_index=IGNORE_LABEL, reduction="sum")
         labeled = labels != IGNORE_LABEL
         if weights is None:
             return LossSum(total, labeled.sum().float())
+        # Void is no index into (K,) weights: it reads class 0, times 0.
         return LossSum(total, (weights[labels.where(labeled, 0)] * labeled).sum())
 
 
@@ -61,6 +63,7 @@ def saliency_loss(logits: Tensor, saliency: Tensor, known: Tensor) -> LossSum:
         known: (B, H, W) bool, False in padding and void.
     """
     with torch.autocast(logits.device.type, enabled=False):
+        # t may be soft: the cross entropy of two probabilities, from the logit of y, without a logarithm of 0.
         pixels = F.binary_cross_entropy_with_logits(logits.float(), saliency.float(), reduction="none")
         counted = known[:, None].float()
         return LossSum((pixels * counted).sum(), counted.sum())
@@ -85,6 +88,7 @@ def join(parts: dict[str, list[LossSum]], tasks: tuple[str, ...], device: torch.
     )
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(weights)
+        # The same divisor on every rank, which averaging of gradients then makes the whole sum's.
         weights = weights / dist.get_world_size()
     joined = {}
     for task, weight in zip(tasks, weights, strict=True):

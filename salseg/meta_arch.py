@@ -6,7 +6,7 @@ Wiring only: images pass through backbone and pyramid, which both tasks share, t
 have, and each group is one pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -18,11 +18,18 @@ from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import ConfigError
-from padding.modeling.batching import batch_images, batch_label_maps, require_keys, sample_name
+from padding.modeling.batching import (
+    batch_images,
+    batch_label_maps,
+    map_size,
+    register_pixel_statistics,
+    require_keys,
+    sample_name,
+)
 from padding.modeling.deeplab import DeepLabDecoder
 from padding.modeling.diagnostics import note_observations
-from padding.modeling.label_space import evaluation_split, training_split
-from padding.modeling.tta import SegmentationPlan, segment
+from padding.modeling.label_space import learned_split
+from padding.modeling.tta import SegmentationPlan, segment_sample
 from salseg.batch_norm import SaliencyStatistics
 from salseg.heads import (
     SaliencyBranch,
@@ -113,9 +120,7 @@ class SalSeg(nn.Module):
         self.statistics = SaliencyStatistics(statistics, shared)
         self.plan, predict_saliency = evaluation
         self.predict_saliency = predict_saliency and branch is not None
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixels)
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
+        register_pixel_statistics(self, *pixels)
         self.register_buffer("class_weights", torch.ones(self.num_classes), persistent=False)
 
     @classmethod
@@ -126,7 +131,7 @@ class SalSeg(nn.Module):
         """
         node = cfg.MODEL.SALSEG
         tasks = tasks_of(node.WEIGHTING)
-        split = training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)
+        split = learned_split(cfg)
         backbone = build_backbone(cfg)
         names = feature_names(node, backbone)
         low_channels, last_channels = (backbone.output_shape()[name].channels for name in names)
@@ -192,28 +197,30 @@ class SalSeg(nn.Module):
         """
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
         if not self.training:
-            return [self._predict(sample) for sample in batched_inputs]
-        losses = self._mean_losses(batched_inputs)
-        self._log(losses)
-        return self.weighting(losses)
+            pixels = {"pixel_mean": self.pixel_mean, "pixel_std": self.pixel_std}
+            predictions = [segment_sample(self.logits, sample, self.plan, **pixels) for sample in batched_inputs]
+            # Saliency is one map: (1, h, w) -> (h, w).
+            return [{name: maps[0] if name == "saliency" else maps for name, maps in p.items()} for p in predictions]
 
-    def _encode(self, pixels: Tensor) -> SharedFeatures:
-        features = self.backbone(pixels)
-        low, last = self.in_features
-        return features[low], self.pyramid(features[last])
+        # Sums of costs and of weights, from one pass for each kind of labels that images have.
+        parts: dict[str, list[LossSum]] = {}
+        for group in self._groups(batched_inputs):
+            for task, part in self._group_losses(group).items():
+                parts.setdefault(task, []).append(part)
+
+        # One mean per task over all passes, so that the split into passes does not weigh; then their sum (Eq. 8).
+        losses = join(parts, TASKS, self.device)
+        observations: dict[str, Tensor | float] = {task: loss.total.detach() for task, loss in losses.items()}
+        observations |= {f"weight_{task}": weight for task, weight in self.weighting.weights.items()}
+        observations |= {f"log_variance_{task}": s.detach() for task, s in self.weighting.log_variances.items()}
+        note_observations("salseg", observations)
+        return self.weighting(losses)
 
     # Training -----------------------------------------------------------------------------------------------------
 
-    def _mean_losses(self, samples: Sequence[dict[str, Any]]) -> dict[str, LossSum]:
-        parts: dict[str, list[LossSum]] = {}
-        for group in self._groups(samples):
-            for task, part in self._group_losses(group).items():
-                parts.setdefault(task, []).append(part)
-        return join(parts, TASKS, self.device)
-
     def _groups(self, samples: Sequence[dict[str, Any]]) -> list[_Group]:
         """Samples by the tasks they have labels for, of those that are trained."""
-        found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for sample in samples:
             tasks = tuple(task for task in self.weighting.tasks if _LABEL_OF[task] in sample)
             if not tasks:
@@ -222,57 +229,50 @@ class SalSeg(nn.Module):
                     f"sample {sample_name(sample)} has no {wanted}, which MODEL.SALSEG.WEIGHTING trains; set "
                     "SOLVER.IMS_PER_BATCH_SALIENCY and DATASETS to fit"
                 )
-            found.setdefault(tasks, []).append(sample)
-        return [_Group(members, tasks) for tasks, members in found.items()]
+            groups.setdefault(tasks, []).append(sample)
+        return [_Group(members, tasks) for tasks, members in groups.items()]
 
     def _group_losses(self, group: _Group) -> dict[str, LossSum]:
+        # Images (B, 3, H, W), normalised and padded to one size.
         pixels = batch_images(
-            group.samples,
-            pixel_mean=self.pixel_mean,
-            pixel_std=self.pixel_std,
-            size_divisibility=_SIZE_DIVISIBILITY,
-            device=self.device,
+            group.samples, pixel_mean=self.pixel_mean, pixel_std=self.pixel_std, size_divisibility=_SIZE_DIVISIBILITY
         ).tensor
-        size = (pixels.shape[-2], pixels.shape[-1])
-        found = {}
+        size = map_size(pixels)
+
+        # Shared features: low level (B, C_l, H/4, W/4), x_mid (B, C, H/16, W/16). Saliency images alone must not move
+        # the statistics of the segmentation. Class logits (B, K, H/4, W/4) where a task asks for them (Eq. 1).
         with nullcontext() if "seg" in group.tasks else self.statistics.saliency_pass():
             features = self._encode(pixels)
             shared = self.branch is not None and self.branch.decoder is None
             logits = self.decoder(*features)[0] if "seg" in group.tasks or shared else None
+
+        losses = {}
         if "seg" in group.tasks:
             assert logits is not None
             labels = batch_label_maps(group.samples, padded_size=size, ignore_label=IGNORE_LABEL, device=self.device)
             wide = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-            found["seg"] = segmentation_loss(wide, labels, self.class_weights)
+            losses["seg"] = segmentation_loss(wide, labels, self.class_weights)
         if "saliency" in group.tasks:
+            # y_sal from s_fea and s_seg (Eq. 2 to 4), against maps (B, 1, H, W) where ``valid`` (B, H, W) is True.
             assert self.branch is not None
-            found["saliency"] = saliency_loss(
+            losses["saliency"] = saliency_loss(
                 self.branch(features, size, logits),
                 self._padded(group.samples, "saliency", size),
                 self._padded(group.samples, "saliency_valid", size),
             )
-        return found
+        return losses
+
+    def _encode(self, pixels: Tensor) -> SharedFeatures:
+        """Low-level map and x_mid of images (B, 3, H, W)."""
+        features = self.backbone(pixels)
+        low, last = self.in_features
+        return features[low], self.pyramid(features[last])
 
     def _padded(self, samples: Sequence[dict[str, Any]], key: str, size: tuple[int, int]) -> Tensor:
         require_keys(samples, (key,), type(self).__name__)
         return batch_label_maps(samples, padded_size=size, ignore_label=0, device=self.device, key=key)
 
-    def _log(self, losses: Mapping[str, LossSum]) -> None:
-        values: dict[str, Tensor | float] = {task: loss.total.detach() for task, loss in losses.items()}
-        values |= {f"weight_{task}": weight for task, weight in self.weighting.weights.items()}
-        values |= {f"log_variance_{task}": s.detach() for task, s in self.weighting.log_variances.items()}
-        note_observations("salseg", values)
-
     # Evaluation ---------------------------------------------------------------------------------------------------
-
-    def _predict(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
-        pixels = (sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-        height, width = sample["image"].shape[-2:]
-        size = (int(sample.get("height", height)), int(sample.get("width", width)))
-        found = segment(self.logits, pixels, self.plan, output_size=size)
-        if "saliency" in found:
-            found["saliency"] = found["saliency"][0]
-        return found
 
     def logits(self, view: Tensor) -> dict[str, Tensor]:
         """Class logits, and saliency if it is wanted, of images (B, 3, H, W) float, normalized.
@@ -281,13 +281,14 @@ class SalSeg(nn.Module):
             ``sem_seg`` (B, K, H/4, W/4), ``saliency`` (B, 1, H, W).
         """
         features = self._encode(view)
-        outputs = {"sem_seg": self.decoder(*features)[0]}
-        if self.predict_saliency:
-            assert self.branch is not None
-            logits = outputs["sem_seg"]
-            if self.statistics.policy == "per_task":
-                with self.statistics.saliency_pass():
-                    features = self._encode(view)
-                    logits = self.decoder(*features)[0] if self.branch.decoder is None else logits
-            outputs["saliency"] = self.branch(features, (view.shape[-2], view.shape[-1]), logits)
-        return outputs
+        logits = self.decoder(*features)[0]
+        if not self.predict_saliency:
+            return {"sem_seg": logits}
+        assert self.branch is not None
+        of_saliency = logits
+        if self.statistics.policy == "per_task":
+            # Saliency was learned under statistics of its own, which is a second pass through the encoder.
+            with self.statistics.saliency_pass():
+                features = self._encode(view)
+                of_saliency = self.decoder(*features)[0] if self.branch.decoder is None else logits
+        return {"sem_seg": logits, "saliency": self.branch(features, map_size(view), of_saliency)}

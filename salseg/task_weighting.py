@@ -76,6 +76,7 @@ class TaskWeighting(nn.Module):
             "liebel": liebel_terms,
         }.get(weighting)
         learned = self.tasks if self._terms is not None else ()
+        # s = log sigma^2, from 0: sigma = 1, and e^-s needs no bound to stay positive.
         self.log_variances = nn.ParameterDict({task: nn.Parameter(torch.zeros(())) for task in learned})
 
     @property

@@ -112,6 +112,7 @@ class SalSegTrainer(Trainer):
         super().resume_or_load(resume=resume)
         module = self.module
         if self.start_iter == 0 and isinstance(module, SalSeg):
+            # After ImageNet weights have replaced the running statistics that they were copied from.
             module.statistics.reset()
 
 

@@ -62,22 +62,22 @@ def read_courses(folder: Path, name: str = "") -> list[TaskCourses]:
         MissingFileError: there is no training of SalSeg.
         ValueError: a log is damaged.
     """
-    found: dict[Path, list[Log]] = {}
+    logs_by_kind: dict[Path, list[Log]] = {}
     for path in sorted(folder.rglob(_LOG)):
         log = _read_log(path)
         if log:
             run = path.parent
-            found.setdefault(run.parent if _SEED.fullmatch(run.name) and run != folder else run, []).append(log)
-    if not found:
+            logs_by_kind.setdefault(run.parent if _SEED.fullmatch(run.name) and run != folder else run, []).append(log)
+    if not logs_by_kind:
         raise MissingFileError(
             f"{folder}: no {_LOG} of a SalSeg training below it; name a folder that train_net.py or "
             "benchmarks.ablation_rows wrote (OUTPUT_DIR)"
         )
-    own = name or folder.resolve().name
-    if len(found) == 1:
-        return [_courses(own, logs) for logs in found.values()]
+    title = name or folder.resolve().name
+    if len(logs_by_kind) == 1:
+        return [_courses(title, logs) for logs in logs_by_kind.values()]
     prefix = f"{name}/" if name else ""
-    return [_courses(f"{prefix}{kind.relative_to(folder)}", logs) for kind, logs in found.items()]
+    return [_courses(f"{prefix}{kind.relative_to(folder)}", logs) for kind, logs in logs_by_kind.items()]
 
 
 def _courses(name: str, logs: Sequence[Log]) -> TaskCourses:

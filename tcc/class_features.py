@@ -82,6 +82,7 @@ def on_grid(pixels: PixelLabels, size: tuple[int, int]) -> PixelLabels:
     """Labels of the pixels nearest to the centres of a coarser grid's cells."""
     if tuple(pixels.labels.shape[-2:]) == tuple(size):
         return pixels
+    # The pixel in which a cell's center lies.
     rows, columns = (
         ((torch.arange(cells, device=pixels.labels.device) + 0.5) * length / cells).long()
         for cells, length in zip(size, pixels.labels.shape[-2:], strict=True)
@@ -117,13 +118,16 @@ def class_similarity(
             sums, counts = sums.sum(dim=0, keepdim=True), counts.sum(dim=0, keepdim=True)
         if options.prototype_scope == "batch_sync":
             sums, counts = sum_over_processes(sums), sum_over_processes(counts)
+        # Eq. 5: the mean feature of each class, (B, D, K); (1, D, K) where the batch shares them.
         prototypes = sums / counts[:, None].clamp_min(1)
         if options.detach_prototype:
             prototypes = prototypes.detach()
         table = prototypes.transpose(1, 2) @ flat  # (B, K, N)
-        own = table.gather(1, labels[:, None])[:, 0]
+        # <feature, prototype> of every class, of which gather takes the pixel's own: (B, K, N) -> (B, N).
+        of_label = table.gather(1, labels[:, None])[:, 0]
+        # Eq. 6: divided by both norms, (B, N) each.
         norms = _norm(flat), _norm(prototypes).expand(len(flat), -1).gather(1, labels)
-        cosine = own / (norms[0] * norms[1])
+        cosine = of_label / (norms[0] * norms[1])
         # A vector of zeros has no direction, and a gradient without bound.
         defined = valid & (torch.minimum(*norms) > _SMALLEST_NORM)
         defined &= counts.expand(len(flat), -1).gather(1, labels) >= options.min_pixels
@@ -153,14 +157,17 @@ def feature_consistency(
     """
     height, width = labels[0].labels.shape[-2:]
     grid = (-(-height // options.stride), -(-width // options.stride))
+    # The masking of Eq. 3 and 4: the peer's labels group a student's features.
     chosen = _assigned_labels(labels, options.label_source)
     maps, defined = [], []
     for feature, pixels in zip(features, chosen, strict=True):
         similarity, where = _similarity_on(grid, feature, pixels, num_classes, options)
         maps.append(similarity)
         defined.append(where)
+    # Eq. 7 compares cells that both students define; (B, h, w).
     both = defined[0] & defined[1]
     first, second = (_normalized(part, both, options.normalize) for part in maps)
+    # One-way forms: the other student is a fixed target.
     if options.direction == "cnn_to_vit":
         first = first.detach()
     elif options.direction == "vit_to_cnn":
@@ -193,8 +200,8 @@ def _similarity_on(
         if tuple(features.shape[-2:]) != grid:
             features = F.interpolate(features.float(), size=grid, mode="bilinear", align_corners=False)
         return class_similarity(features, on_grid(pixels, grid), num_classes, options)
-    own = (features.shape[-2], features.shape[-1])
-    similarity, defined = class_similarity(features, on_grid(pixels, own), num_classes, options)
+    size = (features.shape[-2], features.shape[-1])
+    similarity, defined = class_similarity(features, on_grid(pixels, size), num_classes, options)
     resized = F.interpolate(similarity[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]
     # A cell counts if no undefined one took part in its mean.
     share = F.interpolate(defined[:, None].float(), size=grid, mode="bilinear", align_corners=False)[:, 0]
@@ -206,6 +213,7 @@ def _normalized(values: Tensor, valid: Tensor, how: str) -> Tensor:
     if how == "none":
         return values
     count = valid.sum(dim=(1, 2), keepdim=True).clamp_min(1)
+    # Deviations of invalid cells are set to 0: they leave mean, variance and the loss.
     centered = (values - (values * valid).sum(dim=(1, 2), keepdim=True) / count) * valid
     variance = (centered**2).sum(dim=(1, 2), keepdim=True) / count
     return centered / (variance + 1e-6).sqrt()

@@ -74,8 +74,8 @@ def reference_table() -> str:
     for (backbone, stride), expected in REFERENCE.items():
         options = ["MODEL.TCC.VIT.BACKBONE", backbone, "MODEL.TCC.VIT.OUTPUT_STRIDE", str(stride)]
         cfg = load_config("", options)
-        found = _row(_count(cfg, "VIT", (512, 512), 21))
-        cells = [f"{value} ({other})" for value, other in zip(found, expected, strict=True)]
+        measured = _row(_count(cfg, "VIT", (512, 512), 21))
+        cells = [f"{value} ({other})" for value, other in zip(measured, expected, strict=True)]
         rows.append([f"{backbone} OS{stride}", *cells])
     return _markdown(rows, (512, 512), 21)
 
@@ -99,9 +99,9 @@ def _count(cfg: CfgNode, name: str, size: tuple[int, int], num_classes: int) -> 
         return student_complexity(build_student(cfg, name, num_classes), size)
 
 
-def _row(found: Complexity) -> list[str]:
-    total = found.backbone_millions + found.head_millions
-    numbers = (found.backbone_millions, found.head_millions, total, found.gflops)
+def _row(complexity: Complexity) -> list[str]:
+    total = complexity.backbone_millions + complexity.head_millions
+    numbers = (complexity.backbone_millions, complexity.head_millions, total, complexity.gflops)
     return [f"{number:.2f}" if number < 10 else f"{number:.1f}" for number in numbers]
 
 

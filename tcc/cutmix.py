@@ -58,14 +58,16 @@ class Mixing:
     mask: Tensor
     partner: Partner
 
-    def __call__(self, own: Tensor, other: Tensor) -> Tensor:
-        """Mix (B, ..., H, W) tensors; ``other`` is ``own`` itself unless partners come from a second stream."""
+    def __call__(self, base: Tensor, other: Tensor) -> Tensor:
+        """Mix (B, ..., H, W) tensors; ``other`` is ``base`` itself unless partners come from a second stream."""
+        # Partners by rolling: every image is mixed once and serves once, and none meets itself.
         if self.partner == "roll":
             other = other.roll(-1, dims=0)
         elif self.partner == "self":
             other = other.flip(-1)
-        mask = self.mask.view(len(self.mask), *[1] * (own.dim() - 3), *self.mask.shape[-2:])
-        return torch.where(mask, other, own)
+        # (B, H, W) -> (B, 1, ..., H, W), for pixels, valid pixels and logits alike.
+        mask = self.mask.view(len(self.mask), *[1] * (base.dim() - 3), *self.mask.shape[-2:])
+        return torch.where(mask, other, base)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class CutMix:
             )
         masks = []
         for chance in torch.rand(batch_size).tolist():
+            # A draw for every image, mixed or not: PROB does not change the boxes of the others.
             mask = box_mask(size, num_boxes=self.num_boxes, area=self.area)
             masks.append(mask if chance < self.prob else torch.zeros_like(mask))
         return Mixing(torch.stack(masks).to(device), self.partner)

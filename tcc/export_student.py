@@ -41,13 +41,11 @@ def student_state(state: Mapping[str, Tensor], student: str) -> dict[str, Tensor
         raise ValueError(f"student {student!r} is unknown; a cohort has {' and '.join(STUDENTS)}")
     average = f"averages.{student}."
     prefix = average if any(name.startswith(average) for name in state) else f"{student}."
-    found = {
-        f"{student}.{name.removeprefix(prefix)}": value for name, value in state.items() if name.startswith(prefix)
-    }
-    if not found:
+    kept = {f"{student}.{name.removeprefix(prefix)}": value for name, value in state.items() if name.startswith(prefix)}
+    if not kept:
         parts = sorted({name.split(".")[0] for name in state})
         raise CheckpointError(f"no parameter '{student}.*': the checkpoint holds {', '.join(parts)}; is it TCC's?")
-    return found
+    return kept
 
 
 def student_cfg(cfg: CfgNode, student: str, weights: Path) -> CfgNode:
@@ -61,15 +59,15 @@ def student_cfg(cfg: CfgNode, student: str, weights: Path) -> CfgNode:
     Returns:
         A frozen copy.
     """
-    own = standalone_cfg(cfg, weights)
-    own.MODEL.TCC.STUDENTS = student
-    own.MODEL.TCC.TEST.STUDENT = student
-    own.MODEL.TCC.EMA.DECAY = 0.0
-    for node in (own.MODEL.TCC.CNN, own.MODEL.TCC.VIT):
+    exported = standalone_cfg(cfg, weights)
+    exported.MODEL.TCC.STUDENTS = student
+    exported.MODEL.TCC.TEST.STUDENT = student
+    exported.MODEL.TCC.EMA.DECAY = 0.0
+    for node in (exported.MODEL.TCC.CNN, exported.MODEL.TCC.VIT):
         node.WEIGHTS = ""  # what the cohort started from
-    own.TEST.SEM_SEG.PARTS = ()
-    own.freeze()
-    return own
+    exported.TEST.SEM_SEG.PARTS = ()
+    exported.freeze()
+    return exported
 
 
 def export_student(cfg: CfgNode, weights: str | Path, student: str, output: str | Path) -> Path:

@@ -85,14 +85,18 @@ def dice_loss(
         labeled = labels != ignore_label
         probability = logits.float().softmax(dim=1).flatten(2)
         weight = labeled.flatten(1)[:, None]  # (B, 1, N)
+        # (B, K, N) softmax p and one-hot y; a void label is no class, so that y has no entry there.
         truth = labels.flatten(1)[:, None] == torch.arange(logits.shape[1], device=labels.device)[:, None]
         intersection = (probability * truth).sum(dim=2)  # (B, K)
+        # D, the sum of p^q and y: p counts on labeled pixels alone, as y does of itself.
         size = (probability**power * weight).sum(dim=2) + truth.sum(dim=2)
         count = truth.sum(dim=2).float()
         if over_batch:
+            # (3, 1, K): I, D and pixels of each class, summed over the batch before the quotient, which is not linear.
             sums = torch.stack([part.sum(dim=0, keepdim=True) for part in (intersection, size, count)])
             intersection, size, count = sum_over_processes(sums) if sync else sums
         loss = 1 - (2 * intersection + smooth) / (size + smooth).clamp_min(1e-12)
+        # "all": absent classes count as well, but no image (or batch) without any label.
         counted = (count > 0) if classes == "present" else (count.sum(dim=1, keepdim=True) > 0).expand_as(count)
         images = counted.any(dim=1)
         if not images.any():
@@ -145,6 +149,7 @@ def ohem_cross_entropy(
         # A probability below the threshold is a loss above -log of it.
         bound = losses.new_tensor(-math.log(threshold))
         if len(losses) > min_kept > 0:
+            # The min_kept-th largest loss: a bound that lets at least so many through.
             bound = torch.minimum(bound, losses.detach().topk(min_kept, sorted=True).values[-1])
         kept = losses >= bound if len(losses) > min_kept else torch.ones_like(losses, dtype=torch.bool)
         return losses[kept].sum() / kept.sum().clamp_min(1)
@@ -190,6 +195,7 @@ def divergence(
         target_logits = target_logits.detach() if detach else target_logits
         target = (target_logits.float() / temperature).log_softmax(dim=1)
         student = (logits.float() / temperature).log_softmax(dim=1)
+        # tau^2 restores the size of the gradient, which the temperature divides twice (Hinton et al.).
         pixels = (target.exp() * (target - student)).sum(dim=1) * temperature**2
         if reduction == "element":
             pixels = pixels / logits.shape[1]
@@ -209,6 +215,7 @@ def hard_divergence(logits: Tensor, target_logits: Tensor, *, valid: Tensor, con
         Scalar >= 0, float32: mean over the valid pixels of each image, then over images.
     """
     with torch.autocast(logits.device.type, enabled=False):
+        # arg-max has no gradient, the confidence below would have one.
         target_logits = target_logits.detach()
         pixels = F.cross_entropy(logits.float(), target_logits.max(dim=1).indices, reduction="none")
         return mean_over_pixels(pixels, valid & confident(target_logits, conf_threshold))

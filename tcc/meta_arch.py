@@ -17,12 +17,19 @@ from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import ConfigError, check_choice
-from padding.modeling.batching import batch_images, batch_label_maps, batch_valid_masks, require_keys
+from padding.modeling.batching import (
+    batch_images,
+    batch_label_maps,
+    batch_valid_masks,
+    map_size,
+    register_pixel_statistics,
+    require_keys,
+)
 from padding.modeling.diagnostics import note_observations, training_iteration
-from padding.modeling.label_space import evaluation_split, training_split
-from padding.modeling.tta import SegmentationPlan, segment
+from padding.modeling.label_space import learned_split
+from padding.modeling.tta import SegmentationPlan, segment_sample
 from tcc.cutmix import CutMix, build_cutmix
-from tcc.objective import CohortObjective, Side, build_objective, full_size_logits
+from tcc.objective import CohortBatch, CohortObjective, build_objective, full_size_logits
 from tcc.ramp_up import build_ramp_up
 from tcc.students import Student, build_student
 from tcc.teacher import BatchNormPolicy, target_pass, update_average
@@ -31,6 +38,8 @@ __all__ = ["STUDENTS", "TCC", "Perturbation"]
 
 STUDENTS = ("cnn", "vit")
 ENSEMBLE = "ensemble"
+# Strides up to 32, and spatial reductions that are exact only then (PVT).
+_SIZE_DIVISIBILITY = 32
 
 
 @dataclass(frozen=True)
@@ -124,9 +133,7 @@ class TCC(nn.Module):
         if perturbation.ema_decay > 0:
             self.averages.update({name: copy.deepcopy(student) for name, student in self.students.items()})
             self.averages.requires_grad_(False)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixels)
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
+        register_pixel_statistics(self, *pixels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -134,7 +141,7 @@ class TCC(nn.Module):
         node = cfg.MODEL.TCC
         check_choice("MODEL.TCC.STUDENTS", node.STUDENTS, ("both", *STUDENTS))
         names = STUDENTS if node.STUDENTS == "both" else (node.STUDENTS,)
-        split = training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)
+        split = learned_split(cfg)
         students = {name: build_student(cfg, name.upper(), split.num_classes) for name in names}
         parts = [part for part in cfg.TEST.SEM_SEG.PARTS if len(names) > 1 or part in names]
         return {
@@ -175,15 +182,38 @@ class TCC(nn.Module):
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
         if not self.training:
             return [self._predict(sample) for sample in batched_inputs]
-        losses, observations = self._training_losses(batched_inputs)
+
+        # Images: labeled (B_l, 3, H, W) and, where the step has them, unlabeled (B_u, 3, H', W').
+        labeled, unlabeled = self._by_kind(batched_inputs)
+        images = [self._images(labeled)]
+
+        # Targets of the unlabeled images: student -> (B_u, K, H', W'), of the images as they are; what is trained on
+        # is their perturbed view. None: the students' outputs are each other's targets.
+        targets: dict[str, Tensor] | None = None
+        if unlabeled:
+            weak = self._images(unlabeled)
+            trained, targets = self._perturbed(weak, unlabeled) if self.perturbation.needs_target_pass else (weak, None)
+            images.append(trained)
+
+        # Outputs: "logits" (B, K, h, w) and features of both students, for either kind of images (Sec. 3.1).
+        outputs = self._student_outputs(images)
+
+        # Losses: L_s with labels (Eq. 10), g(t) (L_d + lambda L_f) between the students (Eq. 7 to 9).
+        labels = batch_label_maps(
+            labeled, padded_size=map_size(images[0].pixels), ignore_label=IGNORE_LABEL, device=self.device
+        )
+        losses, observations = self.objective(
+            CohortBatch(outputs[0], images[0].valid, labels=labels),
+            CohortBatch(outputs[1], images[1].valid, targets=targets) if unlabeled else None,
+            self.ramp_up(training_iteration()),
+        )
         note_observations("tcc", observations)
         return losses
 
     # Training -----------------------------------------------------------------------------------------------------
 
-    def _training_losses(
-        self, samples: Sequence[dict[str, Any]]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
+    def _by_kind(self, samples: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Labeled and unlabeled samples."""
         labeled = [sample for sample in samples if sample.get("is_labeled", True)]
         unlabeled = [sample for sample in samples if not sample.get("is_labeled", True)]
         if not labeled:
@@ -192,45 +222,22 @@ class TCC(nn.Module):
                 "SOLVER.IMS_PER_BATCH_UNLABELED below SOLVER.IMS_PER_BATCH and train with SemiSupervisedTrainer"
             )
         require_keys(labeled, ("sem_seg",), f"{type(self).__name__} (a labeled image)")
-        images = [self._batch(labeled)]
-        targets: dict[str, Tensor] | None = None
-        if unlabeled:
-            weak = self._batch(unlabeled)
-            if self.perturbation.needs_target_pass:
-                trained, targets = self._perturbed(weak, unlabeled)
-                images.append(trained)
-            else:
-                images.append(weak)
-        outputs = self._student_outputs(images)
-        sides = [
-            Side(
-                outputs={name: parts[index] for name, parts in outputs.items()},
-                valid=batch.valid,
-                labels=self._labels(labeled, batch) if index == 0 else None,
-                targets=targets if index == 1 else None,
-            )
-            for index, batch in enumerate(images)
-        ]
-        weight = self.ramp_up(training_iteration())
-        return self.objective(sides[0], sides[1] if unlabeled else None, weight)
+        return labeled, unlabeled
 
-    def _student_outputs(self, images: Sequence[_Images]) -> dict[str, list[dict[str, Tensor]]]:
-        """Outputs of each student for each kind of images, from one forward where their sizes allow it."""
-        dropout = self.perturbation.feature_dropout
-        sizes = [len(batch.pixels) for batch in images]
-        together = dropout == 0 and len({batch.pixels.shape[-2:] for batch in images}) == 1
-        result = {}
-        for name, student in self.students.items():
-            if together:
-                joint = student(torch.cat([batch.pixels for batch in images]))
-                pieces = {key: value.split(sizes) for key, value in joint.items()}
-                result[name] = [{key: parts[i] for key, parts in pieces.items()} for i in range(len(images))]
-            else:
-                rates = (0.0, dropout)
-                result[name] = [
-                    student(batch.pixels, feature_dropout=rate) for batch, rate in zip(images, rates, strict=False)
-                ]
-        return result
+    def _images(self, samples: Sequence[dict[str, Any]]) -> _Images:
+        pixels = self._pixels(samples)
+        return _Images(pixels, batch_valid_masks(samples, padded_size=map_size(pixels), device=self.device))
+
+    def _pixels(self, samples: Sequence[dict[str, Any]], key: str = "image") -> Tensor:
+        """Normalised and padded images, (B, 3, H, W)."""
+        require_keys(samples, (key,), type(self).__name__)
+        return batch_images(
+            samples,
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
+            size_divisibility=_SIZE_DIVISIBILITY,
+            key=key,
+        ).tensor
 
     def _perturbed(self, weak: _Images, samples: Sequence[dict[str, Any]]) -> tuple[_Images, dict[str, Tensor]]:
         """Images to train on, and for each student the (B, K, H, W) logits of its targets."""
@@ -245,42 +252,41 @@ class TCC(nn.Module):
         if cutmix.partner == "second_stream":
             require_keys(samples, ("partner",), f"{type(self).__name__} with CUTMIX.PARTNER 'second_stream'")
             others = [sample["partner"] for sample in samples]
-            partner = self._batch(others)
+            partner = self._images(others)
             partner_targets = self._target_logits(partner.pixels)
             if self.perturbation.strong_view:
                 partner = partner._replace(pixels=self._pixels(others, "image_strong"))
-        mixing = cutmix.draw(len(trained.pixels), _size(trained.pixels), device=self.device)
+        # One draw for all: pixels, valid pixels and targets get the same boxes of the same partner.
+        mixing = cutmix.draw(len(trained.pixels), map_size(trained.pixels), device=self.device)
         mixed = _Images(mixing(trained.pixels, partner.pixels), mixing(trained.valid, partner.valid))
-        return mixed, {name: mixing(own, partner_targets[name]) for name, own in targets.items()}
+        return mixed, {name: mixing(logits, partner_targets[name]) for name, logits in targets.items()}
 
     def _target_logits(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) -> (B, K, H, W) of each student or its average, without gradient."""
         teachers = self.averages if len(self.averages) else self.students
-        found = {}
+        targets = {}
         for name, teacher in teachers.items():
             with target_pass(teacher, self.perturbation.batch_norm):
-                found[name] = full_size_logits(teacher(pixels)["logits"], _size(pixels))
-        return found
+                targets[name] = full_size_logits(teacher(pixels)["logits"], map_size(pixels))
+        return targets
 
-    def _pixels(self, samples: Sequence[dict[str, Any]], key: str = "image") -> Tensor:
-        """Normalised and padded images, (B, 3, H, W)."""
-        require_keys(samples, (key,), type(self).__name__)
-        return batch_images(
-            [{**sample, "image": sample[key]} for sample in samples],
-            pixel_mean=self.pixel_mean,
-            pixel_std=self.pixel_std,
-            size_divisibility=_SIZE_DIVISIBILITY,
-            device=self.device,
-        ).tensor
-
-    def _batch(self, samples: Sequence[dict[str, Any]]) -> _Images:
-        pixels = self._pixels(samples)
-        size = _size(pixels)
-        valid = batch_valid_masks(samples, padded_size=size, device=self.device)
-        return _Images(pixels, valid)
-
-    def _labels(self, labeled: Sequence[dict[str, Any]], batch: _Images) -> Tensor:
-        size = _size(batch.pixels)
-        return batch_label_maps(labeled, padded_size=size, ignore_label=IGNORE_LABEL, device=self.device)
+    def _student_outputs(self, images: Sequence[_Images]) -> list[dict[str, dict[str, Tensor]]]:
+        """For each kind of images the outputs of each student, from one forward where their sizes allow it."""
+        dropout = self.perturbation.feature_dropout
+        counts = [len(batch.pixels) for batch in images]
+        # Together both kinds share the batch norm's statistics; dropout is for unlabeled images alone.
+        together = dropout == 0 and len({batch.pixels.shape[-2:] for batch in images}) == 1
+        outputs: list[dict[str, dict[str, Tensor]]] = [{} for _ in images]
+        for name, student in self.students.items():
+            if together:
+                joint = student(torch.cat([batch.pixels for batch in images]))
+                pieces = {key: value.split(counts) for key, value in joint.items()}
+                for kind, of_kind in enumerate(outputs):
+                    of_kind[name] = {key: parts[kind] for key, parts in pieces.items()}
+            else:
+                for of_kind, batch, rate in zip(outputs, images, (0.0, dropout), strict=False):
+                    of_kind[name] = student(batch.pixels, feature_dropout=rate)
+        return outputs
 
     def update_averages(self) -> None:
         """Move the averages towards the students, once per optimiser step."""
@@ -295,24 +301,18 @@ class TCC(nn.Module):
     # Evaluation ---------------------------------------------------------------------------------------------------
 
     def _predict(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
-        pixels = (sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-        height, width = sample["image"].shape[-2:]
-        size = (int(sample.get("height", height)), int(sample.get("width", width)))
         networks = self.averages if len(self.averages) else self.students
         needed = STUDENTS if ENSEMBLE in self.outputs else [name for name in STUDENTS if name in self.outputs]
 
-        def network(view: Tensor) -> dict[str, Tensor]:
+        def logits(view: Tensor) -> dict[str, Tensor]:
             return {name: networks[name](view)["logits"] for name in needed}
 
-        found = segment(network, pixels, self.plan, output_size=size)
+        # (K, h, w) probabilities by name; the ensemble averages probabilities, so that neither student's scale decides.
+        scores = segment_sample(logits, sample, self.plan, pixel_mean=self.pixel_mean, pixel_std=self.pixel_std)
         if ENSEMBLE in self.outputs:
-            found[ENSEMBLE] = (found["cnn"] + found["vit"]) / 2
+            scores[ENSEMBLE] = (scores["cnn"] + scores["vit"]) / 2
         prediction, *parts = self.outputs
-        return {"sem_seg": found[prediction], **{f"sem_seg_{part}": found[part] for part in parts}}
-
-
-# Strides up to 32, and spatial reductions that are exact only then (PVT).
-_SIZE_DIVISIBILITY = 32
+        return {"sem_seg": scores[prediction], **{f"sem_seg_{part}": scores[part] for part in parts}}
 
 
 def _check_outputs(outputs: Sequence[str], students: Sequence[str]) -> None:
@@ -322,7 +322,3 @@ def _check_outputs(outputs: Sequence[str], students: Sequence[str]) -> None:
         raise ConfigError(
             f"MODEL.TCC.TEST.STUDENT or TEST.SEM_SEG.PARTS asks for '{unknown[0]}'; this model has {', '.join(known)}"
         )
-
-
-def _size(maps: Tensor) -> tuple[int, int]:
-    return maps.shape[-2], maps.shape[-1]

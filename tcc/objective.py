@@ -16,17 +16,25 @@ from torch import Tensor
 
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import ConfigError, check_choice
+from padding.modeling.batching import map_size
 from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consistency, labels_of
 from tcc.losses import cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
 
-__all__ = ["CohortObjective", "DistillationOptions", "Side", "SupervisedOptions", "build_objective", "full_size_logits"]
+__all__ = [
+    "CohortBatch",
+    "CohortObjective",
+    "DistillationOptions",
+    "SupervisedOptions",
+    "build_objective",
+    "full_size_logits",
+]
 
 Observations = dict[str, Tensor | float]
 _PEERS = (("cnn", "vit"), ("vit", "cnn"))
 
 
-class Side(NamedTuple):
-    """Both students' outputs for the labeled or the unlabeled images of a step."""
+class CohortBatch(NamedTuple):
+    """The labeled or the unlabeled images of a step, as both students see them."""
 
     outputs: Mapping[str, Mapping[str, Tensor]]  # student -> "logits" (B, K, h, w) and features by name
     valid: Tensor  # (B, H, W) bool, False in padding
@@ -57,6 +65,7 @@ class SupervisedOptions:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted loss of one student: (B, K, H, W) logits and (B, H, W) labels."""
+        # float32 scalar: under autocast a half would round the sum of both losses.
         total = logits.new_zeros((), dtype=torch.float32)
         if self.dice_weight > 0:
             total = total + self.dice_weight * dice_loss(logits, labels, **self.dice)
@@ -97,6 +106,7 @@ class DistillationOptions:
 
     def loss(self, logits: Tensor, target_logits: Tensor, valid: Tensor) -> Tensor:
         """Unweighted loss of one student towards its peer, all (B, ..., H, W) in full resolution."""
+        # (B, K, H, W) maps of both students and their graphs are most of the memory: 1 / stride^2 of it.
         if self.loss_stride > 1:
             size = [-(-n // self.loss_stride) for n in valid.shape[-2:]]
             logits, target_logits = (
@@ -138,7 +148,9 @@ class CohortObjective:
     consistency_on_labeled: bool
     feature: str
 
-    def __call__(self, labeled: Side, unlabeled: Side | None, ramp: float) -> tuple[dict[str, Tensor], Observations]:
+    def __call__(
+        self, labeled: CohortBatch, unlabeled: CohortBatch | None, ramp: float
+    ) -> tuple[dict[str, Tensor], Observations]:
         """Weighted losses by name, and what a log should show.
 
         Args:
@@ -147,25 +159,36 @@ class CohortObjective:
             ramp: g(t).
         """
         assert labeled.labels is not None
-        sides = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled is not None else {})
-        logits = {kind: _full_size(side) for kind, side in sides.items()}
+        batches = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled is not None else {})
+
+        # Logits (B, K, H, W) of both students at the size of the labels, student by student.
+        logits = {
+            kind: {name: full_size_logits(out["logits"], map_size(batch.valid)) for name, out in batch.outputs.items()}
+            for kind, batch in batches.items()
+        }
+
+        # L_s of either student (Eq. 10), from the first iteration on: g(t) holds back the other two alone (Eq. 9).
         losses = {
             f"loss_sup_{name}": self.supervised.loss(scores, labeled.labels)
             for name, scores in logits["labeled"].items()
         }
         observed: Observations = {"ramp_up": ramp}
-        for kind, side in sides.items():
+
+        # L_d: a mean over each kind of images, added; Eq. 8 divides a sum over unlabeled images by the labeled ones.
+        for kind, batch in batches.items():
             if self._distils(kind):
-                raw = self._distillation(logits[kind], side)
+                raw = self._distillation(logits[kind], batch)
                 losses[f"loss_ccd_{kind}"] = ramp * self.distillation.weight * raw
                 observed[f"ccd_{kind}"] = raw.detach()
-        consistent = [kind for kind in sides if kind == "unlabeled" or self.consistency_on_labeled]
+
+        # L_f (Eq. 7).
+        consistent = [kind for kind in batches if kind == "unlabeled" or self.consistency_on_labeled]
         if self.consistency is not None and consistent:
             raws = []
             for kind in consistent:
-                raw, seen = self._consistency(logits[kind], sides[kind])
+                raw, of_kind = self._consistency(logits[kind], batches[kind])
                 raws.append(raw)
-                observed |= seen if kind == "unlabeled" else {}
+                observed |= of_kind if kind == "unlabeled" else {}
             losses["loss_cfcd"] = ramp * self.consistency_weight * torch.stack(raws).sum()
             observed["cfcd"] = torch.stack(raws).sum().detach()
         return losses, observed
@@ -174,22 +197,25 @@ class CohortObjective:
         options = self.distillation
         return options.enabled and (options.on_labeled if kind == "labeled" else options.on_unlabeled)
 
-    def _distillation(self, logits: Mapping[str, Tensor], side: Side) -> Tensor:
-        targets = side.targets or logits
+    def _distillation(self, logits: Mapping[str, Tensor], batch: CohortBatch) -> Tensor:
+        """Each student towards its peer: CNN to transformer and transformer to CNN, added (Eq. 8)."""
+        targets = batch.targets or logits
         return torch.stack(
-            [self.distillation.loss(logits[name], targets[peer], side.valid) for name, peer in _PEERS]
+            [self.distillation.loss(logits[name], targets[peer], batch.valid) for name, peer in _PEERS]
         ).sum()
 
-    def _consistency(self, logits: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Observations]:
+    def _consistency(self, logits: Mapping[str, Tensor], batch: CohortBatch) -> tuple[Tensor, Observations]:
         assert self.consistency is not None
-        if side.labels is not None:
-            known = side.valid & (side.labels != IGNORE_LABEL)
-            pixels = [PixelLabels(side.labels, known)] * 2
+        if batch.labels is not None:
+            known = batch.valid & (batch.labels != IGNORE_LABEL)
+            pixels = [PixelLabels(batch.labels, known)] * 2
         else:
-            scores = side.targets or logits
+            # Classes that each student sees; the peer's group its own features (Eq. 3, 4).
+            scores = batch.targets or logits
             threshold = self.consistency.conf_threshold
-            pixels = [labels_of(scores[name], side.valid, threshold) for name in ("cnn", "vit")]
-        features = (side.outputs["cnn"][self.feature], side.outputs["vit"][self.feature])
+            pixels = [labels_of(scores[name], batch.valid, threshold) for name in ("cnn", "vit")]
+        # (B, C_cnn, h, w) and (B, C_vit, h', w'): neither channels nor sizes need to agree.
+        features = (batch.outputs["cnn"][self.feature], batch.outputs["vit"][self.feature])
         loss, observed = feature_consistency(features, (pixels[0], pixels[1]), self.num_classes, self.consistency)
         return loss, dict(observed)
 
@@ -197,11 +223,6 @@ class CohortObjective:
 def full_size_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring (B, K, h, w) logits to (H, W) in float32, bilinear without aligned corners."""
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-
-
-def _full_size(side: Side) -> dict[str, Tensor]:
-    size = (side.valid.shape[-2], side.valid.shape[-1])
-    return {name: full_size_logits(outputs["logits"], size) for name, outputs in side.outputs.items()}
 
 
 def build_objective(cfg: CfgNode, num_classes: int) -> CohortObjective:

@@ -73,6 +73,7 @@ def resize_position_table(table: Tensor, own_size: tuple[int, int], size: tuple[
     """
     if size == own_size:
         return table
+    # (1, h0 w0, C) -> (1, C, h0, w0).
     grid = table.unflatten(1, own_size).permute(0, 3, 1, 2)
     # In single precision: half precision has no more than three digits for the weights of a long side.
     resized = F.interpolate(grid.float(), size=size, mode="bilinear", align_corners=False)
@@ -100,9 +101,11 @@ class PatchEmbedding(nn.Module):
         nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 
     def forward(self, features: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        # With stride 1 in place of ``patch`` squares overlap: padded so that every cell still begins one.
         overlap = self.proj.kernel_size[0] - self.proj.stride[0]
         features = self.proj(F.pad(features, (0, overlap, 0, overlap)))  # the squares of the last row and column too
         size = (features.shape[2], features.shape[3])
+        # (B, C, h, w) -> (B, h w, C).
         tokens = self.norm(features.flatten(2).transpose(1, 2))
         return tokens + resize_position_table(self.absolute_pos_embed, self.table_size, size), size
 
@@ -125,12 +128,14 @@ class ReducedAttention(nn.Module):
         """(B, n, C) tokens of a grid of ``size`` (h, w), n = h w -> (B, n, C)."""
         coarse = tokens
         if self.reduction > 1:
+            # (B, n, C) -> (B, C, h, w) -> (B, n / R^2, C): one key for each R x R cells.
             grid = tokens.transpose(1, 2).unflatten(2, size)
             coarse = self.norm(self.sr(grid).flatten(2).transpose(1, 2))
         query = self._split(self.q(tokens))
         key, value = (self._split(x) for x in self.kv(coarse).chunk(2, dim=-1))
         # Scaled by 1/sqrt(C / heads); never holds the table of all pairs where a fused kernel exists.
         attended = F.scaled_dot_product_attention(query, key, value)
+        # (B, heads, n, C / heads) -> (B, n, C).
         return self.proj(attended.transpose(1, 2).flatten(2))
 
     def _split(self, tokens: Tensor) -> Tensor:
@@ -165,6 +170,7 @@ class PVTStage(nn.Module):
         tokens, size = self.embed(features)
         for block in self.blocks:
             tokens = block(tokens, size)
+        # (B, h w, C) -> (B, C, h, w), in the memory order of a map: convolutions follow.
         return tokens.transpose(1, 2).unflatten(2, size).contiguous()
 
 
@@ -196,6 +202,7 @@ class PVT(Backbone):
         rates = _linear_rates(drop_path, sum(architecture.depths))
         self.stages = nn.ModuleList()
         for stage, channels in enumerate(architecture.channels):
+            # The stem merges 4 x 4 pixels, each further stage 2 x 2 cells.
             patch = 2 if stage else 4
             embed = PatchEmbedding(
                 in_channels,

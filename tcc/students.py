@@ -59,6 +59,7 @@ class Student(nn.Module):
         """
         features = self.backbone(images)
         low, last = features[self.head.low_name], features[self.head.high_name]
+        # Both maps that the head reads, and only in training; what is compared (CFCD) stays whole.
         drop = feature_dropout if self.training else 0.0
         maps = {self.head.low_name: _drop_channels(low, drop), self.head.high_name: _drop_channels(last, drop)}
         return {**self.head(maps), "backbone": last, "low_level": low}
@@ -81,6 +82,7 @@ def build_student(cfg: CfgNode, name: str, num_classes: int) -> Student:
         ConfigError: for an unknown backbone, an output stride it does not have, or maps it does not give.
     """
     node = cfg.MODEL.TCC[name]
+    # A seed of its own for each student: two students of one architecture would else start equal.
     seed = cfg.SEED if cfg.SEED >= 0 else torch.initial_seed()
     with seeded(seed + _SEED_STEP * node.SEED_OFFSET):
         backbone = build_backbone_of(cfg, name)
@@ -144,6 +146,7 @@ def build_resnet(name: str, *, output_stride: int, norm: str = "BN") -> ResNet:
     stages, stride, dilation, channels = [], 4, 1, 64
     for stage, num_blocks in enumerate(_RESNET_DEPTHS[name]):
         step = 1 if stage == 0 else 2  # the stem has reduced by 4 already
+        # Past the output stride a stage keeps the resolution, and its convolutions are spread to see as far.
         if stride * step > output_stride:
             step, dilation = 1, dilation * 2
         stride *= step

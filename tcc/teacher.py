@@ -36,6 +36,7 @@ def target_pass(student: nn.Module, policy: BatchNormPolicy) -> Iterator[None]:
     training = {module: module.training for module in student.modules()}
     # Frozen batch norms and those set to evaluation mode by their owner keep using running statistics.
     active = [m for m in student.modules() if isinstance(m, _BATCH_NORM) and m.training and m.track_running_stats]
+    # eval() turns dropout and stochastic depth off; batch norms that were training are turned on again.
     student.eval()
     if policy != "running":
         for norm in active:
@@ -45,6 +46,7 @@ def target_pass(student: nn.Module, policy: BatchNormPolicy) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        # Modes one by one, since parts may have been in evaluation mode before.
         for module, mode in training.items():
             module.training = mode
         for norm in active:

@@ -64,6 +64,7 @@ class SemiSupervisedTrainer(Trainer):
             raise ConfigError(
                 "MODEL.TCC.STRONG_AUG trains on strong views, which INPUT.STRONG_VIEW True makes; set it too"
             )
+        # Both kinds split by the same numbers: each micro-batch and each process has their ratio.
         parts = (cfg.SOLVER.ACCUMULATE_STEPS, comm.get_world_size())
         cutmix = cfg.MODEL.TCC.CUTMIX
         return build_semi_supervised_stream(
@@ -97,6 +98,7 @@ class SemiSupervisedTrainer(Trainer):
         if not self.cfg.MODEL.WEIGHTS:
             for name, student in module.students.items():
                 self._load_student(name, student)
+        # After the loading: averages of random weights would be the teacher of the first iterations.
         module.reset_averages()
 
     def _load_student(self, name: str, student: Student) -> None:

@@ -29,6 +29,7 @@ from padding.data import registration
 GOLDENS = Path(__file__).parent / "goldens"
 # OMP_NUM_THREADS asks for more; two threads on contended cores are slower than one.
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+torch.set_num_threads(THREADS)  # for fixtures of a module, which come before those of a test
 # The threads of a pool do not survive a fork, and a child that waits for them waits forever.
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
@@ -64,8 +65,6 @@ def _quick_setup() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _reproducible() -> Iterator[None]:
     """A fixed number of threads and fixed seeds make a failure repeatable."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (Detectron2's augmentations draw from the global state)
     if torch.cuda.is_available():
@@ -73,7 +72,7 @@ def _reproducible() -> Iterator[None]:
     else:
         torch.default_generator.manual_seed(0)  # the other keeps a traceback for devices that never come
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)

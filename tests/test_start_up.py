@@ -15,8 +15,8 @@ WITH_TORCH = (
     "class_frequency",
     "config",
     "mappers",
-    "saliency_mapper",
-    "saliency_stream",
+    "saliency.mapper",
+    "saliency.stream",
     "semi_stream",
     "streams",
 )
@@ -45,7 +45,8 @@ for module in {modules!r}:
 
 
 def test_modules_that_work_on_files_load_neither_torch_nor_detectron2() -> None:
-    names = sorted(path.stem for path in (ROOT / "padding/data").glob("[!_]*.py"))
+    data = ROOT / "padding/data"
+    names = sorted(".".join(path.relative_to(data).with_suffix("").parts) for path in data.rglob("[!_]*.py"))
     assert set(WITH_TORCH) <= set(names)
     light = [f"padding.data.{name}" for name in names if name not in WITH_TORCH]
     packages = ["padding", "padding.engine", "padding.modeling", "padding.evaluation"]
@@ -53,5 +54,5 @@ def test_modules_that_work_on_files_load_neither_torch_nor_detectron2() -> None:
 
 
 def test_models_and_training_loop_load_nothing_that_only_some_need() -> None:
-    modules = ["padding.meta_arch", "padding.trainer", "padding.engine.predictor", "padding.engine.trained"]
+    modules = ["padding.meta_arch", "padding.trainer", "padding.engine.predictor"]
     assert loaded_by([*modules, "padding.evaluation.build", "padding.modeling.timm_backbone"], SPECIAL) == {}

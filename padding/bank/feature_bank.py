@@ -75,6 +75,7 @@ def gather_features(batch: FeatureBatch) -> FeatureBatch:
     """Rows of all ranks on every rank, in rank order; ranks may hold different numbers. Collective."""
     if comm.get_world_size() == 1:
         return batch
+    # Through the CPU: objects are pickled, and (n, D) differs between the ranks.
     device = batch.embeddings.device
     return concatenate(FeatureBatch(*part) for part in comm.all_gather(tuple(batch.to("cpu")))).to(device)
 
@@ -206,8 +207,10 @@ def build_feature_bank(
         ValueError: if the folder holds a stale bank.
     """
     folder = Path(folder)
+    # JSON once there and back, so that tuples and lists compare equal.
     expected = json.loads(json.dumps(spec.fingerprint()))
     complete = _check_manifest(folder, expected)
+    # Nobody writes into the folder before everybody has looked at it.
     comm.synchronize()
     if not complete:
         folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +270,9 @@ def _shard_content(
         features = extract(samples).to("cpu")
         queries = len(features.labels) // len(samples)
         for i in range(min(len(samples), stop - start - len(sizes))):
+            # Rows of image i of this batch: Q queries each, image by image.
             image = features.select(torch.arange(i * queries, (i + 1) * queries))
+            # The seed is the image's place in the bank, not the batch's: batch size and restarts change nothing.
             image = _thin_out(image, spec, np.random.default_rng((spec.seed, start + len(sizes))))
             kept["embeddings"].append(image.embeddings.numpy().astype(spec.dtype))
             kept["labels"].append(image.labels.numpy().astype(np.int64))
@@ -275,6 +280,7 @@ def _shard_content(
             sizes.append(len(image.labels))
             progress.update()
     arrays = {name: np.concatenate(parts) for name, parts in kept.items()}
+    # (images + 1,) first rows: image i has the rows offsets[i] to offsets[i + 1].
     return {**arrays, "offsets": np.cumsum([0, *sizes], dtype=np.int64)}
 
 
@@ -285,6 +291,7 @@ def _thin_out(image: FeatureBatch, spec: BankSpec, rng: np.random.Generator) -> 
     if wanted == 0 or len(others) <= wanted:
         return image
     kept = others[torch.from_numpy(np.sort(rng.choice(len(others), wanted, replace=False)))]
+    # no_object weight x number of rows stays what it was with all of them.
     weights = image.weights.clone()
     weights[kept] *= len(others) / wanted
     rows = torch.cat([(image.labels != spec.num_classes).nonzero().squeeze(1), kept])
@@ -304,6 +311,7 @@ class _Shard:
         for name, entry in header.items():
             first, last = entry["data_offsets"]
             dtype = np.dtype(_DTYPES[entry["dtype"]])
+            # Only the view is made here; pages are read when rows are.
             flat = np.frombuffer(self._map, dtype, (last - first) // dtype.itemsize, 8 + length + first)
             self.arrays[name] = flat.reshape(entry["shape"])
 
@@ -405,6 +413,7 @@ class FeatureStream:
 
     def _image_at(self, index: int, size: int) -> int:
         epoch, place = divmod(index, size)
+        # A permutation of each epoch from (seed, epoch) alone: any batch can be made without those before it.
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng((self._seed, epoch)).permutation(size))
         return int(self._order[1][place])

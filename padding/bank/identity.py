@@ -78,13 +78,13 @@ def annotations_digest(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def relevant_configuration(cfg: CfgNode) -> dict[str, Any]:
     """Keys that features and their labels depend on, by full name, as JSON values."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for path in _NODES:
         node: Any = cfg
         for word in path.split("."):
             node = node[word]
-        found |= dict(_leaves(node, path))
-    kept = {key: value for key, value in found.items() if not key.startswith(_IRRELEVANT)}
+        leaves |= dict(_leaves(node, path))
+    kept = {key: value for key, value in leaves.items() if not key.startswith(_IRRELEVANT)}
     return json.loads(json.dumps(kept))
 
 

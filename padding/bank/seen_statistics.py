@@ -76,9 +76,11 @@ class SeenStatistics:
         """Take in the features of some images; leaves the global random state alone."""
         generator = torch.Generator().manual_seed(self._seed + 1_000_003 * self.num_images)
         labels, weights = batch.labels.cpu(), batch.weights.cpu()
+        # Weighted sampling without replacement: rows of the smallest Exp(1) / weight (Efraimidis and Spirakis).
         keys = torch.empty(len(labels)).exponential_(generator=generator) / weights
         self.num_images += num_images
         self._totals.index_add_(0, labels, weights.double())
+        # A key above the largest kept one of a full class can never enter: most rows are not even copied.
         chosen = (keys < self._limit[labels]).nonzero().squeeze(1)
         if len(chosen):
             embeddings = batch.embeddings[chosen.to(batch.embeddings.device)].detach().to("cpu", torch.float16)
@@ -97,6 +99,7 @@ class SeenStatistics:
         if not len(labels):
             raise DataError("no features were taken in; statistics are collected in training or from a feature bank")
         kept = torch.bincount(labels, minlength=len(self.names) + 1)
+        # Frequency of the class in an image, shared out over its kept rows.
         frequency = self._totals / self.num_images / kept.clamp(min=1)
         return FeatureBatch(embeddings.float(), labels, frequency[labels].float())
 
@@ -202,9 +205,11 @@ class SeenStatistics:
         if not self._kept:
             return torch.zeros(0, 0, dtype=torch.float16), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
         embeddings, labels, keys = (torch.cat(column) for column in zip(*self._kept, strict=True))
+        # By class, and by key within it: two stable sorts, the less important first.
         order = keys.argsort(stable=True)
         order = order[labels[order].argsort(stable=True)]
         counts = torch.bincount(labels, minlength=len(self._capacity))
+        # Rank of a row within its class.
         first = counts.cumsum(0) - counts
         rank = torch.arange(len(order)) - first[labels[order]]
         order = order[rank < self._capacity[labels[order]]]
@@ -280,9 +285,9 @@ class StatisticsHook(HookBase):
         # A bank is read again instead, on all ranks: whether the file is there may differ between machines.
         resumed = self.trainer.start_iter > 0 and self._bank is None and comm.is_main_process()
         if resumed and self._path.is_file():
-            found = SeenStatistics.load(self._path)
-            if found.names == self.statistics.names and found.origin == self.statistics.origin:
-                self.statistics = found
+            stored = SeenStatistics.load(self._path)
+            if stored.names == self.statistics.names and stored.origin == self.statistics.origin:
+                self.statistics = stored
 
     def add(self, features: FeatureBatch) -> None:
         """Take in the features of one step, which all ranks hold."""

@@ -88,6 +88,7 @@ class AugmentationPlan:
     def __call__(self, view: View) -> None:
         """Augment in place."""
         view.transforms = T.AugmentationList(list(self.geometric))(view)
+        # Before the padding: colours of padding are constants that no augmentation should change.
         if self.photometric:
             coloured = T.AugInput(view.image)
             T.AugmentationList(list(self.photometric))(coloured)
@@ -227,6 +228,7 @@ def scale_and_crop(
         crop_size: (height, width) of the output in pixels.
         flip: "horizontal", "vertical" or "none".
     """
+    # The crop takes what is there; what is too small is padded at the end, by the mapper.
     height, width = (int(n) for n in crop_size)
     geometric = (ResizeByFactor(factors, sampling), T.RandomCrop("absolute", (height, width)), *_flip(flip))
     return AugmentationPlan(geometric, output_size=(height, width))
@@ -298,16 +300,18 @@ class LabeledCrop(T.Augmentation):
 
     def get_transform(self, image: npt.NDArray[np.uint8], sem_seg: LabelMap | None) -> Transform:
         """Draw the crop."""
+        # Only Detectron2's crop by area of classes looks at labels.
         inputs = (image, sem_seg) if isinstance(self.crop, T.RandomCrop_CategoryAreaConstraint) else (image,)
         best, most = None, -1
+        # The best of a few draws: a loop until one fits might never end.
         for _ in range(self.attempts):
             crop = self.crop.get_transform(*inputs)
             if sem_seg is None:
                 return crop
-            found = int(np.count_nonzero(crop.apply_segmentation(sem_seg) != self.ignore_label))
-            if found > most:
-                best, most = crop, found
-            if found >= self.min_labeled:
+            labeled = int(np.count_nonzero(crop.apply_segmentation(sem_seg) != self.ignore_label))
+            if labeled > most:
+                best, most = crop, labeled
+            if labeled >= self.min_labeled:
                 break
         return best
 
@@ -328,6 +332,7 @@ def with_rotation(
     """
     rotation = RandomBorderedRotation(degrees, image_border=image_border, label_border=label_border)
     crops = [i for i, step in enumerate(plan.geometric) if isinstance(step, _CROPS)]
+    # Before the crop, so that most crops hold no corner without image.
     position = crops[0] if crops else len(plan.geometric)
     return replace(plan, geometric=(*plan.geometric[:position], rotation, *plan.geometric[position:]))
 

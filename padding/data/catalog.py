@@ -101,6 +101,7 @@ def _register_shapes_panoptic(folder: Path) -> None:
 
 def _register_shapes_sem_seg(folder: Path) -> None:
     split = shapes_split()
+    # PNGs in the wide space, training in the narrow one: seen classes are renumbered, unseen ones void.
     narrow_ids = {wide: narrow for narrow, wide in enumerate(split.seen_ids)}
     to_narrow = {i: narrow_ids.get(i, IGNORE_LABEL) for i in (*range(split.num_classes), IGNORE_LABEL)}
     for name, part, part_split, label_map in (

@@ -137,6 +137,7 @@ def select_rows(table: EmbeddingTable, names: Sequence[str], where: str) -> Floa
     Raises:
         DataError: listing every name without a row, with the nearest spelling in the table.
     """
+    # Whatever the order of the table, rows follow the names: a wrong order would train without an error.
     row_of = {name: row for row, name in enumerate(table.names)}
     missing = [name for name in names if name not in row_of]
     if missing:
@@ -219,6 +220,7 @@ def random_class_embeddings(names: Sequence[str], width: int, seed: int) -> Floa
     """
     if width < 1 or seed < 0:
         raise ConfigError(f"width must be >= 1 and seed >= 0, got width={width}, seed={seed}")
+    # CRC-32 of the name, not Python's hash, which differs from process to process.
     rows = [np.random.default_rng(zlib.crc32(name.encode()) + seed).standard_normal(width) for name in names]
     return normalise_rows(np.stack(rows)) if rows else np.zeros((0, width), np.float32)
 
@@ -252,6 +254,7 @@ def read_word2vec_csv(path: str | Path, names: Sequence[str]) -> tuple[FloatArra
             f"{path}: {columns.shape[1]} columns, expected {len(names) + 1} (background, then {len(names)} classes). "
             "Give the class lists that belong to this file, seen classes first."
         )
+    # Column 0 is the background, the others are classes: (E, 1 + K) -> (K, E).
     table = validate_table(list(names), columns[:, 1:].T, str(path))
     return table, columns[:, 0].astype(np.float32)
 
@@ -290,6 +293,7 @@ def _npz_bytes(arrays: dict[str, npt.NDArray[np.generic]]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for key, array in arrays.items():
             entry = zipfile.ZipInfo(f"{key}.npy", date_time=_ZIP_TIME)
+            # Permissions and system are part of the bytes.
             entry.create_system = 3
             entry.external_attr = 0o644 << 16
             content = io.BytesIO()

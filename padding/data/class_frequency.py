@@ -124,8 +124,9 @@ def class_counts(source: str | CfgNode, *, cache: str | Path | None) -> ClassCou
         ValueError: unknown set, or labels that are no class.
         MissingFileError: a label file is missing.
     """
-    found = _counts_of_main(source, cache) if comm.is_main_process() else None
-    result = comm.all_gather(found)[0]
+    # Counted on one process, which also writes the cache; the others wait for its numbers.
+    counts = _counts_of_main(source, cache) if comm.is_main_process() else None
+    result = comm.all_gather(counts)[0]
     assert result is not None
     return result
 
@@ -172,9 +173,10 @@ def count_classes(entries: Entries, names: Sequence[str], *, label_map: Mapping[
         if label_map is not None:
             labels = translate_labels(labels, label_map, path=path)
         check_label_range(labels, num_classes=len(names), ignore_label=IGNORE_LABEL, path=path)
-        found = np.bincount(labels.ravel(), minlength=len(names))
-        pixels += found[: len(names)]
-        void += labels.size - int(found[: len(names)].sum())
+        histogram = np.bincount(labels.ravel(), minlength=len(names))
+        pixels += histogram[: len(names)]
+        # All that is no class is void: ``check_label_range`` has refused everything else.
+        void += labels.size - int(histogram[: len(names)].sum())
     return ClassCounts(tuple(names), tuple(pixels.tolist()), void, len(entries))
 
 
@@ -182,6 +184,7 @@ def fingerprint(entries: Entries, label_map: Mapping[int, int] | None) -> str:
     """First 32 digits of the SHA-256 of the label files' names, sizes and times of change, and of the label map."""
     digest = hashlib.sha256(json.dumps(sorted((label_map or {}).items())).encode())
     for entry in entries:
+        # Names, sizes and times of change: a cache is checked in seconds, without opening the files.
         path = Path(_label_file(entry))
         try:
             status = path.stat()

@@ -86,6 +86,7 @@ def _plan_from_config(
     if not is_train:
         return resize_for_test(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST)
     _, kind = _ALIASES.get(keys.DATASET_MAPPER_NAME, ("", default))
+    # In this order: the rotation goes before the crop, and a crop that is redrawn must see rotated labels.
     plan = _crop_plan(keys, kind, ignore_label)
     if keys.ROTATION:
         mean = [round(value) for value in cfg.MODEL.PIXEL_MEAN]
@@ -201,9 +202,11 @@ class Mapper:
 
     def train_sample(self, sample: dict[str, Any], image: npt.NDArray[np.uint8]) -> dict[str, Any] | None:
         """Augment, pad and add the targets."""
+        # Labels go through the same transforms as the image, by nearest neighbor.
         view = View(image, *self.read_labels(sample, image.shape[:2]))
         self.plan(view)
         name, size = str(sample["file_name"]), self.plan.output_size
+        # Colours change after the geometry: both views show the same pixels.
         if self.strong_view:
             sample["image_strong"] = _as_image_tensor(
                 targets.pad_to_size(self._recolored(view.image), size, self.image_pad_value, name=name)
@@ -214,6 +217,7 @@ class Mapper:
             mark = 1 if self.label_pad != 1 else 2
             visible = view.transforms.apply_segmentation(np.full(image.shape[:2], mark, np.uint8)) == mark
             sample["valid"] = torch.from_numpy(targets.pad_to_size(visible, size, False, name=name))
+        # (h, w) labels to (H, W); padding is void in semantic maps, index 0 in segment maps.
         if view.labels is not None:
             view.labels = targets.pad_to_size(view.labels, size, self.label_pad, name=name)
         sample["image"] = _as_image_tensor(view.image)
@@ -255,6 +259,7 @@ class Mapper:
         targets.check_size(path, grey.shape, {"height": size[0], "width": size[1]})
         if grey.dtype != np.uint8:
             raise DataError(f"{path}: a continuous map is an 8-bit grey image, this one has {grey.dtype}; convert it")
+        # The same geometry as the image, but bilinear: values are continuous.
         grey = targets.pad_to_size(transforms.apply_image(grey), self.plan.output_size, 0, name=str(path))
         return torch.from_numpy(np.ascontiguousarray(grey)).to(torch.float32).div_(255.0)[None]
 
@@ -396,6 +401,7 @@ class PanopticMapper(Mapper):
     def add_targets(self, sample: dict[str, Any], view: View) -> None:
         """Add ``instances``."""
         assert view.labels is not None
+        # Index 0 is void: class -1, which becomes no mask.
         classes = np.append(-1, targets.instance_classes(sample["segments_info"]))
         sample["instances"] = targets.label_map_to_instances(view.labels, classes)
 
@@ -420,8 +426,10 @@ class InstanceMapper(Mapper):
     def add_targets(self, sample: dict[str, Any], view: View) -> None:
         """Add ``instances``."""
         path = sample["file_name"]
+        # Original size, of which the targets in the annotations are.
         original = (sample["height"], sample["width"])
         objects = [entry for entry in _required(sample, "annotations") if not entry.get("iscrowd", 0)]
+        # (N, H, W), False in the padding: a mask is as large as the augmented image, the sample as the padded one.
         masks = np.zeros((len(objects), *view.image.shape[:2]), bool)
         for mask, entry in zip(masks, objects, strict=True):
             visible = view.transforms.apply_segmentation(targets.annotation_mask(entry, original, path=path))

@@ -253,6 +253,7 @@ def register_data_set(
         DatasetCatalog.remove(name)
     if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)  # a metadata field accepts one value only, so another root needs a new object
+    # Lazily: thousands of entries are listed when a set is used, not when all are registered.
     DatasetCatalog.register(name, loader)
     thing_ids = {key: i for key, i in class_split.contiguous_id.items() if i in class_split.thing_ids}
     metadata = MetadataCatalog.get(name).set(
@@ -279,6 +280,7 @@ def register_data_set(
 
 def _only_unseen(label_map: Mapping[int, int] | None, class_split: ClassSplit) -> dict[int, int]:
     """The label map (default: none needed) with the seen classes made void."""
+    # Values of unseen classes stay, all others become void before anything is counted.
     known = {i: i for i in (*range(class_split.num_classes), IGNORE_LABEL)} if label_map is None else label_map
     unseen = frozenset(class_split.unseen_ids)
     return {value: label if label in unseen else IGNORE_LABEL for value, label in known.items()}

@@ -85,6 +85,7 @@ class _SampleAtPosition(Dataset[dict[str, Any]]):
         index, size = self._drawn_index(position, attempt), len(self.dataset)
         if self.avoided is None or size == 1 or index != self.avoided.entry_index(position, 0):
             return index
+        # A shift by 1 to size - 1 can be any other entry, and never the same.
         step = np.random.default_rng((self.seed, position, attempt, size)).integers(1, size)
         return int((index + step) % size)
 
@@ -97,6 +98,7 @@ class _SampleAtPosition(Dataset[dict[str, Any]]):
     def __getitem__(self, position: int) -> dict[str, Any]:
         for attempt in range(_MAX_ATTEMPTS):
             entry = self.dataset[self.entry_index(position, attempt)]
+            # Random numbers of a sample from (seed, position, attempt): any worker and any restart draws the same.
             with seeded(self.seed, position, attempt):
                 sample = self.mapper(entry)
             if sample is not None:
@@ -118,6 +120,7 @@ class _Batches:
     def __iter__(self) -> Iterator[list[int]]:
         first, stride = self.start, self.world_size
         while True:
+            # b positions of this rank, one of every W.
             following = first + stride * self.batch_size
             yield list(range(first, following, stride))
             first = following
@@ -193,9 +196,11 @@ class TrainStream:
         return self
 
     def __next__(self) -> list[dict[str, Any]]:
+        # The loader lives as long as nobody moves the position: workers keep reading ahead.
         if self._batches is None:
             self._batches = iter(self._build_loader())
         batch = next(self._batches)
+        # Counted when handed out, not when read ahead: a resumed training reads prefetched samples again.
         self._position += self._batch_size * self._world_size
         return batch
 

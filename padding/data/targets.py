@@ -59,6 +59,7 @@ def check_label_range(labels: LabelMap, *, num_classes: int, ignore_label: int, 
     On a GPU such a label would only show as a device-side assertion, long after its file was closed.
     """
     counts = _value_counts(labels)
+    # Classes and void are set to 0, what is left should not be there.
     counts[:num_classes] = 0
     if ignore_label < len(counts):
         counts[ignore_label] = 0
@@ -84,16 +85,16 @@ def translate_labels(labels: LabelMap, label_map: Mapping[int, int], *, path: st
     Raises:
         DataError: the file holds a value that the map does not.
     """
-    found = np.flatnonzero(_value_counts(labels))
-    unknown = [int(value) for value in found if int(value) not in label_map]
+    distinct = np.flatnonzero(_value_counts(labels))
+    unknown = [int(value) for value in distinct if int(value) not in label_map]
     if unknown:
         raise DataError(
             f"{path}: holds the values {unknown[:5]}, which the sem_seg_label_map of the data set does not translate; "
             "correct the file, or register the set with a complete map"
         )
-    translated = [label_map[int(value)] for value in found]
+    translated = [label_map[int(value)] for value in distinct]
     table = np.zeros(int(np.iinfo(labels.dtype).max) + 1, np.uint8 if max(translated) <= 255 else np.uint16)
-    table[found] = translated
+    table[distinct] = translated
     return table[labels]
 
 
@@ -138,9 +139,11 @@ def segment_index_map(
             f"a PNG holds 1 to {_NUM_IDS - 1}, and 0 is void. Correct the JSON"
         )
     table = _lookup_table()
+    # Written, read by all pixels, and cleared: only the entries of this image were touched.
     table[segment_ids] = np.arange(1, len(segments) + 1)
     index = table[ids].astype(dtype)
     table[segment_ids] = VOID_INDEX
+    # Void by number of pixels first, which is cheap; which ids are strange is asked only of a wrong file.
     void = index == VOID_INDEX
     if np.count_nonzero(void) != np.count_nonzero(ids == 0):
         strange = np.setdiff1d(ids[void], [0, *void_ids])
@@ -176,6 +179,7 @@ def label_map_to_instances(labels: LabelMap, classes: npt.NDArray[np.int64]) -> 
     """
     occurs = _value_counts(labels)[: len(classes)] > 0
     values = np.flatnonzero(occurs & (classes[: len(occurs)] >= 0))
+    # (1, H, W) == (N, 1, 1) -> (N, H, W).
     masks = labels[None] == values.astype(labels.dtype)[:, None, None]
     return masks_to_instances(masks, classes[values])
 

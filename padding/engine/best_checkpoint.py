@@ -80,19 +80,19 @@ class BestCheckpoint:
         if not self.path.is_file():
             return
         try:
-            found = BestRecord(**read_training_checkpoint(self.path)["best"])
+            record = BestRecord(**read_training_checkpoint(self.path)["best"])
         except (CheckpointError, KeyError, TypeError) as error:
             self._set_aside(f"cannot be read as the best checkpoint of a training ({error})")
             return
         if start_iter == 0:
             self._set_aside("belongs to another training")
-        elif found.metric != self._metric:
-            self._set_aside(f"is the best by {found.metric}, TEST.BEST_METRIC is {self._metric}")
-        elif found.iteration >= start_iter:
-            self._set_aside(f"is of iteration {found.iteration}, the training goes on from {start_iter}")
+        elif record.metric != self._metric:
+            self._set_aside(f"is the best by {record.metric}, TEST.BEST_METRIC is {self._metric}")
+        elif record.iteration >= start_iter:
+            self._set_aside(f"is of iteration {record.iteration}, the training goes on from {start_iter}")
         else:
-            self.record = found
-            logger.info("Best %s so far: %.4f at iteration %d", found.metric, found.value, found.iteration)
+            self.record = record
+            logger.info("Best %s so far: %.4f at iteration %d", record.metric, record.value, record.iteration)
 
     def update(self, results: Mapping[str, Any], iteration: int) -> BestRecord | None:
         """Look at an evaluation and keep the weights if it is the best; of equal ones the first stays.
@@ -116,6 +116,7 @@ class BestCheckpoint:
         best = self.record
         if best is not None:
             logger.info("%s: last %.4f, before best %.4f at %d", self._metric, value, best.value, best.iteration)
+        # A NaN compares as False with everything, and would never be replaced.
         if math.isfinite(value) and (best is None or value > best.value):
             self.record = BestRecord(self._metric, value, iteration, _floats(results))
             state = {"model": self._model.state_dict(), "iteration": iteration, "best": asdict(self.record)}

@@ -72,12 +72,14 @@ class TrainingCheckpointer(DetectionCheckpointer):
             name: file name without ending.
             kwargs: further plain entries, for example ``iteration``.
         """
+        # Collective: states are gathered on all ranks before those that do not write leave.
         states = {key: entry.state_dict() for key, entry in self.checkpointables.items()}
         if not self.save_dir or not self.save_to_disk:
             return
         path = Path(self.save_dir) / f"{name}.pth"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(path, {"model": self.model.state_dict(), **states, **kwargs})
+        # The tag last: it never names a file that is not complete.
         self.tag_last_checkpoint(path.name)
         self.logger.info("Saved checkpoint %s", path)
 
@@ -141,10 +143,10 @@ class TrainingCheckpointer(DetectionCheckpointer):
 
 
 def _load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
+    model_state = model.state_dict()
+    missing = [name for name in model_state if name not in state]
+    unexpected = [name for name in state if name not in model_state]
+    reshaped = [name for name in model_state if name in state and model_state[name].shape != state[name].shape]
     if missing or unexpected or reshaped:
         parts = [
             f"{len(names)} {what} (first: {names[0]})"
@@ -156,4 +158,4 @@ def _load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], path: str
             "wrote it (config.yaml beside it)"
         )
     model.load_state_dict(dict(state))
-    logging.getLogger(__name__).debug("Loaded %d parameters and buffers from %s", len(own), path)
+    logging.getLogger(__name__).debug("Loaded %d parameters and buffers from %s", len(model_state), path)

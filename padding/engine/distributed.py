@@ -84,6 +84,7 @@ def _create_local_group() -> None:
     mine = machine_of_rank[dist.get_rank()]
     for machine in sorted(set(machine_of_rank)):
         ranks = [rank for rank, place in enumerate(machine_of_rank) if place == machine]
+        # Creating a group is collective: every rank creates those of all machines, and keeps its own.
         group = dist.new_group(ranks)
         if machine == mine:
             comm._LOCAL_PROCESS_GROUP = group

@@ -57,9 +57,9 @@ def label_map_of(prediction: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
 
 def class_colors(metadata: Metadata) -> list[tuple[int, int, int]]:
     """RGB of every class in [0, 255]: the data set's own where it has them, else Detectron2's colours in turn."""
-    own = metadata.get("stuff_colors") or []
-    if len(own) >= len(metadata.stuff_classes):
-        return [(int(r), int(g), int(b)) for r, g, b in own]
+    colors = metadata.get("stuff_colors") or []
+    if len(colors) >= len(metadata.stuff_classes):
+        return [(int(r), int(g), int(b)) for r, g, b in colors]
     distinct = colormap(rgb=True).astype(int).tolist()
     return [tuple(distinct[index % len(distinct)]) for index in range(len(metadata.stuff_classes))]
 

@@ -114,6 +114,7 @@ def parameter_groups(
     for module_name, module, parameter_name, parameter in _trainable_parameters(model):
         lr = base_lr * (backbone_multiplier if "backbone" in module_name.split(".") else 1.0)
         lr *= bias_lr_factor if parameter_name == "bias" else 1.0
+        # Parameters of equal rate and decay share a group, which the optimiser updates together.
         groups.setdefault((lr, decay_of(module, parameter_name)), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
@@ -144,6 +145,7 @@ def groups_of_parts(node: CfgNode, parts: Iterable[tuple[nn.Module, float]]) -> 
 
 
 def _trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    # A module in two places is trained once.
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
@@ -192,6 +194,7 @@ def base_learning_rate(node: CfgNode) -> float:
         raise ConfigError(f"SOLVER.REFERENCE_BATCH is {reference}; expected a number of images, or 0 not to scale")
     if reference == 0:
         return node.BASE_LR
+    # From the batch that the rate is stated for: the mean gradient of more images is less noisy (linear scaling).
     rate = node.BASE_LR * images / reference
     logging.getLogger(__name__).info(
         "Learning rate %g: SOLVER.BASE_LR %g is stated for %d images a step, SOLVER.IMS_PER_BATCH is %d",
@@ -243,6 +246,7 @@ def clip_gradients_(parameters: Iterable[nn.Parameter], node: CfgNode) -> None:
     if not node.ENABLED:
         return
     if node.CLIP_TYPE == "full_model":
+        # All gradients by one factor: their direction stays.
         clip_full_model_(parameters, node.CLIP_VALUE, node.NORM_TYPE)
     elif node.CLIP_TYPE == "norm":
         for parameter in parameters:
@@ -272,6 +276,7 @@ def lr_multiplier(node: CfgNode, *, max_iter: int | None = None) -> Callable[[in
     """
     last = node.MAX_ITER if max_iter is None else max_iter
     warmup, decay = _warmup(node), _decay(node, max(last, 1))
+    # Past the last iteration the decay stands still.
     return lambda iteration: warmup(iteration) * decay(min(iteration, last))
 
 

@@ -112,13 +112,13 @@ def standalone_cfg(cfg: CfgNode, weights: str | Path) -> CfgNode:
 
     Results of an evaluation go into a folder of the same name; expected ones are forgotten.
     """
-    own = cfg.clone()
-    own.defrost()
-    own.TEST.EXPECTED_RESULTS = []
-    own.MODEL.WEIGHTS = str(weights)
-    own.MODEL.DEVICE = "cuda"  # where there is none, load_cfg takes the CPU
-    own.OUTPUT_DIR = str(Path(weights).with_suffix(""))
-    return own
+    exported = cfg.clone()
+    exported.defrost()
+    exported.TEST.EXPECTED_RESULTS = []
+    exported.MODEL.WEIGHTS = str(weights)
+    exported.MODEL.DEVICE = "cuda"  # where there is none, load_cfg takes the CPU
+    exported.OUTPUT_DIR = str(Path(weights).with_suffix(""))
+    return exported
 
 
 def write_export(

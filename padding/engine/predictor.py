@@ -98,8 +98,10 @@ class Predictor:
             raise ValueError(f"expected an RGB image (h, w, 3) of uint8, got {image.shape} of {image.dtype}")
         height, width = image.shape[:2]
         view = View(image)
+        # The test mapper's resize, so that a picture is segmented as in evaluation; the output has the original size.
         self._resize(view)
         resized = view.image
+        # Channels in the order that the weights were trained with.
         if self.cfg.INPUT.FORMAT == "BGR":
             resized = resized[:, :, ::-1]
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))

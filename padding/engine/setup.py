@@ -90,6 +90,7 @@ def _reset_loggers(names: set[str]) -> None:
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not Path(config_file).is_file():
         raise ConfigError(f"configuration file {config_file} does not exist")
+    # Keys are checked file by file, so that an error names the file and not only the last of the chain.
     chain = list(_file_chain(Path(config_file)))
     for path, content in chain:
         _check_keys(content, cfg, place=str(path))

@@ -101,6 +101,7 @@ class Trainer(TrainerBase):
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         module = self.build_model(cfg)
         self.device = next(module.parameters()).device
+        # Built before DistributedDataParallel wraps it: parameters keep their names.
         self.optimizers = self.build_optimizers(cfg, module)
         self.schedulers = self.build_schedulers(cfg)
         self.scalers = {name: self._build_scaler() for name in self.optimizers}
@@ -222,6 +223,7 @@ class Trainer(TrainerBase):
 
     def backward(self, loss: torch.Tensor, name: str = "main") -> None:
         """Add the gradients of one micro-batch's loss, scaled so that a step's micro-batches are averaged."""
+        # Summed micro-batches of loss / N: the gradient of the mean over the whole step.
         self.scalers[name].scale(loss / self.accumulate_steps).backward()
 
     def record(self, losses: Mapping[str, torch.Tensor]) -> None:
@@ -233,6 +235,7 @@ class Trainer(TrainerBase):
     def optimizer_step(self, name: str = "main") -> None:
         """Unscale, clip, step, and clear the gradients of one optimiser."""
         optimizer, scaler = self.optimizers[name], self.scalers[name]
+        # Clipping sees true gradients: unscaled first, and of this optimiser alone.
         scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         clip_gradients_(parameters, solver_node(self.cfg, name).CLIP_GRADIENTS)
@@ -332,6 +335,7 @@ class Trainer(TrainerBase):
         state["schedulers"] = {name: entry.state_dict() for name, entry in self.schedulers.items()}
         state["scalers"] = {name: entry.state_dict() for name, entry in self.scalers.items()}
         state["stream"] = self.stream.state_dict()
+        # Every rank draws its own dropout: all states, in rank order.
         state["random_of_rank"] = comm.all_gather(capture_random_state())
         return state
 
@@ -351,6 +355,7 @@ class Trainer(TrainerBase):
             for name, entry in own.items():
                 entry.load_state_dict(saved[name])
         super().load_state_dict(state)
+        # The iteration of the checkpoint is done: schedules, streams and random states stand after it.
         self.start_iter = self.iter + 1
         self._load_stream(state)
         self._load_random_state(state["random_of_rank"])

@@ -61,6 +61,7 @@ def confusion_matrix(
     if pred.shape != gt.shape:
         raise ValueError(f"prediction has shape {pred.shape}, ground truth {gt.shape}; both must be the original size")
     columns = num_classes + 1
+    # true * (K + 1) + predicted counts all pairs at once; the row of ignored ground truth is cut off below.
     counts = np.bincount(
         (
             _with_ignore_last(gt, num_classes, ignore_label, "ground truth") * columns
@@ -97,6 +98,7 @@ def iou_from_confusion(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]
     num_classes = matrix.shape[0]
     true_positive = matrix.diagonal()
     gt_pixels = matrix.sum(axis=1)
+    # Predictions on ignored pixels are in no row: they are no false alarms.
     union = gt_pixels + matrix[:, :num_classes].sum(axis=0) - true_positive
     return _ratio(true_positive, union, gt_pixels > 0)
 

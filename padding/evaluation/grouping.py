@@ -143,6 +143,7 @@ def group_means(
         "seen": np.asarray(seen_ids, dtype=np.int64),
         "unseen": np.asarray(unseen_ids, dtype=np.int64),
     }
+    # Absent classes are left out of every mean, as Detectron2 and panopticapi do.
     kept = {group: ids[present[ids]] for group, ids in members.items()}
     means = {group: float(per_class[ids].mean()) if ids.size else float("nan") for group, ids in kept.items()}
     return GroupMeans(

@@ -195,6 +195,7 @@ class InstanceEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         detections = [entry for part in parts for entry in part[0]]
+        # Each image once, whichever ranks evaluated it.
         image_ids = sorted({image_id for part in parts for image_id in part[1]})
         total = len(self.truth.image_ids)
         if len(image_ids) < total:
@@ -234,6 +235,7 @@ def detection_scores(
     class_ids = sorted(groups.thing_ids)
     with contextlib.redirect_stdout(io.StringIO()):
         results = _result_set(truth.coco, detections, iou_type)
+        # The official parameters, but for the areas and limits that nobody reports.
         evaluation = _backend_classes(truth.backend)[1](truth.coco, results, iou_type)
         evaluation.params.imgIds = list(image_ids)
         evaluation.params.catIds = [groups.dataset_ids[class_id] for class_id in class_ids]
@@ -246,10 +248,12 @@ def detection_scores(
     recall = np.asarray(evaluation.eval["recall"])[0, :, 0, 0]
     nan = np.full(groups.num_classes, np.nan)
     scores = DetectionScores(nan.copy(), nan.copy(), nan.copy(), np.zeros(groups.num_classes, dtype=bool))
+    # Columns are thing classes in the order of their contiguous ids; the result has all K.
     for column, class_id in enumerate(class_ids):
         if recall[column] < 0:
             continue
         scores.present[class_id] = True
+        # (thresholds, recall points) of one class: AP is their mean, AP50 that of the first threshold.
         scores.ap[class_id] = precision[:, :, column].mean()
         scores.ap50[class_id] = precision[0, :, column].mean()
         scores.recall[class_id] = recall[column]

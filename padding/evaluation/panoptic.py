@@ -98,6 +98,7 @@ class PanopticGroundTruth:
                 )
             segments.append({**segment, "category_id": self._contiguous_id[segment["category_id"]]})
         id_map = read_panoptic_ids(self.panoptic_root / annotation["file_name"])
+        # Classes that do not count are void, so that predictions on them are neither right nor wrong.
         void = [segment["id"] for segment in segments if segment["category_id"] not in self.groups.counted_ids]
         if void:
             id_map = np.where(np.isin(id_map, void), 0, id_map).astype(np.uint32)
@@ -156,6 +157,7 @@ class PanopticEvaluator(DatasetEvaluator):
         parts = comm.gather(self._quality)
         if not comm.is_main_process():
             return None
+        # Sums of the ranks, not means: ranks hold different numbers of segments.
         quality = PanopticQuality(self.truth.groups.num_classes)
         for part in parts:
             quality.merge(part)

@@ -64,6 +64,7 @@ class PanopticConfusion:
         shared, on_void = overlap[1:, 1:], overlap[0, 1:]
         pred_area = overlap.sum(axis=0)[1:]
         union = ground_truth_area(gt_segments, overlap)[:, None] + pred_area[None, :] - shared - on_void[None, :]
+        # As in PQ, but whatever the classes: a segment found under another name is a theft, not a miss.
         matched = (shared > MATCH_IOU * union) & ~crowd[:, None]
         gt_row, pred_column = np.nonzero(matched)
         np.add.at(self.matrix, (gt_class[gt_row], pred_class[pred_column]), 1)
@@ -105,6 +106,7 @@ def confusion_results(confusion: PanopticConfusion, groups: ClassGroups) -> dict
     matrix, total = confusion.matrix, confusion.matrix.sum(axis=1) + confusion.missed
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
     rows, columns = np.nonzero(wrong)
+    # By number of segments, most frequent first; ties in the order of the classes (stable).
     order = np.argsort(-wrong[rows, columns], kind="stable")
     thefts = [
         {

@@ -124,12 +124,15 @@ class PanopticQuality:
         """
         pred_area = overlap.sum(axis=0)[1:]
         shared, on_void = overlap[1:, 1:], overlap[0, 1:]
+        # (G, N): pixels of either segment but void, on which a prediction is neither right nor wrong.
         union = gt_area[:, None] + pred_area[None, :] - shared - on_void[None, :]
         comparable = (gt_class[:, None] == pred_class[None, :]) & ~crowd[:, None] & (shared > 0)
         iou = np.divide(shared, union, out=np.zeros(shared.shape), where=comparable)
+        # Above 1/2 a match is unique: no two segments of one map can both cover more than half.
         matched = iou > MATCH_IOU
         gt_row, pred_column = np.nonzero(matched)
         forgiven_pixels = on_void + on_own_crowd(shared, gt_class, pred_class, crowd)
+        # Unmatched, and not mostly on void or on a crowd of its class, where nobody counted the objects.
         false_alarm = ~matched.any(axis=0) & (forgiven_pixels / pred_area <= FORGIVEN_FRAC)
 
         self.tp += self._count(gt_class[gt_row])
@@ -207,6 +210,7 @@ def overlap_table(
     row = segment_positions(gt_values, gt_ids, "ground truth")
     column = segment_positions(pred_values, pred_ids, "prediction")
     columns = pred_ids.size + 1
+    # Pairs as one number, row * columns + column, counted by run: far fewer numbers than pixels.
     counts = np.bincount(row * columns + column, weights=pixels, minlength=(gt_ids.size + 1) * columns)
     return counts.astype(np.int64).reshape(gt_ids.size + 1, columns)  # float64 sums of pixels are exact below 2**53
 
@@ -237,6 +241,7 @@ def segment_positions(values: npt.NDArray[np.int64], ids: npt.NDArray[np.int64],
         DataError: if a value is neither void nor among ``ids``.
     """
     order = np.argsort(ids)
+    # Known ids, ascending behind void, and the position + 1 of each in ``ids``.
     known = np.concatenate(([VOID_ID], ids[order]))
     target = np.concatenate(([0], order + 1))
     slot = np.minimum(np.searchsorted(known, values), known.size - 1)
@@ -266,6 +271,6 @@ def on_own_crowd(
     region_of_class = {int(gt_class[row]): int(row) for row in np.flatnonzero(crowd)}
     pixels = np.zeros(pred_class.size, dtype=np.int64)
     for class_id, row in region_of_class.items():
-        own = pred_class == class_id
-        pixels[own] = shared[row, own]
+        of_class = pred_class == class_id
+        pixels[of_class] = shared[row, of_class]
     return pixels

@@ -97,6 +97,7 @@ class SaliencyEvaluator(DatasetEvaluator):
 
     def _count(self, prediction: Tensor, truth: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> None:
         values = saliency_at_size(prediction, truth.shape)
+        # Predictions stretched to [0, 1] are scored beside the plain ones: papers differ in whether they stretch.
         for suffix, scored in (("", values), (NORMALIZED, min_max_normalized(values, known))):
             self.totals[suffix] += SaliencyTotals.of_image(image_scores(scored, truth, known))
 

@@ -87,9 +87,9 @@ class SaliencyTotals:
     @classmethod
     def of_image(cls, scores: ImageScores) -> "SaliencyTotals":
         """Sums over one image."""
-        own = {field.name: getattr(scores, field.name) for field in fields(scores)}
+        sums = {field.name: getattr(scores, field.name) for field in fields(scores)}
         # With threshold 0 everything is predicted: the recall is 1, unless there is nothing to recall.
-        return cls(num_images=1, num_without_object=int(scores.recall[0] == 0), max_f=float(scores.f.max()), **own)
+        return cls(num_images=1, num_without_object=int(scores.recall[0] == 0), max_f=float(scores.f.max()), **sums)
 
     def __add__(self, other: "SaliencyTotals") -> "SaliencyTotals":
         """Sums over the images of both."""
@@ -145,9 +145,10 @@ def image_scores(prediction: npt.NDArray[np.floating], truth: _Bools, known: _Bo
         known = np.ones(truth.shape, dtype=np.bool_)
     flat, salient = values[known], truth[known]
     num_pixels, num_salient = flat.size, int(salient.sum())
-    found, false_alarms = _counts_above_thresholds(flat, salient)
-    precision, recall = _precision_recall(found, false_alarms, num_salient)
+    hits, false_alarms = _counts_above_thresholds(flat, salient)
+    precision, recall = _precision_recall(hits, false_alarms, num_salient)
 
+    # Adaptive threshold: twice the mean prediction (Achanta et al.), at most 1, else nothing would be salient.
     mask = flat >= min(2 * flat.mean(), 1.0)
     adaptive = np.array([mask[salient].sum()]), np.array([mask[~salient].sum()])
     return ImageScores(
@@ -157,7 +158,7 @@ def image_scores(prediction: npt.NDArray[np.floating], truth: _Bools, known: _Bo
         f=f_measure(precision, recall),
         adaptive_f=float(f_measure(*_precision_recall(*adaptive, num_salient))[0]),
         s=s_measure(values, truth, known),
-        e=_e_measure(found, false_alarms, num_salient, num_pixels),
+        e=_e_measure(hits, false_alarms, num_salient, num_pixels),
         adaptive_e=float(_e_measure(*adaptive, num_salient, num_pixels)[0]),
     )
 
@@ -224,20 +225,21 @@ def _check(prediction: npt.NDArray[np.floating], truth: _Bools, known: _Bools | 
 def _counts_above_thresholds(values: _Floats, salient: _Bools) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Salient and other pixels at or above each threshold, (256,) each: true positives and false alarms."""
     levels = (values * (NUM_THRESHOLDS - 1)).astype(np.uint8)  # truncated, as the published scores are
-    found, false_alarms = (
+    # Counts from the highest threshold down: the reversed cumulative histogram of 256 levels.
+    hits, false_alarms = (
         np.bincount(levels[mask], minlength=NUM_THRESHOLDS)[::-1].cumsum()[::-1] for mask in (salient, ~salient)
     )
-    return found, false_alarms
+    return hits, false_alarms
 
 
 def _precision_recall(
-    found: npt.NDArray[np.int64], false_alarms: npt.NDArray[np.int64], num_salient: int
+    hits: npt.NDArray[np.int64], false_alarms: npt.NDArray[np.int64], num_salient: int
 ) -> tuple[_Floats, _Floats]:
-    return found / np.maximum(found + false_alarms, 1), found / max(num_salient, 1)
+    return hits / np.maximum(hits + false_alarms, 1), hits / max(num_salient, 1)
 
 
 def _e_measure(
-    found: npt.NDArray[np.int64], false_alarms: npt.NDArray[np.int64], num_salient: int, num_pixels: int
+    hits: npt.NDArray[np.int64], false_alarms: npt.NDArray[np.int64], num_salient: int, num_pixels: int
 ) -> _Floats:
     """Enhanced-alignment measure (Fan et al., IJCAI 2018) of binary maps, from their counts; in [0, 1].
 
@@ -245,19 +247,20 @@ def _e_measure(
     of predicted and true label. The sum over pixels is divided by their number less one as the authors do, whence a
     perfect map would exceed 1; it is limited to 1.
     """
-    predicted = (found + false_alarms) / num_pixels
+    predicted = (hits + false_alarms) / num_pixels
     share = num_salient / num_pixels
     if num_salient in (0, num_pixels):
         total = num_pixels * (1 - predicted if num_salient == 0 else predicted)
     else:
-        total = np.zeros(found.shape)
+        total = np.zeros(hits.shape)
         num_others = num_pixels - num_salient
         for label, truth, count in (
-            (1, 1, found),
+            (1, 1, hits),
             (1, 0, false_alarms),
-            (0, 1, num_salient - found),
+            (0, 1, num_salient - hits),
             (0, 0, num_others - false_alarms),
         ):
+            # Both maps minus their means: the alignment sees contrast, not brightness.
             p, g = label - predicted, truth - share
             total += count * (2 * p * g / (p**2 + g**2 + _EPS) + 1) ** 2 / 4
     return np.minimum(total / max(num_pixels - 1, 1), 1.0)
@@ -266,6 +269,7 @@ def _e_measure(
 def _object_score(values: _Floats) -> float:
     """Nearness of the values to a constant 1: 2 m / (m^2 + 1 + standard deviation)."""
     mean = float(values.mean())
+    # Sample variance, as published (MATLAB's std).
     spread = float(values.std(ddof=1)) if values.size > 1 else 0.0
     return 2 * mean / (mean**2 + 1 + spread + _EPS)
 

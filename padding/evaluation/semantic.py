@@ -186,6 +186,7 @@ class SemSegEvaluator(DatasetEvaluator):
             prediction, gt = self._without_background(prediction, gt)
         pred = label_map_of_scores(prediction, num_classes).cpu().numpy()
         if self._only_scored and prediction.dim() == 3 and pred.shape == gt.shape:
+            # 0 in all classes: the model was never run there ("center_crop").
             gt = np.where((prediction.amax(dim=0) > 0).cpu().numpy(), gt, ignore_label)
         self.confusions[task] += confusion_matrix(pred, gt, num_classes, ignore_label)
 
@@ -203,6 +204,7 @@ class SemSegEvaluator(DatasetEvaluator):
                 f"'{self.truth.dataset_name}' is also scored without its background class {background}, for which the "
                 "prediction must be scores (K, h, w), not labels"
             )
+        # Before the arg-max, so that the second best class takes the pixel.
         scores = prediction.clone()
         scores[background] = -torch.inf
         return scores, np.where(gt == background, self.truth.ignore_label, gt)
@@ -217,6 +219,7 @@ class SemSegEvaluator(DatasetEvaluator):
         of_rank = comm.gather((self.confusions, self._num_images))
         if not comm.is_main_process():
             return None
+        # Matrices are summed, then scored once: IoU of the data set, not a mean over images.
         num_images = sum(entry[1] for entry in of_rank)
         return OrderedDict(
             (task, self._report(task, np.sum([entry[0][task] for entry in of_rank], axis=0), num_images))
@@ -228,6 +231,7 @@ class SemSegEvaluator(DatasetEvaluator):
         scores = scores_from_confusion(matrix)
         iou, accuracy = 100 * scores.iou, 100 * scores.accuracy
         results = grouped_results({"mIoU": iou}, scores.present, self.groups)
+        # fwIoU and pACC are over pixels, mIoU and mACC over classes that occur.
         results["fwIoU"] = 100 * scores.frequency_weighted_iou
         results["mACC"] = group_means(accuracy, scores.present, range(self.groups.num_classes), ()).all
         results["pACC"] = 100 * scores.pixel_accuracy

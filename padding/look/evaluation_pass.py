@@ -35,9 +35,11 @@ def match_queries(masks: Tensor, truth: Tensor) -> tuple[npt.NDArray[np.int64], 
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = masks.flatten(1).float(), truth.flatten(1).float()
+    # |A n B| of all pairs as one product, (Q, h w) @ (h w, N); |A u B| = |A| + |B| - |A n B|.
     shared = rows @ columns.T
     union = rows.sum(dim=1)[:, None] + columns.sum(dim=1)[None, :] - shared
     iou = (shared / union.clamp(min=1)).numpy()
+    # One to one with the best total IoU; pairs of a small one are dropped below.
     query, segment = linear_sum_assignment(iou, maximize=True)
     good = iou[query, segment] > MATCH_IOU
     return query[good], segment[good]
@@ -114,6 +116,7 @@ def observed_predictions(
     def keep(_module: Any, _inputs: Any, outputs: dict[str, Any]) -> None:
         waiting.extend(outputs["pred_embeddings"].float().cpu())
 
+    # The hook sees what the network already computes: no second pass for the embeddings.
     handle = model.sem_seg_head.register_forward_hook(keep)
     try:
         for raw in raw_predictions(model, loader):

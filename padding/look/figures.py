@@ -199,10 +199,10 @@ def draw_embedding_map(
         present = [class_id for class_id in class_ids if (labels == class_id).any()]
         handles = []
         for class_id, color in zip(present, _distinct_colors(len(present)), strict=True):
-            own = labels == class_id
-            axes.scatter(*points[own & ~synthetic].T, color=color, alpha=0.8, s=12, linewidths=0)
+            of_class = labels == class_id
+            axes.scatter(*points[of_class & ~synthetic].T, color=color, alpha=0.8, s=12, linewidths=0)
             darker = tuple(DARKER * channel for channel in color)  # crosses lie on the dots of their own class
-            axes.scatter(*points[own & synthetic].T, color=darker, s=18, marker="x", linewidths=0.9)
+            axes.scatter(*points[of_class & synthetic].T, color=darker, s=18, marker="x", linewidths=0.9)
             handles.append(Line2D([], [], marker="o", linestyle="", color=color, label=groups.names[class_id]))
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02)}
         axes.legend(handles=handles, fontsize=LABEL_SIZE, ncols=3, frameon=False, **place)

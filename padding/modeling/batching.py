@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.structures import ImageList
-from torch import Tensor
+from torch import Tensor, nn
 
 from padding.errors import ConfigError, SampleError
 
@@ -15,7 +15,11 @@ __all__ = [
     "batch_images",
     "batch_label_maps",
     "batch_valid_masks",
+    "map_size",
+    "normalize_image",
+    "original_size",
     "prepare_targets",
+    "register_pixel_statistics",
     "require_keys",
     "resize_logits",
     "sample_name",
@@ -46,22 +50,45 @@ def require_keys(batched_inputs: Sequence[Sample], keys: Sequence[str], model_na
                 )
 
 
+def register_pixel_statistics(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Give a model the buffers ``pixel_mean`` and ``pixel_std``, (C, 1, 1) float, from numbers of each channel."""
+    # Not persistent: they are the config's, and a checkpoint of other numbers must not replace them silently.
+    model.register_buffer("pixel_mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+    model.register_buffer("pixel_std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+
+def normalize_image(image: Tensor, pixel_mean: Tensor, pixel_std: Tensor) -> Tensor:
+    """(C, H, W) uint8 or float in [0, 255] -> float on the device of the statistics, 0 for the mean colour."""
+    return (image.to(pixel_mean.device, non_blocking=True) - pixel_mean) / pixel_std
+
+
+def original_size(sample: Sample) -> tuple[int, int]:
+    """(h, w) that a prediction of a sample has: its ``height`` and ``width``, else the size of its ``image``."""
+    height, width = sample["image"].shape[-2:]
+    return int(sample.get("height", height)), int(sample.get("width", width))
+
+
+def map_size(maps: Tensor) -> tuple[int, int]:
+    """(H, W) of maps (..., H, W)."""
+    return maps.shape[-2], maps.shape[-1]
+
+
 def batch_images(
     batched_inputs: Sequence[Sample],
     *,
     pixel_mean: Tensor,
     pixel_std: Tensor,
     size_divisibility: int,
-    device: torch.device | str,
+    key: str = "image",
 ) -> ImageList:
     """Normalise images and pad them to one size, on the right and below, with the mean colour.
 
     Args:
-        batched_inputs: samples with ``image``, (C, H_i, W_i) uint8 or float in [0, 255].
-        pixel_mean: (C, 1, 1) float.
+        batched_inputs: samples with ``key``, (C, H_i, W_i) uint8 or float in [0, 255].
+        pixel_mean: (C, 1, 1) float, on the device where the batch will live.
         pixel_std: (C, 1, 1) float.
         size_divisibility: H and W of the batch become multiples of it; <= 1 for no constraint.
-        device: where the batch lives.
+        key: which image of the samples.
 
     Returns:
         ImageList: ``tensor`` (B, C, H, W) float, ``image_sizes`` the true (H_i, W_i).
@@ -71,13 +98,14 @@ def batch_images(
     """
     images = []
     for sample in batched_inputs:
-        image = sample["image"]
+        image = sample[key]
         if image.dim() != 3 or image.shape[0] != pixel_mean.shape[0]:
             raise ValueError(
                 f"image of sample {sample_name(sample)} has shape {tuple(image.shape)}; expected "
                 f"({pixel_mean.shape[0]}, height, width)"
             )
-        images.append((image.to(device, non_blocking=True) - pixel_mean) / pixel_std)
+        images.append(normalize_image(image, pixel_mean, pixel_std))
+    # After the normalisation, so that the zeros of the padding are the mean colour.
     return ImageList.from_tensors(images, size_divisibility=max(size_divisibility, 0))
 
 
@@ -162,6 +190,7 @@ def prepare_targets(
         _check_same_size(sample, "instances.gt_masks", tuple(masks.shape[-2:]), padded_size)
         if num_classes is not None:
             _check_classes(sample, labels, num_classes)
+        # A crop may have cut a segment off: it has no pixel that a point could fall on.
         keep = masks.flatten(1).any(dim=1)
         masks = masks[keep].to(device, non_blocking=True)
         targets.append(

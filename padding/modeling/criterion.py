@@ -41,6 +41,7 @@ def classification_loss(logits: Tensor, labels: Tensor, class_weight: Tensor, we
     Returns:
         Scalar >= 0.
     """
+    # (B, Q, C+1) -> (B Q, C+1); the sum, since the divisor goes over all processes.
     loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), weight=class_weight, reduction="sum")
     return loss / weight_sum
 
@@ -158,11 +159,13 @@ class MaskCriterion(nn.Module):
             image_seeds: ties the random points of an image to its seed, whatever else is in the batch.
         """
         generators = image_generators(image_seeds)
+        # Every prediction is matched by itself: queries change their segment from layer to layer.
         predictions = [outputs, *outputs.get("aux_outputs", [])]
         matches = [
             self.matcher(prediction, targets, image_names=image_names, generator=generators)
             for prediction in predictions
         ]
+        # (T, B, Q): one exchange between processes for all T predictions, the last one's first.
         labels = torch.stack([self._query_labels(outputs["pred_logits"], targets, match) for match in matches])
         weight_sums, num_masks = self._normalisers(labels, sum(len(target["labels"]) for target in targets))
 
@@ -171,12 +174,14 @@ class MaskCriterion(nn.Module):
             logits = prediction["pred_logits"]
             terms = {"loss_ce": classification_loss(logits, labels[i], self.empty_weight, weight_sums[i])}
             terms |= self._mask_losses(prediction["pred_masks"], targets, match, num_masks, generators)
+            # The last prediction has the plain names; auxiliary ones are numbered from the first layer on.
             suffix = "" if i == 0 else f"_{i - 1}"
             losses |= {name + suffix: self.weight_dict[name] * term for name, term in terms.items()}
         return losses
 
     def _query_labels(self, logits: Tensor, targets: Sequence[Mapping[str, Tensor]], match: list[Match]) -> Tensor:
         """(B, Q) int64: the class of the matched target, else no-object."""
+        # Unmatched queries are no-object, whose class has a small weight: they are most of them.
         labels = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)
         for row, target, (query_idx, target_idx) in zip(labels, targets, match, strict=True):
             row[query_idx] = target["labels"][target_idx]
@@ -185,6 +190,7 @@ class MaskCriterion(nn.Module):
     def _normalisers(self, labels: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
         """Divisors of cross-entropy, (T,), and of the mask losses, by one exchange between processes."""
         weight_sums = self.empty_weight[labels].flatten(1).sum(dim=1)
+        # T sums and the number of masks in one vector: one exchange in place of two.
         means = mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([num_masks])]))
         # At least one mask in all processes together, so that the bound does not depend on how a batch is divided.
         return means[:-1], means[-1].clamp(min=1.0 / world_size())
@@ -198,13 +204,16 @@ class MaskCriterion(nn.Module):
         generators: Generators,
     ) -> dict[str, Tensor]:
         """Point-sampled losses of the matched masks of one prediction."""
+        # (M, H', W') masks of all matched queries of the batch, image by image.
         counts = [len(query_idx) for query_idx, _ in match]
         matched = torch.cat([masks[query_idx] for masks, (query_idx, _) in zip(pred_masks, match, strict=True)]).float()
         if sum(counts) == 0:
             # The sum of nothing is 0 and still leads back to every parameter, which DistributedDataParallel waits for.
             zero = matched.sum()
             return {"loss_mask": zero, "loss_dice": zero}
+        # float32 for the losses: softplus and quotients of sums over P points lose digits in a half.
         with torch.autocast(device_type=matched.device.type, enabled=False):
+            # (M, P, 2) points where a prediction is unsure, and some anywhere (PointRend); targets are read there too.
             points = uncertain_points(
                 matched,
                 counts,

@@ -90,8 +90,10 @@ class ASPP(layers.ASPP):
             dropout=options.dropout,
         )
         if options.separable:
+            # The 1x1 branch, then three atrous ones: with DSC those alone are replaced.
             for index, dilation in enumerate(options.dilations, start=1):
                 self.convs[index] = _separable_conv(in_channels, channels, dilation, options.norm)
+        # Behind the pooling itself, which Detectron2 leaves without a norm.
         if options.pool_norm:
             self.convs[-1][1] = _conv(in_channels, channels, 1, options.pool_norm)
 
@@ -103,6 +105,7 @@ class ASPP(layers.ASPP):
         """
         if self.training and features.numel() == features.shape[1]:
             _refuse_batch_norm(self, "NORM", "the last map has a single cell and the batch one image")
+        # An average over all cells is one value per image and channel.
         elif self.training and len(features) == 1:
             _refuse_batch_norm(self.convs[-1], "POOL_NORM", "the image-pooling branch sees one value per channel")
         return super().forward(features)
@@ -131,6 +134,7 @@ class DeepLabDecoder(nn.Module):
         """
         super().__init__()
         width = options.decoder_channels
+        # Few channels of the low level, so that they do not outweigh the pyramid's (DeepLabV3+, Sec. 4.1).
         self.project = _conv(low_channels, options.project_channels, 1, options.norm)
         joined = options.project_channels + high_channels + sum(extra_channels)
         self.fuse = nn.Sequential(_conv(joined, width, 3, options.norm), _conv(width, width, 3, options.norm))
@@ -150,7 +154,9 @@ class DeepLabDecoder(nn.Module):
             Logits (B, K, h, w), and the (B, decoder_channels, h, w) features they are computed from.
         """
         size = low_level.shape[-2:]
+        # The low-level map is projected, all others are enlarged to it; without aligned corners as everywhere here.
         resized = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in (high_level, *extra)]
+        # (B, 48 + 256 + extra, h, w): every map at the size of the low-level one.
         features = self.fuse(torch.cat([self.project(low_level), *resized], dim=1))
         return self.predictor(features), features
 

@@ -74,9 +74,12 @@ def grid_sample_attention(value: Tensor, spatial_shapes: SpatialShapes, location
     sizes = [height * width for height, width in spatial_shapes]
     levels = []
     for level, (tokens, (height, width)) in enumerate(zip(value.split(sizes, dim=1), spatial_shapes, strict=True)):
+        # (B, N, A, D) -> (B A, D, H, W): grid_sample takes a map per head for an image of a batch.
         maps = tokens.permute(0, 2, 3, 1).reshape(B * A, D, height, width)
         samples = F.grid_sample(maps, grid[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        # (BA, D, Q, P) samples, weighted and summed over the points.
         levels.append((samples * weights[:, :, :, level]).sum(dim=-1))
+    # (B A, D, Q) of each level -> (B, Q, A D).
     return sum(levels[1:], levels[0]).view(B, A * D, -1).transpose(1, 2)
 
 
@@ -84,6 +87,7 @@ def embedding_bag_attention(value: Tensor, spatial_shapes: SpatialShapes, locati
     """Weighted bags of table rows; arguments and result as in ``deformable_attention``."""
     B, Q, A, L, P, _ = locations.shape
     table, layout = _build_table(value, spatial_shapes, num_points=P)
+    # A row of the table for each pixel and head: image, then pixel, then head.
     first_row = layout.pixels * A * torch.arange(B, dtype=torch.int32, device=value.device)
     first_row = first_row[:, None, None] + torch.arange(A, dtype=torch.int32, device=value.device)
     bags = _WeightedBags.apply(
@@ -124,6 +128,7 @@ def _build_table(value: Tensor, spatial_shapes: SpatialShapes, *, num_points: in
     maps, origins, top = [], [], 0
     sizes = [height * width for height, width in spatial_shapes]
     for tokens, (height, width) in zip(value.split(sizes, dim=1), spatial_shapes, strict=True):
+        # One pixel of border left and above, the rest of the canvas' width right, one row below.
         border = (0, 0, 1, canvas_width - width - 1, 1, 1)
         maps.append(F.pad(tokens.reshape(B, height, width, A * D), border))
         origins.append(((top + 1) * canvas_width + 1) * A)
@@ -191,6 +196,7 @@ def _corner_weights(points: _Points, weights: Tensor, out: Tensor) -> None:
         weights: (bags, L * P) float.
         out: (bags, 4, L * P) float, overwritten.
     """
+    # Products of the two fractions by two multiplications: w xy, w x - w xy, w y (1 - x), the rest.
     right = weights * points.x_frac
     left = weights - right
     torch.mul(right, points.y_frac, out=out[:, 3])
@@ -243,11 +249,13 @@ class _WeightedBags(torch.autograd.Function):
         shares = weights.new_empty(4, *weights.shape)
         for start in range(0, locations.shape[0], _BACKWARD_CHUNK):
             part = slice(start, start + _BACKWARD_CHUNK)
+            # Recomputed, not saved: rows and shares are four numbers a point each.
             points = _locate(locations[part], first_row[part], ctx.layout, table.shape[0])
             row[part] = points.row
             _corner_weights(points, weights[part], shares[:, part].transpose(0, 1))
             rows = _corner_rows(points, ctx.layout)
             samples = table.index_select(0, rows.flatten()).view(*rows.shape, -1)
+            # d loss / d share = <row of the corner, gradient of the bag>.
             grad_corners = samples.mul_(grad_bags[part, None, None]).sum(dim=-1)
             _point_gradients(points, grad_corners, weights[part], ctx.layout, grad_locations[part], grad_weights[part])
         grad_table = _table_gradient(grad_bags, row, shares, ctx.layout, table) if ctx.needs_input_grad[0] else None
@@ -267,12 +275,14 @@ def _point_gradients(
         grad_xy: (bags, L * P, 2) float, overwritten.
         grad_weights: (bags, L * P) float, overwritten.
     """
+    # Bilinear in between: value = upper + y (lower - upper), its slopes are the location's gradient, in pixels.
     upper_left, upper_right, lower_left, lower_right = grad_corners.unbind(dim=1)
     upper_slope, lower_slope = upper_right - upper_left, lower_right - lower_left
     upper = torch.addcmul(upper_left, points.x_frac, upper_slope)
     y_slope = torch.addcmul(lower_left, points.x_frac, lower_slope).sub_(upper)
     x_slope = torch.lerp(upper_slope, lower_slope, points.y_frac)
     torch.addcmul(upper, points.y_frac, y_slope, out=grad_weights)
+    # From pixels to units of the map: times its size; 0 where the point was clamped.
     grad_xy[..., 0] = x_slope.mul_(weights).mul_(layout.width).mul_(points.x_inside)
     grad_xy[..., 1] = y_slope.mul_(weights).mul_(layout.height).mul_(points.y_inside)
 
@@ -295,6 +305,7 @@ def _table_gradient(grad_bags: Tensor, row: Tensor, shares: Tensor, layout: _Lay
     starts = torch.searchsorted(ordered, torch.arange(num_rows, dtype=torch.int32, device=row.device))
     bag = order // num_points
     grad_table = torch.zeros_like(table)
+    # The corners of a point have one order: sorted once, and moved by the offset.
     for offset, share in zip(layout.corners, shares.view(4, num_bags * num_points), strict=True):
         part = F.embedding_bag(bag, grad_bags, starts, mode="sum", per_sample_weights=share.index_select(0, order))
         grad_table[offset:] += part[: num_rows - offset]
@@ -361,8 +372,10 @@ class DeformableAttention(nn.Module):
         B, Q, C = query.shape
         A, L, P = self.num_heads, self.num_levels, self.num_points
         value = self.value_proj(tokens).view(B, -1, A, C // A)
+        # Divided by (W, H): locations are in units of the map.
         map_size = query.new_tensor([(width, height) for height, width in spatial_shapes])[:, None]
         offsets = self.sampling_offsets(query).view(B, Q, A, L, P, 2) / map_size  # learned in pixels
         locations = reference_points[:, None, None, None] + offsets
+        # One softmax over the L P points of a head, of all levels together.
         weights = self.attention_weights(query).view(B, Q, A, L * P).softmax(dim=-1).view(B, Q, A, L, P)
         return self.output_proj(deformable_attention(value, spatial_shapes, locations, weights))

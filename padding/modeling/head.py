@@ -59,6 +59,7 @@ class MaskFormerHead(nn.Module):
         Returns:
             See ``MaskedTransformerDecoder.forward``.
         """
+        # The pixel decoder computes in float32 whatever autocast says; the predictor follows the caller.
         mask_features, maps = self.pixel_decoder(features)
         return self.predictor(maps, mask_features, with_aux=with_aux)
 
@@ -100,6 +101,7 @@ def _build_predictor(cfg: CfgNode, *, num_levels: int) -> MaskedTransformerDecod
         num_queries=node.NUM_OBJECT_QUERIES,
         num_heads=node.NHEADS,
         dim_feedforward=node.DIM_FEEDFORWARD,
+        # DEC_LAYERS counts predictions: one before the first layer and one after each.
         num_layers=node.DEC_LAYERS - 1,
         num_levels=num_levels,
         pre_norm=node.PRE_NORM,

@@ -50,6 +50,7 @@ def widen_logits(logits: Tensor, class_ids: Sequence[int], num_classes: int) -> 
             f"{len(class_ids)} class ids for logits of {logits.shape[-1] - 1} classes and no-object; give one "
             "id per class"
         )
+    # A column for each class of the larger space, the last for no-object.
     columns = torch.tensor([*class_ids, num_classes], device=logits.device)
     wide = logits.new_full((*logits.shape[:-1], num_classes + 1), float("-inf"))
     return wide.index_copy(-1, columns, logits)
@@ -86,6 +87,7 @@ def keep_classes(logits: Tensor, class_ids: Iterable[int]) -> Tensor:
     others = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
     others[list(class_ids)] = False
     kept = logits.masked_fill(others, float("-inf"))
+    # log of the sum of their probabilities: kept ones stay what they were after the softmax.
     kept[..., -1] = logits.masked_fill(~others, float("-inf")).logsumexp(dim=-1)
     return kept
 
@@ -100,6 +102,7 @@ def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     Returns:
         (K, h, w) float >= 0.
     """
+    # No-object is left out after the softmax: the classes do not share what it takes.
     probs = class_logits.float().softmax(dim=-1)[:, :-1]
     return torch.einsum("qk,qhw->khw", probs, mask_logits.float().sigmoid())
 
@@ -149,7 +152,9 @@ def panoptic_inference(
         return torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=mask_logits.device), []
     scores, labels = class_logits[keep].float().softmax(dim=-1).max(dim=-1)
     probs = mask_logits[keep].float().sigmoid()
+    # (M,) pixels: its mask, what it won, and what of that lies inside its mask, which is shown.
     own_areas = (probs >= _MASK_PROB_THRESHOLD).flatten(1).sum(dim=1)
+    # (h, w): the query with the largest score x mask probability (MaskFormer, Sec. 3.4).
     winner = (scores[:, None, None] * probs).argmax(dim=0)
     inside = probs.gather(0, winner[None])[0] >= _MASK_PROB_THRESHOLD
     won_areas = torch.bincount(winner.flatten(), minlength=num_kept)
@@ -158,6 +163,7 @@ def panoptic_inference(
     # float64 holds pixel counts and class ids exactly, so that one tensor crosses to the CPU.
     table = torch.stack([row.double() for row in (labels, scores, own_areas, won_areas, shown_areas)], dim=1).tolist()
     ids, segments = assign_segments(table, thing_ids, overlap_threshold)
+    # -> ids (h, w): what was dropped has the id 0, void.
     id_of_query = torch.tensor(ids, dtype=torch.int32, device=mask_logits.device)
     return id_of_query[winner] * inside, segments
 
@@ -171,9 +177,11 @@ def assign_segments(
     stuff: dict[int, dict[str, Any]] = {}
     for label, score, own_area, won_area, shown_area in table:
         category_id = int(label)
+        # Mostly hidden behind others: rather void than a scrap of a segment.
         if shown_area == 0 or won_area / own_area < overlap_threshold:
             ids.append(0)
             continue
+        # Things are one segment per query; stuff of a class is one segment, whose id its queries share.
         segment = stuff.get(category_id)
         if segment is None:
             is_thing = category_id in thing_ids
@@ -199,6 +207,7 @@ def top_pairs(class_logits: Tensor, top_k: int, keep_ids: frozenset[int] | None)
     """
     num_classes = class_logits.shape[-1] - 1
     probs = class_logits.float().softmax(dim=-1)[:, :-1].flatten()
+    # (Q K,) -> pairs: query = index // K, class = index % K.
     scores, pairs = probs.topk(min(top_k, len(probs)))
     queries, labels = pairs // num_classes, pairs % num_classes
     chosen = scores > 0  # a class the network does not know has probability 0 and is no detection
@@ -252,6 +261,7 @@ def binary_masks(mask_logits: Tensor) -> tuple[Tensor, Tensor]:
         (N, h, w) bool, and (N,) mean probability inside each mask, 0 for an empty one.
     """
     logits = mask_logits.float()
+    # The threshold 1/2 of the probability.
     masks = logits > 0
     sums = (logits.sigmoid() * masks).flatten(1).sum(dim=1)
     return masks, sums / (masks.flatten(1).sum(dim=1) + _AREA_EPS)
@@ -272,6 +282,7 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
     for dim in (1, 2):  # columns occupied give x, rows occupied give y
         occupied = masks.any(dim=dim)
         place = torch.arange(occupied.shape[1], device=masks.device)
+        # An empty axis has no first place: amin gives its length, amax gives 0, the product below zeros.
         first = torch.where(occupied, place, occupied.shape[1]).amin(dim=1)
         last = torch.where(occupied, place, -1).amax(dim=1) + 1
         sides.append((first, last))

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from padding.data.class_split import ClassSplit, class_split_of
 from padding.errors import ConfigError
 
-__all__ = ["evaluation_split", "training_split"]
+__all__ = ["evaluation_split", "learned_split", "training_split"]
 
 
 def training_split(cfg: CfgNode) -> ClassSplit:
@@ -28,3 +28,8 @@ def training_split(cfg: CfgNode) -> ClassSplit:
 def evaluation_split(cfg: CfgNode) -> ClassSplit:
     """Label space of the first of ``DATASETS.TEST``, or of the training set where none is given."""
     return class_split_of(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else training_split(cfg)
+
+
+def learned_split(cfg: CfgNode) -> ClassSplit:
+    """Label space of a model that predicts the classes it learns: of the training sets, else of the test set."""
+    return training_split(cfg) if cfg.DATASETS.TRAIN else evaluation_split(cfg)

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from padding.data.sample import Prediction
 from padding.errors import ConfigError
-from padding.modeling.batching import batch_images, prepare_targets, require_keys, sample_name
+from padding.modeling.batching import (
+    batch_images,
+    prepare_targets,
+    register_pixel_statistics,
+    require_keys,
+    sample_name,
+)
 from padding.modeling.criterion import MaskCriterion
 from padding.modeling.inference import keep_classes, widen_logits
 from padding.modeling.label_space import evaluation_split, training_split
@@ -85,8 +91,7 @@ class MaskFormer(nn.Module):
         self.deep_supervision = deep_supervision
         self.seed_points_by_image = seed_points_by_image
         self.size_divisibility = size_divisibility
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        register_pixel_statistics(self, pixel_mean, pixel_std)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -109,6 +114,7 @@ class MaskFormer(nn.Module):
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "criterion": _build_criterion(cfg),
+            # Joined by class name, whatever the ids of either label space.
             "class_ids": asked.ids_of(learned.names),
             "num_test_classes": asked.num_classes,
             "thing_ids": asked.thing_ids,
@@ -142,7 +148,6 @@ class MaskFormer(nn.Module):
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
             size_divisibility=self.size_divisibility,
-            device=self.device,
         )
 
     def predict_queries(self, images: ImageList) -> dict[str, Any]:
@@ -184,6 +189,7 @@ class MaskFormer(nn.Module):
         """
         padded_size = tuple(images.tensor.shape[-2:])
         return [
+            # Masks stay at the network's resolution until it is known which of them are wanted.
             predict_image(
                 logits,
                 masks.float(),
@@ -201,10 +207,12 @@ class MaskFormer(nn.Module):
     def _training_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
         images = self.preprocess(batched_inputs)
+        # With deep supervision also the predictions before the first layer and after every other.
         outputs = self.sem_seg_head(self.backbone(images.tensor), with_aux=self.deep_supervision)
         targets = prepare_targets(
             batched_inputs, tuple(images.tensor.shape[-2:]), self.device, num_classes=self.criterion.num_classes
         )
+        # crc32 of the id: the same seed on every machine, whatever the batch.
         seeds = [zlib.crc32(str(sample["image_id"]).encode()) for sample in batched_inputs]
         return self.criterion(
             outputs,

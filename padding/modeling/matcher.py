@@ -46,6 +46,7 @@ def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
         (Q, N) float in [0, 1].
     """
     probs = logits.sigmoid()
+    # (Q,) and (N,) sums -> (Q, N): the denominator of every pair by broadcasting.
     total = probs.sum(dim=1)[:, None] + targets.sum(dim=1)[None, :]
     return 1 - (2 * probs @ targets.T + 1) / (total + 1)
 
@@ -96,6 +97,7 @@ class HungarianMatcher(nn.Module):
         from scipy.optimize import linear_sum_assignment
 
         logits, masks = outputs["pred_logits"], outputs["pred_masks"]
+        # The same P points for all queries and targets of an image: costs are (Q, N) products of (Q, P) and (P, N).
         points = draw_points([1] * len(targets), self.num_points, device=masks.device, generators=generator)
         with torch.autocast(device_type=masks.device.type, enabled=False):
             costs = [
@@ -104,10 +106,12 @@ class HungarianMatcher(nn.Module):
             ]
         # One transfer for the batch; the assignment itself takes microseconds on the CPU.
         flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy() if costs else np.zeros(0)
+        # Rows of the flat array that belong to image i: costs have different numbers of targets.
         ends = np.cumsum([cost.numel() for cost in costs])
         matches = []
         for i, cost in enumerate(costs):
             matrix = flat[ends[i] - cost.numel() : ends[i]].reshape(cost.shape)
+            # linear_sum_assignment would take a NaN for any number and match at random.
             if not np.isfinite(matrix).all():
                 raise FloatingPointError(_explain_non_finite(matrix, _name_of(image_names, i), masks[i], logits[i]))
             query_idx, target_idx = linear_sum_assignment(matrix)
@@ -120,8 +124,10 @@ class HungarianMatcher(nn.Module):
         labels, gt_masks = target["labels"], target["masks"]
         if len(labels) == 0 or len(logits) == 0:
             return logits.new_zeros(len(logits), len(labels))
+        # The sampled masks are (Q, P) and (N, P): a whole mask is never compared with another.
         sampled = sample_at(masks[None], points)[0]
         gt_sampled = sample_at(gt_masks[None].to(sampled), points)[0]
+        # Minus the probability of the target's class, (Q, N), where the loss has its logarithm: bounded, like Dice.
         cost = -self.cost_class * logits.softmax(dim=-1)[:, labels]
         cost = cost + self.cost_mask * pairwise_bce(sampled, gt_sampled)
         return cost + self.cost_dice * pairwise_dice(sampled, gt_sampled)

@@ -34,6 +34,7 @@ def pixel_centres(spatial_shapes: SpatialShapes, device: torch.device | None = N
     """
     centres = []
     for height, width in spatial_shapes:
+        # Cell centers, so that a token's reference point is its own pixel on a map of any size: (x, y) in (0, 1).
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         centres.append(torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=-1).flatten(0, 1))
@@ -77,6 +78,7 @@ class DeformableEncoderLayer(nn.Module):
         Returns:
             (B, N, C) float32.
         """
+        # The position steers where a token looks; what it reads carries none.
         attended = self.self_attn(tokens + position, centres, tokens, spatial_shapes)
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.dropout(F.relu(self.linear1(tokens)))
@@ -134,6 +136,7 @@ class DeformableEncoder(nn.Module):
         """
         spatial_shapes = [(level.shape[2], level.shape[3]) for level in maps]
         device = maps[0].device
+        # (1, N, C): where in the map, and in which map; a token itself does not know.
         position = torch.cat(
             [
                 sine_position_encoding(height, width, self.width, device=device).flatten(2).transpose(1, 2) + embedding
@@ -142,9 +145,11 @@ class DeformableEncoder(nn.Module):
             dim=1,
         )
         centres = pixel_centres(spatial_shapes, device)
+        # (B, C, H, W) -> (B, H W, C), level after level: N tokens, coarse maps first.
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             tokens = layer(tokens, position, centres, spatial_shapes)
+        # Tokens back to maps, in the order and the sizes they came in.
         parts = tokens.split([height * width for height, width in spatial_shapes], dim=1)
         return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, spatial_shapes, strict=True)]
 
@@ -183,7 +188,9 @@ class PixelDecoder(nn.Module):
         )
         self.transformer = transformer
         finest_stride = input_shape[self.encoder_features[-1]].stride
+        # One step for each halving between the encoder's finest stride and that of the mask features.
         num_steps = int(math.log2(finest_stride / common_stride))
+        # Fine to coarse, those below the encoder; the published names count steps from the finest.
         self.pyramid_features = fine_to_coarse[:num_steps]
         self._check_strides(input_shape, finest_stride, common_stride)
         for step, name in enumerate(self.pyramid_features, start=1):
@@ -211,9 +218,11 @@ class PixelDecoder(nn.Module):
         Returns:
             Mask features (B, mask_dim, H/4, W/4) and up to three (B, width, H, W), coarse to fine; all float32.
         """
+        # float32: offsets in pixels of a large map need more than the 11 bits of a half.
         with torch.autocast(next(iter(features.values())).device.type, enabled=False):
             projections = zip(self.input_proj, self.encoder_features, strict=True)
             maps = self.transformer([project(features[name].float()) for project, name in projections])
+            # Top-down from the finest encoder map to stride 4, as in a feature pyramid; one step for each power of two.
             for step in range(len(self.pyramid_features), 0, -1):
                 lateral = self.get_submodule(f"adapter_{step}")(features[self.pyramid_features[step - 1]].float())
                 above = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)

@@ -55,6 +55,7 @@ def sample_at(maps: Tensor, points: Tensor) -> Tensor:
     Returns:
         (N, C, P) float.
     """
+    # (N, P, 2) -> (N, P, 1, 2) in [-1, 1]: a grid of one column; (N, C, P, 1) comes back.
     grid = (2.0 * points - 1.0).unsqueeze(2)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
 
@@ -88,6 +89,7 @@ def uncertain_points(
     # The logit at the point decides: between pixels of logit -1 and 1 lies a border, though neither is uncertain.
     logits = sample_at(mask_logits.unsqueeze(1), candidates).squeeze(1)
     nearest = logits.abs().topk(num_uncertain, dim=1, largest=False).indices
+    # (M, uncertain) places among the candidates -> (M, uncertain, 2) points.
     chosen = candidates.gather(1, nearest.unsqueeze(2).expand(-1, -1, 2))
     uniform = draw_points(counts, num_points - num_uncertain, device=device, generators=generators)
     return torch.cat([chosen, uniform], dim=1)

@@ -69,10 +69,12 @@ def predict_image(
     """
     resize = partial(resize_logits, image_size=image_size, output_size=output_size)
     prediction: Prediction = {}
+    # (Q, h, w), only if the scores need all of them; else each task enlarges the masks of its queries.
     full = None
     if options.semantic_on and options.resize_first:
         full = resize(mask_logits, padded_size=padded_size)
         prediction["sem_seg"] = semantic_inference(class_logits, full)
+    # Classes are summed at the padded size, and K maps are enlarged in place of Q masks.
     elif options.semantic_on:
         padded = resize_logits(mask_logits, image_size=padded_size, output_size=padded_size, padded_size=padded_size)
         prediction["sem_seg"] = resize(semantic_inference(class_logits, padded))
@@ -81,6 +83,7 @@ def predict_image(
         return full[queries] if full is not None else resize(mask_logits[queries], padded_size=padded_size)
 
     if options.panoptic_on:
+        # Chosen before masks are enlarged; ``panoptic_inference`` chooses the same among them.
         queries = panoptic_queries(class_logits, options.object_mask_threshold)
         prediction["panoptic_seg"] = panoptic_inference(
             class_logits[queries],

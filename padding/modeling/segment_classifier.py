@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 
-from padding.modeling.batching import batch_images, prepare_targets, require_keys
+from padding.modeling.batching import batch_images, prepare_targets, register_pixel_statistics, require_keys
 from padding.modeling.label_space import training_split
 
 __all__ = ["SegmentClassifier", "pool_segments"]
@@ -32,6 +32,7 @@ def pool_segments(features: Tensor, masks: Tensor) -> Tensor:
         than a cell still has a mean.
     """
     share = F.interpolate(masks[None].to(features.dtype), size=features.shape[-2:], mode="area")[0].flatten(1)
+    # (N, h w) @ (h w, C): a weighted mean of the cells.
     return share @ features.flatten(1).T / share.sum(dim=1, keepdim=True)
 
 
@@ -77,8 +78,7 @@ class SegmentClassifier(nn.Module):
         self.classifiers = nn.ModuleDict(
             {level: nn.Linear(channels, num_classes) for level, channels in feature_channels.items()}
         )
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        register_pixel_statistics(self, pixel_mean, pixel_std)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -112,7 +112,6 @@ class SegmentClassifier(nn.Module):
             pixel_mean=self.pixel_mean,
             pixel_std=self.pixel_std,
             size_divisibility=self.size_divisibility,
-            device=self.device,
         )
         padded_size = tuple(images.tensor.shape[-2:])
         targets = prepare_targets(batched_inputs, padded_size, self.device, num_classes=self.num_classes)

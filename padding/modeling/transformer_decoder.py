@@ -57,12 +57,15 @@ class MultiHeadAttention(nn.Module):
             (B, Q, D) float.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        # (B, N, D) -> (B, heads, N, D / heads).
         q, k, v = (
             F.linear(x, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
+        # One mask of a query for all heads: (B, Q, N) -> (B, heads, Q, N), a view.
         mask = None if allowed is None else allowed[:, None].expand(-1, self.num_heads, -1, -1)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        # (B, heads, Q, D / heads) -> (B, Q, D).
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -154,6 +157,7 @@ def attention_allowed(logits: Tensor) -> Tensor:
         (B, Q, H * W) bool.
     """
     blocked = logits.flatten(2) < 0  # sigmoid < 0.5
+    # A softmax over nothing is NaN: a query with an empty mask looks at everything.
     return ~blocked | blocked.all(dim=-1, keepdim=True)
 
 
@@ -230,6 +234,7 @@ class MaskedTransformerDecoder(nn.Module):
             for level in maps
         ]
         B = mask_features.shape[0]
+        # The same queries for all images, (Q, D) -> (B, Q, D) without a copy.
         queries = self.query_feat.weight.expand(B, -1, -1)
         position = self.query_embed.weight.expand(B, -1, -1)
         aux_outputs = []
@@ -241,12 +246,16 @@ class MaskedTransformerDecoder(nn.Module):
                 strict=True,
             )
         ):
+            # Coarse to fine and around again: each layer reads one map (Mask2Former, Sec. 3.2.2).
             level = i % len(maps)
+            # Where a query may look follows from its own mask so far (masked attention, Sec. 3.2.1).
             embeddings = self.decoder_norm(queries)
             mask_embeddings = self.mask_embed(embeddings)
             if with_aux:
                 aux_outputs.append(self._predict(embeddings, mask_embeddings, mask_features))
+            # Which pixels a query may read is a decision, through which no gradient passes.
             allowed = attention_allowed(mask_logits(mask_embeddings.detach(), small_features[level]))
+            # Cross-attention first (Sec. 3.2.3): queries that have not read the image have nothing to tell each other.
             queries = cross_attention(queries, position, keys[level], values[level], allowed)
             queries = feed_forward(self_attention(queries, position))
         embeddings = self.decoder_norm(queries)
@@ -257,6 +266,7 @@ class MaskedTransformerDecoder(nn.Module):
         """Keys (with position) and values (without) of each level, (B, H * W, D)."""
         keys, values = [], []
         for level, project, embedding in zip(maps, self.input_proj, self.level_embed.weight, strict=True):
+            # (B, D, H, W) -> (B, H W, D), then which map it is, so that one set of projections serves all.
             value = project(level).flatten(2).transpose(1, 2) + embedding
             height, width = level.shape[-2:]
             position = sine_position_encoding(height, width, value.shape[-1], device=level.device)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from padding.errors import ConfigError
+from padding.modeling.batching import normalize_image, original_size
 
-__all__ = ["MODES", "Network", "SegmentationPlan", "scored_pixels", "segment", "window_starts"]
+__all__ = ["MODES", "Network", "SegmentationPlan", "scored_pixels", "segment", "segment_sample", "window_starts"]
 
 Network = Callable[[Tensor], Mapping[str, Tensor]]
 """(B, C, H, W) -> logits (B, K, h, w) of any resolution by name; one channel is the logit of a yes-or-no map."""
@@ -123,9 +125,18 @@ def segment(
         return _average_of_views(network, image, plan, size)
     rows, columns = (_middle(length, crop) for length, crop in zip((height, width), plan.crop_size, strict=True))
     middle = image[:, rows, columns]
-    found = _average_of_views(network, middle, plan, (middle.shape[1], middle.shape[2]))
+    scores = _average_of_views(network, middle, plan, (middle.shape[1], middle.shape[2]))
+    # (left, right, top, bottom) of F.pad: the result has the image's size, zeros outside the middle.
     margins = (columns.start, width - columns.stop, rows.start, height - rows.stop)
-    return {name: _bilinear(F.pad(part, margins), size) for name, part in found.items()}
+    return {name: _bilinear(F.pad(part, margins), size) for name, part in scores.items()}
+
+
+def segment_sample(
+    network: Network, sample: Mapping[str, Any], plan: SegmentationPlan, *, pixel_mean: Tensor, pixel_std: Tensor
+) -> dict[str, Tensor]:
+    """``segment`` for a sample of a test mapper: its ``image`` (C, H, W) uint8, the result at its original size."""
+    image = normalize_image(sample["image"], pixel_mean, pixel_std)
+    return segment(network, image, plan, output_size=original_size(sample))
 
 
 def scored_pixels(scores: Tensor) -> Tensor:
@@ -155,12 +166,14 @@ def _average_of_views(
     height, width = image.shape[-2:]
     total: dict[str, Tensor] = {}
     for scale in plan.scales:
+        # The image is resized, not the logits: a network sees objects at the scale it is given.
         view = _resized_image(image, (max(1, round(height * scale)), max(1, round(width * scale))))
-        found = _segment_view(network, view, plan)
+        scores = _segment_view(network, view, plan)
         if plan.flip:
             for name, mirrored in _segment_view(network, view.flip(-1), plan).items():
-                found[name] += mirrored.flip(-1)
-        _add(total, {name: _bilinear(part, size) for name, part in found.items()})
+                # Mirrored back before it is added.
+                scores[name] += mirrored.flip(-1)
+        _add(total, {name: _bilinear(part, size) for name, part in scores.items()})
     num_views = len(plan.scales) * (2 if plan.flip else 1)
     return {name: part.div_(num_views) if num_views > 1 else part for name, part in total.items()}
 
@@ -174,9 +187,10 @@ def _segment_view(network: Network, view: Tensor, plan: SegmentationPlan) -> dic
     starts = [window_starts(*sizes) for sizes in zip((height, width), crop, plan.stride, strict=True)]
     total: dict[str, Tensor] = {}
     for top, left in product(*starts):
+        # Cut at the image's border; the network still sees every window at the crop's size, padded.
         place = (slice(top, min(top + crop[0], height)), slice(left, min(left + crop[1], width)))
-        found = _window_probabilities(network, view[:, place[0], place[1]], plan.size_divisibility, least_size=crop)
-        for name, part in found.items():
+        scores = _window_probabilities(network, view[:, place[0], place[1]], plan.size_divisibility, least_size=crop)
+        for name, part in scores.items():
             if name not in total:
                 total[name] = part.new_zeros(len(part), height, width)
             total[name][:, place[0], place[1]] += part
@@ -192,13 +206,14 @@ def _window_probabilities(
     height, width = window.shape[-2:]
     padded = [_multiple(max(n, least), divisibility) for n, least in zip((height, width), least_size, strict=True)]
     outputs = network(F.pad(window, (0, padded[1] - width, 0, padded[0] - height))[None])
-    found = {}
+    probabilities = {}
     for name, logits in outputs.items():
         if logits.dim() != 4 or len(logits) != 1:
             raise ValueError(f"output '{name}' has shape {tuple(logits.shape)} for one image; expected (1, K, h, w)")
+        # Probabilities after the enlargement, as the training's loss has them; padding is cut off first.
         wide = _bilinear(logits[0].float(), (padded[0], padded[1]))[:, :height, :width]
-        found[name] = wide.sigmoid() if len(wide) == 1 else wide.softmax(dim=0)
-    return found
+        probabilities[name] = wide.sigmoid() if len(wide) == 1 else wide.softmax(dim=0)
+    return probabilities
 
 
 def _add(total: dict[str, Tensor], parts: Mapping[str, Tensor]) -> None:

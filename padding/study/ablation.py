@@ -45,7 +45,7 @@ from padding.evaluation.semantic import SemSegEvaluator
 from padding.modeling.maskformer import MaskFormer
 from padding.study.curve import GAMMAS
 from padding.study.seen_bias import sweep_summary
-from padding.study.table_rows import Row, Study, mean_and_spread, read_row, run_once, spread_text, sweep_table
+from padding.study.table_rows import AblationRuns, Row, mean_and_spread, read_row, run_once, spread_text, sweep_table
 
 __all__ = [
     "METHODS_OF_TABLE_1",
@@ -182,20 +182,20 @@ def task_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
 
 
-def cost_table(study: Study, rows: Mapping[str, Row], seeds: Sequence[int]) -> str:
+def cost_table(ablation: AblationRuns, rows: Mapping[str, Row], seeds: Sequence[int]) -> str:
     """CPU time of an iteration as Markdown, start and end of the training included.
 
     The median over the seeds: the first run from a bank also writes it.
     """
     lines = []
     for label, row in rows.items():
-        iterations = study.configure(row, 0).SOLVER.MAX_ITER
-        spent = [1000 * study.cpu_seconds(row, seed) / iterations for seed in seeds]
+        iterations = ablation.configure(row, 0).SOLVER.MAX_ITER
+        spent = [1000 * ablation.cpu_seconds(row, seed) / iterations for seed in seeds]
         lines.append([label, f"{statistics.median(spent):.1f}"])
     return tabulate(lines, headers=["row", "CPU ms an iteration"], tablefmt="github", disable_numparse=True)
 
 
-def run_table(table: str, study: Study, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:
+def run_table(table: str, ablation: AblationRuns, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:
     """Train and measure all rows of a table; write ``table<N>.md`` and ``table<N>.json`` after every row.
 
     Returns:
@@ -208,21 +208,21 @@ def run_table(table: str, study: Study, rows: Sequence[Row], seeds: Sequence[int
     for row in rows:
         # The segmentor itself has no second stage whose seed could matter.
         results[row.label] = [
-            study.measure(row, seed, name, measure, *more) for seed in (seeds if row.trained else seeds[:1])
+            ablation.measure(row, seed, name, measure, *more) for seed in (seeds if row.trained else seeds[:1])
         ]
         done = {row.label: row for row in rows if row.label in results}
-        costs = f"\n\n{cost_table(study, done, seeds)}" if table == "bank" else ""
+        costs = f"\n\n{cost_table(ablation, done, seeds)}" if table == "bank" else ""
         content = {
             "table": table,
-            "config_file": study.config_file,
-            "options": list(study.options),
+            "config_file": ablation.config_file,
+            "options": list(ablation.options),
             "seeds": list(seeds),
             "markdown": markdown(results) + costs,
             "summary": {label: _summary(runs) for label, runs in results.items()},
             "rows": results,
         }
-        write_text(study.output / f"table{table}.md", content["markdown"] + "\n")
-        write_json(study.output / f"table{table}.json", content)
+        write_text(ablation.output / f"table{table}.md", content["markdown"] + "\n")
+        write_json(ablation.output / f"table{table}.json", content)
     return content
 
 
@@ -257,8 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     rows = choose_rows(rows_of_table(args.table, cfg), args.rows, parser)
     output = args.output or Path("output/ablation") / Path(args.config_file).stem
     prepare(cfg, args.config_file)
-    study = Study(args.config_file, tuple(args.opts), output)
-    content = run_table(args.table, study, rows, range(args.seeds))
+    ablation = AblationRuns(args.config_file, tuple(args.opts), output)
+    content = run_table(args.table, ablation, rows, range(args.seeds))
     heading = f"Table {args.table}, {args.seeds} seed(s); numbers in {output / f'table{args.table}.json'}"
     print(f"\n{heading}\n\n{content['markdown']}")  # noqa: T201  (the command line's result)
     return content

@@ -130,6 +130,7 @@ class AccumulatedSweep:
         Args:
             half: "a", "b", or "all" for both together.
         """
+        # deepcopy: merge adds in place, and both halves are still needed.
         if half == "all":
             return [copy.deepcopy(a).merge(b).compute() for a, b in zip(self.half_a, self.half_b, strict=True)]
         return [accumulator.compute() for accumulator in {"a": self.half_a, "b": self.half_b}[half]]

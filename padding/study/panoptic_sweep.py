@@ -107,6 +107,7 @@ def _counts(
     """Overlap table (G+1, N+1) and classes (N,) of the predicted segments at each setting."""
     if not settings:
         return
+    # As ``inference.panoptic_inference``, but masks are squashed and compared once for all settings.
     masks = _Masks.of(raw)
     num_classes = raw["class_logits"].shape[-1] - 1
     gammas = sorted({setting.gamma for setting in settings})
@@ -138,11 +139,13 @@ def _count(
     if num_kept == 0:
         return np.bincount(gt.position, minlength=num_true)[:, None], np.zeros(0, dtype=np.int64)
     winner, inside = _winners(masks, kept, scores)
+    # One number per pixel, (segment * M + query) * 2 + inside, counted once: (G+1, M, 2).
     pairs = (gt.position * num_kept + winner) * 2 + inside
     pixels = np.bincount(pairs, minlength=num_true * num_kept * 2).reshape(num_true, num_kept, 2)
     won, shown = pixels.sum(axis=(0, 2)), pixels[:, :, 1].sum(axis=0)
     rows = [list(row) for row in zip(labels, scores, masks.areas[kept], won, shown, strict=True)]
     ids, segments = assign_segments(rows, thing_ids, overlap_threshold)
+    # Merged stuff adds up in one column; what lost its segment is unlabelled, column 0.
     overlap = np.zeros((num_true, len(segments) + 1), dtype=np.int64)
     for query, segment_id in enumerate(ids):
         overlap[:, segment_id] += pixels[:, query, 1]
@@ -154,6 +157,7 @@ def _winners(
     masks: _Masks, kept: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Which of the M queries has the largest score x probability at each pixel (P,), and whether its mask is solid."""
+    # Running maximum over the M queries: no (M, P) product of scores is stored.
     largest = scores[0] * masks.probability[kept[0]]
     winner = np.zeros(len(largest), dtype=np.int64)
     inside = masks.solid[kept[0]].copy()

@@ -245,6 +245,7 @@ def _instances(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[fl
 
     def kept() -> Iterator[QueryMasks]:
         for raw in query_predictions(model, loader):
+            # Boxes, codes and scores of masks do not depend on gamma: computed once, not for every gamma.
             masks, scores = binary_masks(raw.full_masks())
             shapes = mask_entries(masks.cpu(), truth.image(raw.image_id))
             yield {

@@ -32,9 +32,9 @@ from padding.engine.trainer import TRAINER_REGISTRY
 from padding.modeling.maskformer import MaskFormer
 
 __all__ = [
+    "AblationRuns",
     "Measure",
     "Row",
-    "Study",
     "mean_and_spread",
     "process_cpu_seconds",
     "read_row",
@@ -117,7 +117,7 @@ def process_cpu_seconds() -> float:
 
 
 def _without_evaluation(trainer_class: type[Any]) -> type[Any]:
-    """The same training loop without its evaluation at the end: rows are measured by ``Study.measure``."""
+    """The same training loop without its evaluation at the end: rows are measured by ``AblationRuns.measure``."""
 
     class Trainer(trainer_class):  # type: ignore[misc]
         @classmethod
@@ -128,8 +128,8 @@ def _without_evaluation(trainer_class: type[Any]) -> type[Any]:
 
 
 @dataclass(frozen=True)
-class Study:
-    """Rows on top of one configuration.
+class AblationRuns:
+    """Trainings and measurements of an ablation's rows, on top of one configuration.
 
     Attributes:
         config_file: YAML of the second stage.
@@ -191,17 +191,17 @@ def _digest(cfg: CfgNode, *, everything: bool) -> str:
         cfg: full configuration.
         everything: False to leave out what acts in evaluation only.
     """
-    found = {
+    entries = {
         key: repr(value)
         for key, value in _leaves(cfg)
         if key in _own_keys() and (everything or not key.startswith(_NOT_TRAINING))
     }
-    found.pop("OUTPUT_DIR", None)
-    found.pop("MODEL.PADING.FEATURE_BANK.PATH", None)
-    weights = Path(found.pop("MODEL.WEIGHTS").strip("'"))
+    entries.pop("OUTPUT_DIR", None)
+    entries.pop("MODEL.PADING.FEATURE_BANK.PATH", None)
+    weights = Path(entries.pop("MODEL.WEIGHTS").strip("'"))
     if weights.is_file():
-        found["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:10]
+        entries["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:10]
 
 
 @functools.cache

@@ -69,6 +69,7 @@ def sweep_semantic(
     functions = [label_map_at(gamma) for gamma in gammas]
     num_classes = truth.groups.num_classes
     halves = [[ConfusionAccumulator(num_classes, truth.ignore_label) for _ in gammas] for _ in range(2)]
+    # Sorted ids, alternating: the halves do not depend on the order of arrival.
     half_of = half_of_images(truth.image_ids)
     for image_id, raw in predictions:
         labels = truth.read(image_id)
@@ -130,6 +131,7 @@ class InstanceSweep:
         entries = []
         for image in images:
             probs, queries, classes = detect(image["class_logits"])
+            # A detection's score is class probability x mask score; gamma moves the first alone.
             scores = probs * image["mask_scores"][queries]
             for score, query, class_id in zip(scores.tolist(), queries.tolist(), classes.tolist(), strict=True):
                 if class_id in self.groups.thing_ids:

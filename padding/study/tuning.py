@@ -38,7 +38,7 @@ from padding.study.curve import (
 )
 from padding.study.panoptic_sweep import Setting, sweep_settings
 from padding.study.seen_bias import SegmentorOutput, segmentor_outputs
-from padding.study.table_rows import Row, Study, spread_text
+from padding.study.table_rows import AblationRuns, Row, spread_text
 
 __all__ = ["THRESHOLDS", "TUNING_GAMMAS", "Choice", "HalfMeasures", "choose", "settings_of", "tune_and_report"]
 
@@ -157,15 +157,15 @@ def choose(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Choice:
 
 
 def tune_and_report(
-    rows: Sequence[Row], studies: Sequence[Study], seeds: Sequence[int], output: Path
+    rows: Sequence[Row], segmentors: Sequence[AblationRuns], seeds: Sequence[int], output: Path
 ) -> dict[str, Any]:
-    """Tune every row with the first study and seed 0, then measure it with all studies and seeds.
+    """Tune every row with the first segmentor and seed 0, then measure it with all segmentors and seeds.
 
     ``tuning.json`` and ``tuning.md`` are written after every row.
 
     Args:
         rows: trained rows of Table 1.
-        studies: one for each segmentor.
+        segmentors: the trainings and measurements on each.
         seeds: of the second stage.
         output: folder.
 
@@ -178,7 +178,7 @@ def tune_and_report(
     content: dict[str, Any] = {}
     for row in rows:
         tuned = {
-            options: studies[0].measure(_with(row, options), 0, f"half_a_{_grid_digest()}", measures.on_half_a)
+            options: segmentors[0].measure(_with(row, options), 0, f"half_a_{_grid_digest()}", measures.on_half_a)
             for options in settings_of(row)
         }
         chosen[row.label] = choice = choose(tuned)
@@ -187,9 +187,9 @@ def tune_and_report(
             {
                 "segmentor": index,
                 "seed": seed,
-                **study.measure(final, seed, "half_b", measures.on_half_b, _THRESHOLD, str(choice.threshold)),
+                **segmentor.measure(final, seed, "half_b", measures.on_half_b, _THRESHOLD, str(choice.threshold)),
             }
-            for index, study in enumerate(studies)
+            for index, segmentor in enumerate(segmentors)
             for seed in seeds
         ]
         content = {
@@ -223,8 +223,8 @@ def to_markdown(runs: Mapping[str, Sequence[Mapping[str, Any]]], chosen: Mapping
             spread_text([run[key] for run in scaled]) for key in ("AUSUC", "hm", "seen", "unseen", "hm_at_gamma_0")
         ]
         for index in segmentors:
-            own = [run for run in scaled if run["segmentor"] == index]
-            cells.append("; ".join(spread_text([run[key] for run in own]) for key in ("AUSUC", "hm")))
+            of_segmentor = [run for run in scaled if run["segmentor"] == index]
+            cells.append("; ".join(spread_text([run[key] for run in of_segmentor]) for key in ("AUSUC", "hm")))
         choice = chosen[label]
         values = ", ".join(choice.options[1::2])
         lines.append([label, *cells, f"{values or '-'}; threshold {choice.threshold}"])
@@ -242,11 +242,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for weights in segmentors:
         prepare(load_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", weights]), args.config_file)
     output = args.output or Path("output/tuning") / Path(args.config_file).stem
-    studies = [
-        Study(args.config_file, ("MODEL.WEIGHTS", weights, *args.opts), output / f"segmentor_{index}")
+    segmentors = [
+        AblationRuns(args.config_file, ("MODEL.WEIGHTS", weights, *args.opts), output / f"segmentor_{index}")
         for index, weights in enumerate(segmentors)
     ]
     trained = [row for row in rows_of_table("1", cfg) if row.trained]
-    content = tune_and_report(choose_rows(trained, args.rows, parser), studies, range(args.seeds), output)
+    content = tune_and_report(choose_rows(trained, args.rows, parser), segmentors, range(args.seeds), output)
     print(f"\n{content['markdown']}\n\nnumbers in {output / 'tuning.json'}")  # noqa: T201  (the command line's result)
     return content

@@ -43,7 +43,6 @@ Trained = tuple[PADing, SeenStatistics, CfgNode]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     cfg = separable_cfg(tmp_path_factory.mktemp("separable"))
-    torch.set_num_threads(1)
     return (*train_second_stage(cfg, iterations=150), cfg)
 
 

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the aggregation modules: the formula, what is sampled or pooled, observations, the two rivals."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from psi import add_psi_config
@@ -45,6 +48,13 @@ def build(name: str = "cpp", **changes) -> nn.Module:
     module = build_aggregation(name, SHAPES, options(**changes))
     assert module is not None
     return module
+
+
+def observed(module: nn.Module, *inputs: Any) -> dict[str, float]:
+    """What one pass notes for the log."""
+    with EventStorage() as storage:
+        module(*inputs)
+    return {name: value for name, (value, _) in storage.latest().items()}
 
 
 def psi_node() -> CfgNode:
@@ -103,8 +113,7 @@ def test_back_end_does_not_matter(backend: str) -> None:
     module.load_state_dict(auto.state_dict())
     features = draw()
     torch.testing.assert_close(module(features), auto(features), rtol=1e-5, atol=1e-5)
-    for name, value in auto.observations.items():
-        torch.testing.assert_close(module.observations[name], value)
+    assert observed(module, features) == pytest.approx(observed(auto, features), rel=1e-5, abs=1e-5)
 
 
 def test_cells_that_nobody_sees_are_not_projected() -> None:
@@ -158,17 +167,12 @@ def test_padding_of_a_batch_changes_nothing() -> None:
 def test_observations_are_of_training_and_leave_padding_out() -> None:
     module = build()
     features = draw()
-    module.eval()(features)
-    assert module.observations == {}
-    module.train()(features)
-    whole = dict(module.observations)
-    assert set(whole) == {"self_weight", "entropy"}
-    assert not any(value.requires_grad for value in whole.values())
-    assert 0 < whole["self_weight"] < 1
-    module(features, torch.ones(2, *PIXELS, dtype=torch.bool))
-    torch.testing.assert_close(module.observations, whole)
-    module(features, torch.zeros(2, *PIXELS, dtype=torch.bool))
-    assert module.observations["entropy"] == 0
+    assert observed(module.eval(), features) == {}
+    whole = observed(module.train(), features)
+    assert set(whole) == {"psi/self_weight", "psi/entropy"}
+    assert 0 < whole["psi/self_weight"] < 1
+    assert observed(module, features, torch.ones(2, *PIXELS, dtype=torch.bool)) == pytest.approx(whole, rel=1e-5)
+    assert observed(module, features, torch.zeros(2, *PIXELS, dtype=torch.bool))["psi/entropy"] == 0
 
 
 def test_literal_logits_see_only_the_node_itself() -> None:
@@ -179,8 +183,7 @@ def test_literal_logits_see_only_the_node_itself() -> None:
     for scale in ("none", "sqrt_dim", "dim"):
         torch.manual_seed(0)
         module = PatternPropagation(shapes, AggregationOptions(scale=scale))
-        module(features)
-        weights[scale] = module.observations["self_weight"].item()
+        weights[scale] = observed(module, features)["psi/self_weight"]
     assert weights["none"] > 0.99
     assert 0.3 < weights["sqrt_dim"] < 0.99
     assert weights["dim"] < 0.06
@@ -256,8 +259,7 @@ def test_flow_starts_as_bilinear_resizing() -> None:
     for name in ("res3", "res2"):
         joined = maps[name] + F.interpolate(joined, size=maps[name].shape[2:], mode="bilinear", align_corners=False)
     torch.testing.assert_close(module(features), module.fuse(joined), rtol=1e-4, atol=1e-4)
-    module.train()(features)
-    assert module.observations["flow"] == 0
+    assert observed(module.train(), features)["psi/flow"] == 0
 
 
 def test_a_flow_of_two_is_one_cell() -> None:

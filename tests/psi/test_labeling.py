@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from padding.data.catalog import register_all
 from padding.data.streams import load_training_entries
 from padding.engine import TRAINER_REGISTRY
+from padding.modeling.batching import normalize_image
 from psi.grid import supervision_at_pixels, supervision_on_grid
 from psi.label_diffusion import DiffusionOptions, diffuse
 from psi.labeling import GrownLabels, ScribbleReader, grow_labels, quality_of
@@ -85,7 +86,7 @@ def test_same_as_the_parts_put_together_by_hand(model: PSI) -> None:
     sample, scribbles, _ = scene()
     assert model.threshold_net is not None
     with torch.no_grad():
-        logits = model.network(model.normalized(sample["image"])[None])
+        logits = model.network(normalize_image(sample["image"], model.pixel_mean, model.pixel_std)[None])
         full = F.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False).softmax(dim=1)
         valid = torch.ones(1, 64, 64, dtype=torch.bool)
         start, cells = supervision_on_grid(scribbles[None], valid, num_classes=CLASSES, stride=4)

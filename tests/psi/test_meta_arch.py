@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from padding.data.catalog import register_all
+from padding.modeling.batching import normalize_image
 from psi import losses
 from psi.grid import cells_to_pixels, supervision_on_grid, valid_cells
 from psi.meta_arch import PSI, LabelsAtStep
@@ -74,7 +75,7 @@ def scribbles_of(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
 
 
 def full_logits(model: PSI, samples: list[dict[str, Any]]) -> Tensor:
-    images = torch.stack([model.normalized(sample["image"]) for sample in samples])
+    images = torch.stack([normalize_image(sample["image"], model.pixel_mean, model.pixel_std) for sample in samples])
     logits = copy.deepcopy(model).network(images, torch.stack([sample["valid"] for sample in samples]))
     return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -322,7 +323,7 @@ def test_rounds_teach_the_threshold_with_the_radius_and_the_labels_of_their_own_
 def test_smoothness_at_another_resolution(stride: int, reduction: str) -> None:
     options = ("LOSS.SMOOTH_STRIDE", stride, "LOSS.SMOOTH_REDUCTION", reduction, "SLD.STEPS", 0)
     model, samples = build(*options), random_samples()
-    images = torch.stack([model.normalized(sample["image"]) for sample in samples])
+    images = torch.stack([normalize_image(sample["image"], model.pixel_mean, model.pixel_std) for sample in samples])
     _, valid = scribbles_of(samples)
     logits = copy.deepcopy(model).network(images, valid)
     size = -(-64 // stride)
@@ -417,7 +418,7 @@ def test_mixed_precision_is_finite_and_growth_stays_in_float32(mode: str) -> Non
 def test_scores_on_the_grid_are_those_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the stride of the logits nothing is resized, so labels grow from what the network says."""
     model, samples = build("SLD.STEPS", 1), random_samples()
-    images = torch.stack([model.normalized(sample["image"]) for sample in samples])
+    images = torch.stack([normalize_image(sample["image"], model.pixel_mean, model.pixel_std) for sample in samples])
     raw = torch.stack([sample["sem_seg"] for sample in samples])
     _, valid = scribbles_of(samples)
     scores = copy.deepcopy(model).network(images, valid).detach().softmax(dim=1)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from padding.engine.commands import load_config
@@ -170,8 +171,9 @@ def test_observations_are_those_of_the_aggregation() -> None:
     expected = {"none": set(), "up": set(), "sf": {"flow"}, "cpp": {"self_weight", "entropy"}}
     for name, keys in expected.items():
         network = build(NODE + "AGGREGATION", name).train()
-        network(torch.randn(2, 3, 64, 64))
-        assert set(network.observations) == keys
+        with EventStorage() as storage:
+            network(torch.randn(2, 3, 64, 64))
+        assert set(storage.latest()) == {f"psi/{key}" for key in keys}
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,6 @@ def assert_equal_rounds(one: Path, other: Path, rounds: tuple[int, ...] = (1, 2)
 def straight(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, ScribbleTrainer]:
     """A training in three rounds of two iterations, without a break."""
     output = tmp_path_factory.mktemp("straight")
-    torch.set_num_threads(1)
     built = trainer(output, *ROUNDS)
     torch.manual_seed(5)
     built.train()

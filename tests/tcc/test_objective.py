@@ -12,7 +12,7 @@ from torch import Tensor
 from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consistency, labels_of
 from tcc.config import add_tcc_config
 from tcc.losses import cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
-from tcc.objective import CohortObjective, Side, build_objective, full_size_logits
+from tcc.objective import CohortBatch, CohortObjective, build_objective, full_size_logits
 
 K = 5
 SIZE = (32, 32)
@@ -35,38 +35,38 @@ def outputs() -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.fixture
-def labeled() -> Side:
+def labeled() -> CohortBatch:
     labels = torch.randint(0, K, (2, *SIZE))
     valid = torch.ones(2, *SIZE, dtype=torch.bool)
     valid[..., 28:] = False
     labels[:, 4:8] = 255
-    return Side(outputs(), valid, torch.where(valid, labels, 255))
+    return CohortBatch(outputs(), valid, torch.where(valid, labels, 255))
 
 
 @pytest.fixture
-def unlabeled() -> Side:
+def unlabeled() -> CohortBatch:
     valid = torch.ones(2, *SIZE, dtype=torch.bool)
     valid[:, :12] = False
-    return Side(outputs(), valid)
+    return CohortBatch(outputs(), valid)
 
 
-def full(side: Side) -> dict[str, Tensor]:
+def full(batch: CohortBatch) -> dict[str, Tensor]:
     return {
         name: F.interpolate(part["logits"], size=SIZE, mode="bilinear", align_corners=False)
-        for name, part in side.outputs.items()
+        for name, part in batch.outputs.items()
     }
 
 
-def test_total_of_the_paper(labeled: Side, unlabeled: Side) -> None:
+def test_total_of_the_paper(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
     """L_s + g (L_d + lambda L_f) with lambda = 2."""
     losses, observed = build("CFCD.WEIGHT", 2.0, "CCD.WEIGHT", 3.0)(labeled, unlabeled, 0.5)
     scores = full(labeled)
     assert labeled.labels is not None
     expected = {f"loss_sup_{name}": dice_loss(scores[name], labeled.labels) for name in ("cnn", "vit")}
-    for kind, side in (("labeled", labeled), ("unlabeled", unlabeled)):
-        pair = full(side)
-        both = divergence(pair["cnn"], pair["vit"], valid=side.valid) + divergence(
-            pair["vit"], pair["cnn"], valid=side.valid
+    for kind, batch in (("labeled", labeled), ("unlabeled", unlabeled)):
+        pair = full(batch)
+        both = divergence(pair["cnn"], pair["vit"], valid=batch.valid) + divergence(
+            pair["vit"], pair["cnn"], valid=batch.valid
         )
         expected[f"loss_ccd_{kind}"] = 0.5 * 3.0 * both
         assert observed[f"ccd_{kind}"].item() == pytest.approx(both.item())  # unweighted
@@ -90,7 +90,7 @@ def test_total_of_the_paper(labeled: Side, unlabeled: Side) -> None:
     ],
 )
 def test_losses_are_switched_off_one_by_one(
-    labeled: Side, unlabeled: Side, opts: tuple[Any, ...], missing: set[str]
+    labeled: CohortBatch, unlabeled: CohortBatch, opts: tuple[Any, ...], missing: set[str]
 ) -> None:
     everything = set(build()(labeled, unlabeled, 1.0)[0])
     assert everything - set(build(*opts)(labeled, unlabeled, 1.0)[0]) == missing
@@ -114,30 +114,30 @@ def test_losses_are_switched_off_one_by_one(
         ),
     ],
 )
-def test_supervised_losses_follow_their_keys(labeled: Side, opts: tuple[Any, ...], loss: Any) -> None:
+def test_supervised_losses_follow_their_keys(labeled: CohortBatch, opts: tuple[Any, ...], loss: Any) -> None:
     found = build(*opts)(labeled, None, 1.0)[0]
     for name, scores in full(labeled).items():
         torch.testing.assert_close(found[f"loss_sup_{name}"], loss(scores, labeled.labels))
 
 
-def test_targets_replace_the_students_own_scores(labeled: Side, unlabeled: Side) -> None:
+def test_targets_replace_the_students_own_scores(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
     """As with CutMix: each student follows the mixed scores of the other, and prototypes their labels."""
     targets = {name: torch.randn(2, K, *SIZE) for name in ("cnn", "vit")}
-    side = unlabeled._replace(targets=targets)
-    losses = build("CCD.MODE", "hard", "CFCD.STRIDE", 4)(labeled, side, 1.0)[0]
+    batch = unlabeled._replace(targets=targets)
+    losses = build("CCD.MODE", "hard", "CFCD.STRIDE", 4)(labeled, batch, 1.0)[0]
     scores = full(unlabeled)
-    expected = hard_divergence(scores["cnn"], targets["vit"], valid=side.valid) + hard_divergence(
-        scores["vit"], targets["cnn"], valid=side.valid
+    expected = hard_divergence(scores["cnn"], targets["vit"], valid=batch.valid) + hard_divergence(
+        scores["vit"], targets["cnn"], valid=batch.valid
     )
     torch.testing.assert_close(losses["loss_ccd_unlabeled"], expected)
-    labels = tuple(labels_of(targets[name], side.valid) for name in ("cnn", "vit"))
-    features = tuple(side.outputs[name]["backbone"] for name in ("cnn", "vit"))
+    labels = tuple(labels_of(targets[name], batch.valid) for name in ("cnn", "vit"))
+    features = tuple(batch.outputs[name]["backbone"] for name in ("cnn", "vit"))
     expected = feature_consistency(features, labels, K, ConsistencyOptions(stride=4))[0]  # type: ignore[arg-type]
     assert expected > 0
     torch.testing.assert_close(losses["loss_cfcd"], expected)
 
 
-def test_labeled_images_are_grouped_by_their_true_labels(labeled: Side, unlabeled: Side) -> None:
+def test_labeled_images_are_grouped_by_their_true_labels(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
     switch = ("CFCD.ON_LABELED", True, "CFCD.STRIDE", 8)
     found = build(*switch)(labeled, None, 1.0)[0]["loss_cfcd"]
     assert labeled.labels is not None
@@ -151,27 +151,27 @@ def test_labeled_images_are_grouped_by_their_true_labels(labeled: Side, unlabele
     torch.testing.assert_close(both, expected + alone)
 
 
-def test_a_label_that_is_no_class_is_an_error_and_no_other_class(labeled: Side) -> None:
+def test_a_label_that_is_no_class_is_an_error_and_no_other_class(labeled: CohortBatch) -> None:
     assert labeled.labels is not None
     wrong = labeled._replace(labels=torch.where(labeled.labels == 255, 255, K))
     with pytest.raises(RuntimeError, match="index"):
         build("CFCD.ON_LABELED", True)(wrong, None, 1.0)
 
 
-def test_stride_of_the_distillation_keeps_means_of_constant_scores(labeled: Side) -> None:
+def test_stride_of_the_distillation_keeps_means_of_constant_scores(labeled: CohortBatch) -> None:
     flat = {
         name: {"logits": torch.randn(2, K, 1, 1).expand(-1, -1, 8, 8), "backbone": part["backbone"]}
         for name, part in labeled.outputs.items()
     }
-    side = labeled._replace(outputs=flat)
+    batch = labeled._replace(outputs=flat)
     found = [
-        build("CCD.LOSS_STRIDE", stride)(side, None, 1.0)[0]["loss_ccd_labeled"].item() for stride in (1, 3, 4, 32)
+        build("CCD.LOSS_STRIDE", stride)(batch, None, 1.0)[0]["loss_ccd_labeled"].item() for stride in (1, 3, 4, 32)
     ]
     assert found == pytest.approx(found[:1] * 4, rel=1e-5)
     assert found[0] > 0
 
 
-def test_padding_leaves_the_distillation_at_any_stride(labeled: Side) -> None:
+def test_padding_leaves_the_distillation_at_any_stride(labeled: CohortBatch) -> None:
     """Scores differ in the padded columns only."""
     base = torch.randn(2, K, 1, 1).expand(-1, -1, 8, 8)
     other = base.clone()
@@ -179,23 +179,23 @@ def test_padding_leaves_the_distillation_at_any_stride(labeled: Side) -> None:
     valid = torch.ones(2, *SIZE, dtype=torch.bool)
     valid[..., 24:] = False
     parts = {name: {"logits": z, "backbone": torch.randn(2, 4, 2, 2)} for name, z in (("cnn", base), ("vit", other))}
-    side = Side(parts, valid, torch.zeros(2, *SIZE, dtype=torch.int64))
+    batch = CohortBatch(parts, valid, torch.zeros(2, *SIZE, dtype=torch.int64))
     for stride in (1, 4):
-        loss = build("CCD.LOSS_STRIDE", stride)(side, None, 1.0)[0]["loss_ccd_labeled"]
+        loss = build("CCD.LOSS_STRIDE", stride)(batch, None, 1.0)[0]["loss_ccd_labeled"]
         assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_scores_are_compared_in_float32(labeled: Side, unlabeled: Side) -> None:
+def test_scores_are_compared_in_float32(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
     assert full_size_logits(torch.randn(1, K, 4, 4).half(), SIZE).dtype == torch.float32
-    sides = [
-        side._replace(outputs={n: {k: v.bfloat16() for k, v in p.items()} for n, p in side.outputs.items()})
-        for side in (labeled, unlabeled)
+    batches = [
+        batch._replace(outputs={n: {k: v.bfloat16() for k, v in p.items()} for n, p in batch.outputs.items()})
+        for batch in (labeled, unlabeled)
     ]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = build()(*sides, 1.0)[0]
+        losses = build()(*batches, 1.0)[0]
     rounded = [
-        side._replace(outputs={n: {k: v.float() for k, v in p.items()} for n, p in side.outputs.items()})
-        for side in sides
+        batch._replace(outputs={n: {k: v.float() for k, v in p.items()} for n, p in batch.outputs.items()})
+        for batch in batches
     ]
     torch.testing.assert_close(losses, build()(*rounded, 1.0)[0])
 

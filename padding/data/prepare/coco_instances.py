@@ -95,6 +95,7 @@ class _ImageSets:
     unseen: set[Any] = field(default_factory=set)
 
     def chosen(self, kind: Kind) -> set[Any]:
+        # Training images hold an object of a seen class and none of an unseen one (ZSI's split).
         return self.seen - self.unseen if kind == "train" else self.unseen
 
 
@@ -130,6 +131,7 @@ def filter_instances(
     earlier = None if overwrite else read_summary(target, InstanceSummary)
     if earlier is not None and _same_input(earlier, summary) and earlier.target_bytes == target.stat().st_size:
         return earlier
+    # Two passes over the file: what an image holds is known at its end, and the objects do not fit into memory.
     sets = _find_images(source, split, summary)
     _assert_expected(summary, sets, expected_images, source)
     chosen = sets.chosen(kind)
@@ -202,7 +204,7 @@ def _find_images(source: Path, split: ClassSplit, summary: InstanceSummary) -> _
     summary.num_images = len(images)
     summary.with_unseen = len(sets.unseen)
     summary.without_unseen = len(images) - len(sets.unseen)
-    summary.images_with_class = {name: len(found) for name, found in per_class.items()}
+    summary.images_with_class = {name: len(members) for name, members in per_class.items()}
     return sets
 
 
@@ -223,6 +225,7 @@ def _keep(source: Path, split: ClassSplit, chosen: set[Any], summary: InstanceSu
                 kept.write((", " if summary.num_objects else "") + json.dumps(value))
                 summary.num_objects += 1
             summary.objects_outside += value["category_id"] not in split.contiguous_id
+    # Objects of an image come in any order: written as they are met, images and categories at the end.
     by_id = {category["id"]: category for category in head["categories"]}
     in_order = split.seen_ids if summary.kind == "train" else range(split.num_classes)
     head["categories"] = [by_id[split.dataset_ids[i]] for i in in_order]

@@ -154,6 +154,7 @@ def label_tasks(
 def _filter_annotations(source: Path, split: ClassSplit, summary: FilterSummary, kept: Any) -> dict[str, Any]:
     """Write the kept annotations to ``kept`` and return the rest of the JSON, with the kept images only."""
     head: dict[str, Any] = {}
+    # As text until it is known which images are kept: dicts take several times the memory.
     images: dict[Any, str] = {}
     annotated: set[Any] = set()
     kept_ids: set[Any] = set()
@@ -198,8 +199,10 @@ def _kept_annotation(
     if not found:
         summary.num_segments += len(segments)
         return json.dumps(annotation)
+    # ``drop_image`` drops what shows an unseen class; what shows nothing else is of no use under any policy.
     if summary.policy == "drop_image" or {segment.class_id for segment in segments} <= unseen:
         return None
+    # Ids of ignored segments stay in the JSON: the PNG still holds them, and readers make them void.
     ignored = [segment.segment_id for segment in segments if segment.class_id in unseen]
     remaining = [entry for entry in annotation["segments_info"] if entry["id"] not in set(ignored)]
     summary.num_ignored_segments += len(ignored)

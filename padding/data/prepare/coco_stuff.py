@@ -235,6 +235,7 @@ def _compute(task: StuffTask) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
         )
     _check_image(task, wide.shape)
     num_seen = task.num_visible
+    # Seen classes come first: ids from ``num_visible`` on are the unseen ones, which become void in training.
     hidden = (wide >= num_seen) & (wide != IGNORE_LABEL)
     labels = np.where(hidden, IGNORE_LABEL, wide).astype(np.uint8)
     height, width = wide.shape
@@ -269,6 +270,7 @@ def _existing(task: StuffTask) -> npt.NDArray[Any] | None:
 def _write(task: StuffTask) -> StuffResult:
     labels, entry = _compute(task)
     earlier = _existing(task)
+    # What is right already is not written again: its time of change keeps caches valid.
     written = earlier is None or earlier.dtype != np.uint8 or not np.array_equal(earlier, labels)
     if written:
         save_png(labels, task.target)
@@ -281,11 +283,11 @@ def _check(task: StuffTask) -> tuple[StuffResult | None, str]:
         labels, entry = _compute(task)
     except UserError as error:
         return None, str(error)
-    found = _existing(task)
-    if found is None or found.dtype != np.uint8:
+    stored = _existing(task)
+    if stored is None or stored.dtype != np.uint8:
         return None, f"{task.target}: missing or unreadable; prepare again."
-    result = StuffResult(entry, np.bincount(found.ravel(), minlength=256), False)
-    same = np.array_equal(found, labels)
+    result = StuffResult(entry, np.bincount(stored.ravel(), minlength=256), False)
+    same = np.array_equal(stored, labels)
     return result, "" if same else f"{task.target}: differs from {task.source}; delete it and prepare again."
 
 

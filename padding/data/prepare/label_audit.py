@@ -68,12 +68,12 @@ class LabelAudit:
         Args:
             all_labeled: every image needs labels; otherwise only an audit without any label file is a problem.
         """
-        found = [*_first("cannot be used as labels", self.unreadable), *_first("have another size", self.wrong_size)]
+        lines = [*_first("cannot be used as labels", self.unreadable), *_first("have another size", self.wrong_size)]
         for value, files in sorted(self.outside.items()):
-            found += _first(f"hold {value}, which is neither one of the {len(self.names)} classes nor void", files)
+            lines += _first(f"hold {value}, which is neither one of the {len(self.names)} classes nor void", files)
         if self.missing and (all_labeled or len(self.missing) == self.num_images):
-            found += _first("do not exist", self.missing)
-        return found
+            lines += _first("do not exist", self.missing)
+        return lines
 
     def lines(self) -> list[str]:
         """The audit for a reader: remarks, then the share of every class."""

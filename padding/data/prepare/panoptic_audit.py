@@ -123,9 +123,9 @@ def check_all_labels(
     problems: list[str] = []
     expected: set[Path] = set()
     results = map_tasks(_check, tasks, num_workers=num_workers)
-    for task, found in tqdm(results, total=total, desc="check", **_BAR):
+    for task, task_problems in tqdm(results, total=total, desc="check", **_BAR):
         expected.add(task.semantic_file)
-        problems += found
+        problems += task_problems
         leaked = sorted({split.names[s.class_id] for s in task.segments if s.class_id in unseen})
         if leaked and not unseen_allowed:
             problems.append(f"{task.json_file}: {task.panoptic_file.name} is trained on and holds unseen {leaked}")

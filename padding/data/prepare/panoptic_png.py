@@ -86,6 +86,7 @@ def semantic_labels(ids: npt.NDArray[np.uint32], task: LabelTask) -> npt.NDArray
             f"{task.width}x{task.height}. PNG and JSON belong to different releases; fetch both again."
         )
     labels = np.full(ids.shape, IGNORE_LABEL, dtype=np.uint8)
+    # Every pixel is void, a segment's or ignored: a count finds strays without looking at the ids.
     explained = int(np.count_nonzero(ids == VOID_ID))
     empty = []
     for segment in task.segments:
@@ -170,8 +171,8 @@ def label_problems(task: LabelTask) -> list[str]:
             )
 
     def compare_labels() -> None:
-        found = read_label_map(task.semantic_file, cure=_LABEL_CURE)
-        if expected and not np.array_equal(found, expected[0]):
+        stored = read_label_map(task.semantic_file, cure=_LABEL_CURE)
+        if expected and not np.array_equal(stored, expected[0]):
             raise PreparationError(f"{task.semantic_file}: differs from {panoptic_file}; delete it and prepare again.")
 
     _collect(problems, compare_ids)

@@ -151,6 +151,7 @@ def convert_scribbles(
     Raises:
         PreparationError: files are missing or cannot be read, or the folder belongs to something else.
     """
+    # All missing files are found before anything is written, not one by one.
     missing = [task.key for task in tasks if task.key not in reader.source.members]
     if missing and not missing_as_empty:
         raise PreparationError(
@@ -179,11 +180,11 @@ def check_scribbles(
     problems: list[str] = []
     statistics = ScribbleStatistics.empty(space.split.num_classes)
     results = map_tasks(partial(_check, space=space, folder=folder), tasks, num_workers=num_workers)
-    for found in tqdm(results, total=len(tasks), desc="check", **_BAR):
-        if isinstance(found, str):
-            problems.append(found)
+    for result in tqdm(results, total=len(tasks), desc="check", **_BAR):
+        if isinstance(result, str):
+            problems.append(result)
         else:
-            statistics.add(found)
+            statistics.add(result)
     known = {task.key for task in tasks}
     strays = sorted(path.name for path in folder.path.glob("[!.]*.png") if path.stem not in known)
     if strays:
@@ -226,6 +227,7 @@ def _simulate(task: ScribbleTask, space: LabelSpace, config: SimulatorConfig, fo
     if dense is None:
         raise PreparationError(f"{task.key}: no dense labels to simulate from; the data set needs its label files")
     num_classes = space.split.num_classes
+    # Kept if the lines give the same raster, and the raster does not leave the classes of the dense labels.
     earlier = _earlier_simulation(task, space, config, folder)
     if earlier is not None and earlier.shape == dense.shape:
         counts = count_image(earlier, num_classes, key=task.key, dense=dense)
@@ -277,6 +279,7 @@ def _convert(
     else:
         raster = np.full(size, IGNORE_LABEL, np.uint8)
     try:
+        # Equal labels are not written again: caches go by the time of change.
         is_new = not np.array_equal(read_label_map(folder.png(task.key)), raster)
     except (OSError, ValueError):
         is_new = True
@@ -299,6 +302,7 @@ def _check(task: ScribbleTask, space: LabelSpace, folder: ScribbleFolder) -> Scr
         return f"{path}: {raster.shape} labels of an image of {size} (height, width); convert or simulate again"
     if dense is not None and dense.shape != size:
         return f"{task.dense_file}: {dense.shape} labels of an image of {size} (height, width); obtain both again"
+    # Padding of published scribbles counts as void.
     raster = np.where(raster == SCRIBBLE_PADDING, IGNORE_LABEL, raster).astype(np.uint8)
     wrong = [int(value) for value in np.unique(raster) if num_classes <= value < IGNORE_LABEL]
     if wrong:

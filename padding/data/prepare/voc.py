@@ -31,10 +31,10 @@ def voc_label_pairs(folder: Path, sbd: Path) -> list[LabelPair]:
         sbd: ``benchmark_RELEASE``.
     """
     lists = splits_dir() / "voc"
-    own = set(read_id_list(lists / "train.txt"))
+    voc_ids = set(read_id_list(lists / "train.txt"))
     of_voc, of_sbd, target = folder / "SegmentationClass", sbd / SBD_LABELS, folder / "SegmentationClassAug"
     return [
-        LabelPair(of_voc / f"{i}.png" if i in own else of_sbd / f"{i}.mat", target / f"{i}.png")
+        LabelPair(of_voc / f"{i}.png" if i in voc_ids else of_sbd / f"{i}.mat", target / f"{i}.png")
         for i in read_id_list(lists / "train_aug.txt")
     ]
 

@@ -64,6 +64,7 @@ def transform_saliency(
     weight = transform.apply_image(known.astype(np.uint8) * np.uint8(255))
     now_known = weight >= _MOSTLY_KNOWN
     if weight.size and weight.min() < 255:
+        # Saliency times known over known, both resized: the mean over known pixels alone.
         mean = np.rint(grey.astype(np.float32) * np.float32(255) / np.maximum(weight, 1))
         grey = np.where(now_known, np.minimum(mean, 255), 0).astype(np.uint8)
     return grey, now_known

@@ -68,6 +68,7 @@ def load_saliency_entries(cfg: CfgNode) -> Entries:
         return [entry for entries in sets.values() for entry in entries]
     split = read_semi_split(cfg.DATASETS.SPLIT)
     logger.info("Split %s", split)
+    # Of sets that share images with the split only its unlabeled images count: the split keeps the kinds apart.
     concerned = {name: entries for name, entries in sets.items() if _knows(entries, split)}
     others = [entry for name, entries in sets.items() if name not in concerned for entry in entries]
     if not concerned:
@@ -87,6 +88,7 @@ def load_joint_entries(cfg: CfgNode) -> Entries:
     """
     found = load_segmentation_entries(cfg)
     names = tuple(cfg.DATASETS.TRAIN_SALIENCY)
+    # Saliency of an image file, whichever set lists it: ids differ between sets.
     by_file = {_file(entry): entry for name in names for entry in _with_saliency(name)}
     both = [_joined(entry, by_file.get(_file(entry))) for entry in found]
     kept = [entry for entry in both if entry is not None]
@@ -146,6 +148,7 @@ def build_saliency_stream(
             f"SOLVER.IMS_PER_BATCH_SALIENCY is {cfg.SOLVER.IMS_PER_BATCH_SALIENCY}, but no image has saliency: name "
             "sets in DATASETS.TRAIN_SALIENCY, or set the number to 0"
         )
+    # Another seed: with the same one both streams would walk through their sets in step.
     second_seed = derived_seed(seed, _SALIENCY)
     second = build(salient, SaliencyMapper(cfg, is_train=True), batch_size=saliency_per_batch, seed=second_seed)
     if segmentation_per_batch == 0:

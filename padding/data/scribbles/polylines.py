@@ -81,9 +81,9 @@ def parse_scribble_xml(content: bytes | str, tags: ScribbleTags, *, where: str) 
         raise DataError(f"{where}: the root element is '{root.tag}', ScribbleSup's is 'annotation'; another format?")
     stated = root.find("size")
     size = None if stated is None else (int(_number(stated, "height", where)), int(_number(stated, "width", where)))
-    found = [_parse_polygon(polygon, tags, where) for polygon in root.iter("polygon")]
+    scribbles = [_parse_polygon(polygon, tags, where) for polygon in root.iter("polygon")]
     # A polygon without a point labels nothing.
-    return AnnotatedImage(tuple(scribble for scribble in found if len(scribble.points)), size)
+    return AnnotatedImage(tuple(scribble for scribble in scribbles if len(scribble.points)), size)
 
 
 def _parse_polygon(polygon: ET.Element, tags: ScribbleTags, where: str) -> Scribble:

@@ -111,6 +111,7 @@ def simulate_scribbles(
             rng = np.random.default_rng((config.seed, zlib.crc32(key.encode()), label, number))
             if rng.random() < config.drop:
                 continue
+            # Larger parts are eroded more, as people keep away from borders where there is room.
             share = np.count_nonzero(part) / labels.size
             erosion = factor * float(np.interp(share, config.erosion_share, config.erosion))
             count = 2 if share >= config.second_share else 1
@@ -126,6 +127,7 @@ def _parts(mask: Region, min_area: int) -> Iterator[tuple[Region, Points]]:
     for part in range(1, number):
         x, y, width, height, area = stats[part].tolist()
         if area >= min_area:
+            # A frame of one pixel: the distance from what lies outside is defined at the cut's edge, too.
             inside = indices[y : y + height, x : x + width] == part
             yield np.pad(inside, 1), np.array([x - 1.0, y - 1.0])
 
@@ -164,6 +166,7 @@ def _fitting_curve(
         config: the style.
         rng: the part's generator.
     """
+    # At the wanted distance from the outside, then farther in; a thinner line is the last resort.
     for margin in (erosion, erosion + _HARDER_EROSION):
         piece = _eroded(depth, margin)
         # The skeleton leaves nothing to chance.

@@ -199,15 +199,17 @@ class ScribbleReader:
         num_classes = len(self.tags.names)
         table = {i: i for i in range(num_classes)} if self.value_map is None else dict(self.value_map)
         table = {IGNORE_LABEL: IGNORE_LABEL, SCRIBBLE_PADDING: IGNORE_LABEL, **table}
-        found = np.unique(values)
-        wrong = [n for n in found.tolist() if not (0 <= table.get(n, -1) < num_classes or table.get(n) == IGNORE_LABEL)]
+        distinct = np.unique(values)
+        wrong = [
+            n for n in distinct.tolist() if not (0 <= table.get(n, -1) < num_classes or table.get(n) == IGNORE_LABEL)
+        ]
         if wrong:
             raise DataError(
                 f"{where}: holds the values {wrong[:_SHOWN]}; expected 0 to {num_classes - 1}, {IGNORE_LABEL} "
                 f"(unlabelled) and {SCRIBBLE_PADDING} (padding). Is it of this data set, and does it need a label map?"
             )
         lookup = np.zeros(max(table) + 1, np.int64)
-        lookup[found] = [table[n] for n in found.tolist()]
+        lookup[distinct] = [table[n] for n in distinct.tolist()]
         return lookup[values]
 
     def _check_size(self, found: tuple[int, ...], size: tuple[int, int], where: str) -> None:

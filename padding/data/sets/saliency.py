@@ -158,6 +158,7 @@ def pair_saliency(
 def _subfolder(folder: Path, names: Sequence[str], what: str, cure: str) -> Path:
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder. {cure}".rstrip())
+    # Published archives differ in the case of their folders.
     present = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     for name in names:
         found = present.get(name.lower(), folder / name)

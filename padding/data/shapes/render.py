@@ -150,6 +150,7 @@ def render_image(config: ShapesConfig, split: str, index: int) -> RenderedImage:
     if index < 0:
         raise ValueError(f"index must be >= 0, got {index}")
     split_idx = SPLITS.index(split)
+    # One generator per image, seeded by its index: images can be made in any order, by any process.
     rng = np.random.default_rng((config.seed, split_idx, index))
     thing_ids, stuff_ids = _allowed_classes(split)
     stuff = [_dealt_class(stuff_ids, config, split_idx, index, _STUFF_DECK)]
@@ -168,6 +169,7 @@ def render_image(config: ShapesConfig, split: str, index: int) -> RenderedImage:
     classes = [*stuff, *(thing.class_id for thing in things)]
     full_areas = [*region_areas.tolist(), *(thing.full_area for thing in things)]
     segments = _describe(owner, classes, full_areas)
+    # ``owner`` (h, w): index into the segments, background first; every truth follows from it by a table.
     label_of_owner = np.array(classes, dtype=np.uint8)
     id_of_owner = np.array([segment.id for segment in segments], dtype=np.int32)
     semantic = label_of_owner[owner]
@@ -246,6 +248,7 @@ def _place_things(
             covered = np.where(candidate.amount[inner] >= 0.5, len(least), owner[canvas])
             gained = np.bincount(covered.ravel(), minlength=len(least) + 1)
             lost = np.bincount(owner[canvas].ravel(), minlength=len(least) + 1)
+            # Pixels that each segment would keep if the thing lay here; it may hide none of them too much.
             visible = np.bincount(owner.ravel(), minlength=len(least) + 1) + gained - lost
             if np.all(visible >= [*least, least_here]):
                 owner[canvas] = covered
@@ -266,6 +269,7 @@ def _draw_thing(config: ShapesConfig, class_id: int, rng: np.random.Generator) -
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
     distance = signed_distance(class_table()[class_id]["shape"], u, v, radius)
     amount = coverage(distance)
+    # The painted coverage is soft; a pixel belongs to the thing from half on.
     full_area = int(np.count_nonzero(amount >= 0.5))
     return _Thing(class_id, radius, u, v, distance, amount, top=0, left=0, full_area=full_area)
 
@@ -310,6 +314,7 @@ def _paint_things(
         mixed = colours + np.float32(config.camouflage_frac) * (background_mean - colours)
         for target, surface in ((image, colours), (camouflaged, mixed)):
             patch = target[:, *window]
+            # Over the things behind, soft edges included.
             patch += alpha * (surface[:, *inner] - patch)
     return image, camouflaged, saliency
 

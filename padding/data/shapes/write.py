@@ -87,6 +87,7 @@ def write_shapes(
         (folder / name).mkdir(exist_ok=True)
     _remove_leftovers(folder, config)
     manifest = _manifest(config)
+    # Incomplete until the last file stands: a killed run is continued, not taken for a data set.
     write_bytes(folder / "manifest.json", _json_bytes({**manifest, "complete": False}, indent=2))
 
     rendered = 0
@@ -96,6 +97,7 @@ def write_shapes(
             on_progress(count)
 
     digests = _write_annotations(folder, config)
+    # One digest of the digests, ordered by name: equal data sets have equal manifests on every machine.
     sums = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode()
     write_bytes(folder / "sha256sums.txt", sums)
     manifest |= {"sha256": hashlib.sha256(sums).hexdigest(), "complete": True}
@@ -189,6 +191,7 @@ def _write_chunk(folder: Path, config: ShapesConfig, split: str, start: int, sto
     records: dict[str, Record] = {}
     rendered = 0
     for index in range(start, stop):
+        # A record stands for files whose bytes it knows: what differs is rendered again.
         record = old.get(str(index))
         if record is None or not _files_intact(folder, record):
             record = _write_image(folder, split, index, render_image(config, split, index))

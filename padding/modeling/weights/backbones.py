@@ -196,6 +196,7 @@ def convert_backbone_weights(state: Mapping[str, Tensor]) -> BackboneWeights:
     """
     published, _ = normalise_keys(state)
     names, old_names = _without_prefix(published)
+    # The first layout whose mark is there: marks are names that no other layout has.
     layout = next((layout for layout in _LAYOUTS if layout.mark in names), _OURS)
     result = BackboneWeights(layout.name)
     used = set(old_names.values())
@@ -236,6 +237,7 @@ def _drop_class_row(weights: BackboneWeights) -> None:
     """Published tables of the last stage have a row for the class token before those of the grid."""
     for name, table in weights.state.items():
         rows = table.shape[1] if name.endswith(".absolute_pos_embed") else 0
+        # h0 w0 + 1 rows in place of a square number.
         if rows > 1 and math.isqrt(rows) ** 2 != rows and math.isqrt(rows - 1) ** 2 == rows - 1:
             weights.state[name] = table[:, 1:]
             weights.skipped[f"{name}[0]"] = "position of the class token"

@@ -322,16 +322,16 @@ def load_into(
         CheckpointError: if backbone or head fit only in part, or nothing fits; the network is then unchanged.
     """
     state, renamed = normalise_keys(state)
-    own = model.state_dict()
-    state, prefixed = _add_backbone_prefix(state, own)
+    model_state = model.state_dict()
+    state, prefixed = _add_backbone_prefix(state, model_state)
     renamed |= prefixed
     report = CheckpointReport()
     wrong_shape = []
     for name, tensor in state.items():
-        if name in own and tensor.shape == own[name].shape:
+        if name in model_state and tensor.shape == model_state[name].shape:
             report.matched.append(name)
-        elif name in own:
-            shapes = f"{_shape(tensor)} in the file, {_shape(own[name])} in the network"
+        elif name in model_state:
+            shapes = f"{_shape(tensor)} in the file, {_shape(model_state[name])} in the network"
             report.skipped[name] = f"shape {shapes}"
             if not _CLASS_DEPENDENT.search(name):
                 wrong_shape.append(name)
@@ -339,8 +339,8 @@ def load_into(
             report.skipped[name] = "not needed"
         else:
             report.unexpected.append(name)
-    report.missing = [name for name in own if name not in state and not _NOT_NEEDED.search(name)]
-    report.renamed = {old: new for old, new in renamed.items() if new in own}
+    report.missing = [name for name in model_state if name not in state and not _NOT_NEEDED.search(name)]
+    report.renamed = {old: new for old, new in renamed.items() if new in model_state}
 
     if _is_backbone_only(state):
         allow_missing = (*allow_missing, _HEAD)

@@ -252,5 +252,6 @@ def _fuse_projections(state: State) -> State:
         absent = [part for part in parts if part not in state]
         if absent:
             raise CheckpointError(f"{name} is there but {absent[0]} is not; the file is damaged")
+        # PyTorch's joint projection has the rows of q, k and v below each other.
         fused[f"{prefix}in_proj_{leaf}"] = torch.cat([state[part] for part in parts])
     return fused

@@ -7,12 +7,15 @@ import pytest
 import torch
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import BitMasks, Instances
+from torch import nn
 
 from padding.modeling.batching import (
     batch_images,
     batch_label_maps,
     batch_valid_masks,
+    original_size,
     prepare_targets,
+    register_pixel_statistics,
     require_keys,
     resize_logits,
 )
@@ -31,7 +34,7 @@ def with_instances(labels: list[int], masks: torch.Tensor) -> dict[str, Any]:
 
 
 def batch(samples: list[dict[str, Any]], divisibility: int = 4) -> Any:
-    return batch_images(samples, pixel_mean=MEAN, pixel_std=STD, size_divisibility=divisibility, device="cpu")
+    return batch_images(samples, pixel_mean=MEAN, pixel_std=STD, size_divisibility=divisibility)
 
 
 def test_images_are_normalised_then_padded_with_the_mean() -> None:
@@ -42,6 +45,27 @@ def test_images_are_normalised_then_padded_with_the_mean() -> None:
     assert not images.tensor[0, :, 5:].any()
     assert not images.tensor[1, :, :, 3:].any()
     assert batch([sample(5, 7)], divisibility=0).tensor.shape == (1, 3, 5, 7)
+
+
+def test_another_image_of_the_samples_is_normalised_as_well() -> None:
+    strong = torch.full((3, 5, 7), 20, dtype=torch.uint8)
+    images = batch_images(
+        [sample(5, 7, image_strong=strong)], pixel_mean=MEAN, pixel_std=STD, size_divisibility=4, key="image_strong"
+    )
+    assert images.tensor[0, :, 0, 0].tolist() == [5.0, 0.0, -2.0]
+
+
+def test_pixel_statistics_are_buffers_that_no_checkpoint_holds() -> None:
+    model = nn.Module()
+    register_pixel_statistics(model, [10.0, 20.0, 30.0], [2.0, 4.0, 5.0])
+    assert torch.equal(model.get_buffer("pixel_mean"), MEAN)
+    assert torch.equal(model.get_buffer("pixel_std"), STD)
+    assert not model.state_dict()
+
+
+def test_original_size_is_the_one_that_was_read_before_resizing() -> None:
+    assert original_size(sample(5, 7, height=50, width=71)) == (50, 71)
+    assert original_size(sample(5, 7)) == (5, 7)
 
 
 def test_image_of_the_wrong_shape_names_the_sample() -> None:

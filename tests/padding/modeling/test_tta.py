@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from torch import Tensor, nn
 
 from padding.engine.config import add_solver_config
-from padding.modeling.tta import SegmentationPlan, scored_pixels, segment, window_starts
+from padding.modeling.tta import SegmentationPlan, scored_pixels, segment, segment_sample, window_starts
 
 K = 4
 POINTWISE = nn.Conv2d(3, K, 1)
@@ -245,3 +245,14 @@ def cfg_with(**keys: object) -> CfgNode:
     for key, value in keys.items():
         cfg.TEST.SEM_SEG[key] = value
     return cfg
+
+
+def test_sample_is_normalised_and_comes_out_at_its_original_size() -> None:
+    pixels = torch.randint(0, 256, (3, 32, 64), dtype=torch.uint8)
+    mean, std = torch.tensor([100.0, 110.0, 120.0]).view(3, 1, 1), torch.tensor([50.0, 60.0, 70.0]).view(3, 1, 1)
+    plan = SegmentationPlan(flip=True)
+    expected = segment(contextual, (pixels - mean) / std, plan, output_size=(20, 41))["scores"]
+    sample = {"image": pixels, "height": 20, "width": 41}
+    assert torch.equal(segment_sample(contextual, sample, plan, pixel_mean=mean, pixel_std=std)["scores"], expected)
+    alone = segment_sample(contextual, {"image": pixels}, plan, pixel_mean=mean, pixel_std=std)["scores"]
+    assert alone.shape == (K, 32, 64)

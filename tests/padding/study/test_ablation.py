@@ -18,7 +18,7 @@ from padding.errors import ConfigError
 from padding.study import ablation
 from padding.study.ablation import METHODS_OF_TABLE_1, ROWS, main, rows_of_table
 from padding.study.curve import GAMMAS
-from padding.study.table_rows import Row, Study, read_row, spread_text, sweep_table
+from padding.study.table_rows import AblationRuns, Row, read_row, spread_text, sweep_table
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SHAPES = str(CONFIGS / "shapes_zsp.yaml")
@@ -124,22 +124,24 @@ def test_table_comes_from_one_bank_and_is_not_repeated(
 
 def test_runs_follow_what_they_depend_on(data_root: Path, segmentor: Path, tmp_path: Path) -> None:
     row = Row("P", "primitives")
-    study = Study(SHAPES, ("MODEL.WEIGHTS", str(segmentor), *QUICK), tmp_path)
-    same = Study(SHAPES, (*study.options, "MODEL.PADING.TEST.SEEN_BIAS", "2.0", "SOLVER.LOG_PERIOD", "7"), tmp_path)
-    other = Study(SHAPES, (*study.options, "SOLVER.GENERATOR.BASE_LR", "0.5"), tmp_path)
-    folder = study._folder(row, 0)
+    ablation = AblationRuns(SHAPES, ("MODEL.WEIGHTS", str(segmentor), *QUICK), tmp_path)
+    same = AblationRuns(
+        SHAPES, (*ablation.options, "MODEL.PADING.TEST.SEEN_BIAS", "2.0", "SOLVER.LOG_PERIOD", "7"), tmp_path
+    )
+    other = AblationRuns(SHAPES, (*ablation.options, "SOLVER.GENERATOR.BASE_LR", "0.5"), tmp_path)
+    folder = ablation._folder(row, 0)
     assert folder == same._folder(row, 0)
-    assert folder not in (other._folder(row, 0), study._folder(row, 1))
+    assert folder not in (other._folder(row, 0), ablation._folder(row, 1))
     changed = tmp_path / "other.pth"
     changed.write_bytes(b"other weights")
-    assert Study(SHAPES, ("MODEL.WEIGHTS", str(changed), *QUICK), tmp_path)._folder(row, 0) != folder
+    assert AblationRuns(SHAPES, ("MODEL.WEIGHTS", str(changed), *QUICK), tmp_path)._folder(row, 0) != folder
 
 
 def test_interrupted_run_continues(
     data_root: Path, segmentor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("MODEL.WEIGHTS", str(segmentor), *QUICK, "SOLVER.CHECKPOINT_PERIOD", "1")
-    study, row = Study(SHAPES, options, tmp_path), read_row(ROWS / "primitives.yaml", "P")
+    ablation, row = AblationRuns(SHAPES, options, tmp_path), read_row(ROWS / "primitives.yaml", "P")
     from padding.trainer import GeneratorClassifierTrainer
 
     run_step = GeneratorClassifierTrainer.run_step
@@ -154,11 +156,11 @@ def test_interrupted_run_continues(
 
     monkeypatch.setattr(GeneratorClassifierTrainer, "run_step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        study.train(row, 0)
-    weights = study.train(row, 0)
+        ablation.train(row, 0)
+    weights = ablation.train(row, 0)
     assert steps == [0, -1, 1]
     assert Path(weights).is_file()
-    assert study.train(row, 0) == weights
+    assert ablation.train(row, 0) == weights
     assert steps == [0, -1, 1]
 
 
