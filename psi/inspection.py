@@ -26,10 +26,10 @@ from padding.engine.commands import load_model, open_config
 from padding.errors import ConfigError, DataError
 from padding.modeling.label_space import training_split
 from psi.label_quality import LabelQuality
-from psi.labeling import GrownLabels, ScribbleReader, grow_labels, quality_of
+from psi.labeling import GrownLabels, SupervisionReader, grow_labels, quality_of
 from psi.meta_arch import PSI
 
-__all__ = ["DenseReader", "Inspected", "Inspection", "open_trained"]
+__all__ = ["DenseReader", "Inspected", "LabelInspection", "open_trained"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class DenseReader:
         return torch.from_numpy(labels.astype(np.int64))
 
 
-class Inspection(inspection.Inspection[Inspected]):
+class LabelInspection(inspection.Inspection[Inspected]):
     """Training images of a configuration and what a trained network makes of their scribbles; iterate over it."""
 
     def __init__(
@@ -105,7 +105,7 @@ class Inspection(inspection.Inspection[Inspected]):
                 "MODEL.PSI.SLD.STEPS is 0: labels do not grow, there is nothing to look at; take a configuration and "
                 "weights with SLD.STEPS of at least 1"
             )
-        self._read, self._dense, self._model = ScribbleReader(cfg), DenseReader(cfg), model
+        self._read, self._dense, self._model = SupervisionReader(cfg), DenseReader(cfg), model
         if need_truth and self._dense.missing:
             raise DataError(
                 f"DATASETS.TRAIN: no dense labels are known for {', '.join(self._dense.missing)}; accuracy can be "
@@ -145,5 +145,5 @@ def _label_mapper(cfg: CfgNode, dataset_name: str) -> SemanticMapper:
     other.defrost()
     other.DATASETS.TRAIN = (dataset_name,)
     mapper = build_mapper(other, is_train=True)
-    assert isinstance(mapper, SemanticMapper)  # ScribbleReader has checked it
+    assert isinstance(mapper, SemanticMapper)  # SupervisionReader has checked it
     return mapper

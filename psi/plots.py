@@ -19,7 +19,7 @@ from padding.engine.inspection import Curves, Strip, draw_plots
 from padding.errors import run_command
 from psi.budget import BudgetCurve, budget_curves, read_runs
 from psi.figures import draw_budget, draw_strips
-from psi.inspection import Inspection, open_trained
+from psi.inspection import LabelInspection, open_trained
 
 __all__ = ["main"]
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the picture's path."""
     strip = Strip(
         "how labels grow in some images",
-        lambda args: Inspection(
+        lambda args: LabelInspection(
             *open_trained(args.config_file, args.weights, args.opts), number=args.images, ids=args.ids
         ),
         lambda path, images, inspection: draw_strips(path, images, inspection.class_split, bgr=inspection.bgr),

@@ -17,7 +17,7 @@ from padding.engine.complexity import Counting, count_command, markdown, million
 from padding.errors import run_command
 from salseg.meta_arch import SalSeg
 
-__all__ = ["COUNTING", "Complexity", "build_on_meta", "complexity_table", "model_complexity"]
+__all__ = ["COUNTING", "Complexity", "complexity_table", "model_complexity", "salseg_on_meta"]
 
 # Table 1: pyramid -> millions of parameters and GMACs at 1024x512 with 19 classes.
 PUBLISHED = {"plain ASPP": (59.34, 177.78), "DSC-ASPP": (46.81, 152.13)}
@@ -55,7 +55,7 @@ def model_complexity(model: SalSeg, size: tuple[int, int]) -> Complexity:
     return Complexity(millions(model) - branch - log_variances, segmentation, branch, extra)
 
 
-def build_on_meta(config_file: str, opts: Sequence[str] = ()) -> SalSeg:
+def salseg_on_meta(config_file: str, opts: Sequence[str] = ()) -> SalSeg:
     """Model of a configuration, without memory for its parameters.
 
     Raises:
@@ -81,7 +81,9 @@ def complexity_table(rows: dict[str, SalSeg], size: tuple[int, int]) -> str:
 
 def reference_table(size: tuple[int, int], opts: Sequence[str] = ()) -> str:
     """Markdown table of the published networks, with KEY VALUE pairs on top."""
-    rows = {name: build_on_meta(_R101, ["MODEL.SALSEG.ASPP.DSC", str(name == "DSC-ASPP"), *opts]) for name in PUBLISHED}
+    rows = {
+        name: salseg_on_meta(_R101, ["MODEL.SALSEG.ASPP.DSC", str(name == "DSC-ASPP"), *opts]) for name in PUBLISHED
+    }
     return complexity_table(rows, size)
 
 

@@ -27,7 +27,7 @@ from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.saliency import saliency_at_size
 from padding.evaluation.semantic import SemanticGroundTruth
 
-__all__ = ["Inspected", "Inspection", "image_miou", "open_trained", "saliency_mae"]
+__all__ = ["Inspected", "PredictionInspection", "image_miou", "open_trained", "saliency_mae"]
 
 Labels = npt.NDArray[np.integer]
 Grey = npt.NDArray[np.float32]
@@ -80,7 +80,7 @@ def saliency_mae(saliency: Grey, salient: Mask, known: Mask) -> float:
     return float(np.abs(saliency - salient)[known].mean()) if known.any() else np.nan
 
 
-class Inspection(inspection.Inspection[Inspected]):
+class PredictionInspection(inspection.Inspection[Inspected]):
     """Test images of a configuration and what a trained network makes of them; iterate over it."""
 
     def __init__(self, cfg: CfgNode, predictor: Predictor, *, number: int = 0, ids: Sequence[str] = ()) -> None:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from salseg.complexity import build_on_meta, complexity_table, main, model_complexity
+from salseg.complexity import complexity_table, main, model_complexity, salseg_on_meta
 
 PUBLISHED_CONFIG = "configs/cityscapes_salseg.yaml"
 
@@ -12,7 +12,7 @@ PUBLISHED_CONFIG = "configs/cityscapes_salseg.yaml"
 # The branch: decoder and 1x1 convolution of 19 maps.
 @pytest.mark.parametrize(("dsc", "millions", "gmacs"), [(False, 59.344, 177.2), (True, 46.816, 151.6)])
 def test_published_networks(dsc: bool, millions: float, gmacs: float) -> None:
-    found = model_complexity(build_on_meta(PUBLISHED_CONFIG, ["MODEL.SALSEG.ASPP.DSC", str(dsc)]), (512, 1024))
+    found = model_complexity(salseg_on_meta(PUBLISHED_CONFIG, ["MODEL.SALSEG.ASPP.DSC", str(dsc)]), (512, 1024))
     assert found.millions == pytest.approx(millions, rel=1e-3)
     assert found.gmacs == pytest.approx(gmacs, rel=1e-3)
     assert found.branch_millions == pytest.approx(1.31, abs=0.01)
@@ -20,20 +20,20 @@ def test_published_networks(dsc: bool, millions: float, gmacs: float) -> None:
 
 
 def test_densenet_has_the_published_stride_and_maps() -> None:
-    model = build_on_meta("configs/ablations/salseg/cityscapes_densenet_uniform.yaml")
+    model = salseg_on_meta("configs/ablations/salseg/cityscapes_densenet_uniform.yaml")
     shapes = {name: (spec.channels, spec.stride) for name, spec in model.backbone.output_shape().items()}
     assert shapes == {"res2": (256, 4), "res5": (1664, 16)}
 
 
 def test_shared_decoder_costs_one_convolution() -> None:
     options = ["MODEL.SALSEG.SALIENCY.SHARE_DECODER", "True"]
-    found = model_complexity(build_on_meta("configs/shapes_salseg.yaml", options), (64, 96))
+    found = model_complexity(salseg_on_meta("configs/shapes_salseg.yaml", options), (64, 96))
     assert found.branch_millions * 1e6 == pytest.approx(64 * 17 + 17)
     assert found.branch_gmacs * 1e9 == pytest.approx(64 * 17 * 2 * 3)  # 64 channels at stride 32
 
 
 def test_counting_leaves_the_model_as_it_is() -> None:
-    model = build_on_meta("configs/shapes_salseg.yaml").train()
+    model = salseg_on_meta("configs/shapes_salseg.yaml").train()
     assert model_complexity(model, (64, 96)).branch_gmacs > 0
     assert model.training
     assert model.predict_saliency
@@ -44,6 +44,6 @@ def test_command_prints_published_numbers_beside_ours(capsys: pytest.CaptureFixt
     header, _, row = capsys.readouterr().out.strip().splitlines()
     assert "GMAC (96x64)" in header
     assert row.startswith("| configs/shapes_salseg.yaml | 0.")
-    table = complexity_table({"DSC-ASPP": build_on_meta("configs/shapes_salseg.yaml")}, (512, 1024))
+    table = complexity_table({"DSC-ASPP": salseg_on_meta("configs/shapes_salseg.yaml")}, (512, 1024))
     assert "(46.81)" in table
     assert "(152.13)" in table

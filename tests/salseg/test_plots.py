@@ -16,7 +16,7 @@ from padding.data.class_split import ClassSplit, class_split_of
 from padding.data.sets.saliency import register_derived_saliency
 from padding.engine import TRAINER_REGISTRY
 from salseg.figures import draw_strips
-from salseg.inspection import Inspected, Inspection, image_miou, open_trained, saliency_mae
+from salseg.inspection import Inspected, PredictionInspection, image_miou, open_trained, saliency_mae
 from salseg.plots import main
 from salseg.training_log import read_courses
 from tests.tiny_salseg import tiny_salseg_cfg
@@ -56,7 +56,7 @@ def strip(root: Path, output: Path, *words: str) -> np.ndarray:
 
 def inspect(root: Path, *opts: str, **chosen: Any) -> list[Inspected]:
     cfg, predictor = open_trained(root / "config.yaml", str(root / "model.pth"), opts)
-    inspection = Inspection(cfg, predictor, **chosen)
+    inspection = PredictionInspection(cfg, predictor, **chosen)
     images = list(inspection)
     assert len(images) == len(inspection)
     return images

@@ -24,7 +24,7 @@ _LABEL_CURE = "run datasets/prepare_coco_zsp.py again, it writes what is missing
 
 
 @dataclass(frozen=True)
-class Segment:
+class LabelSegment:
     """One entry of ``segments_info``: its id in the PNG, contiguous class, and area in pixels (-1: not given)."""
 
     segment_id: int
@@ -53,7 +53,7 @@ class LabelTask:
     width: int
     panoptic_file: Path
     semantic_file: Path
-    segments: tuple[Segment, ...]
+    segments: tuple[LabelSegment, ...]
     ignored_ids: tuple[int, ...] = ()
     masked_file: Path | None = None
     image_file: Path | None = None
@@ -67,7 +67,7 @@ class LabelResult:
     pixels: npt.NDArray[np.int64]
 
 
-def semantic_labels(ids: npt.NDArray[np.uint32], task: LabelTask) -> npt.NDArray[np.uint8]:
+def checked_labels(ids: npt.NDArray[np.uint32], task: LabelTask) -> npt.NDArray[np.uint8]:
     """Contiguous class of every pixel, 255 where void or ignored; the PNG must agree with the JSON.
 
     Args:
@@ -117,14 +117,14 @@ def write_labels(task: LabelTask) -> LabelResult:
 
     Raises:
         MissingFileError, DataError: a file is missing or damaged.
-        PreparationError: see `semantic_labels` and `check_image`.
+        PreparationError: see `checked_labels` and `check_image`.
     """
     kept = _valid_labels(task)
     if kept is not None:
         return LabelResult(False, np.bincount(kept.ravel(), minlength=256))
     check_image(task)
     ids = read_panoptic_ids(task.panoptic_file, cure=_PANOPTIC_CURE)
-    labels = semantic_labels(ids, task)
+    labels = checked_labels(ids, task)
     # The semantic PNG goes last: where it stands, the masked one stands too.
     if task.masked_file is not None:
         save_panoptic_png(np.where(np.isin(ids, task.ignored_ids), VOID_ID, ids), task.masked_file)
@@ -160,7 +160,7 @@ def label_problems(task: LabelTask) -> list[str]:
         ids = read_panoptic_ids(panoptic_file, cure=_PANOPTIC_CURE)
         # A masked copy holds void where the ignored segments were; their ids must not come back.
         ignored = task.ignored_ids if task.masked_file is None else ()
-        expected.append(semantic_labels(ids, replace(task, panoptic_file=panoptic_file, ignored_ids=ignored)))
+        expected.append(checked_labels(ids, replace(task, panoptic_file=panoptic_file, ignored_ids=ignored)))
         values, pixels = np.unique(ids, return_counts=True)
         counts = dict(zip(values.tolist(), pixels.tolist(), strict=True))
         wrong = [s for s in task.segments if s.area >= 0 and s.area != counts[s.segment_id]]

@@ -16,7 +16,7 @@ from padding.data.class_split import ClassSplit
 from padding.data.files import save_panoptic_png, write_json
 from padding.data.mappers import PanopticMapper, SemanticMapper
 from padding.data.prepare.label_audit import audit_labels
-from padding.data.prepare.panoptic_png import LabelTask, Segment, write_labels
+from padding.data.prepare.panoptic_png import LabelSegment, LabelTask, write_labels
 from padding.data.readers import displayed_size, read_json, read_label_map, read_panoptic_ids
 from padding.errors import DataError, MissingFileError
 from padding.evaluation.panoptic import PanopticGroundTruth
@@ -179,7 +179,11 @@ def test_all_read_the_same_ids(tmp_path: Path) -> None:
     np.testing.assert_array_equal(classes[index], expected)
 
     found = LabelTask(
-        "x.json", *IDS.shape, path, tmp_path / "sem.png", tuple(Segment(s["id"], s["category_id"]) for s in segments)
+        "x.json",
+        *IDS.shape,
+        path,
+        tmp_path / "sem.png",
+        tuple(LabelSegment(s["id"], s["category_id"]) for s in segments),
     )
     write_labels(found)
     np.testing.assert_array_equal(read_label_map(tmp_path / "sem.png"), expected)
