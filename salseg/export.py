@@ -19,11 +19,11 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from padding.engine.commands import command_parser
-from padding.engine.part_export import Part, export_command, export_part, standalone_cfg
+from padding.engine.part_export import Part, export_command, standalone_cfg
 from padding.errors import CheckpointError, ConfigError, run_command
 from salseg.task_weighting import tasks_of
 
-__all__ = ["export_segmentation", "segmentation_cfg", "segmentation_state"]
+__all__ = ["PART", "segmentation_cfg", "segmentation_state"]
 
 # Children of the model that segmentation does without; "statistics" are the saliency passes' own.
 _LEFT_OUT = ("branch.", "weighting.", "statistics.")
@@ -78,21 +78,12 @@ def segmentation_cfg(cfg: CfgNode, weights: Path) -> CfgNode:
     return exported
 
 
-_PART = Part("segmentation", "salseg.export", segmentation_state, segmentation_cfg)
-
-
-def export_segmentation(cfg: CfgNode, weights: str | Path, output: str | Path) -> Path:
-    """Write the segmentation's weights and configuration; see ``export_part``.
-
-    Raises:
-        ConfigError: its segmentation was not trained.
-    """
-    return export_part(cfg, weights, output, _PART)
+PART = Part("segmentation", "salseg.export", segmentation_state, segmentation_cfg)
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the configuration file."""
-    return export_command(arguments, command_parser(__doc__), lambda _: _PART, architecture="SalSeg")
+    return export_command(arguments, command_parser(__doc__), lambda _: PART, architecture="SalSeg")
 
 
 if __name__ == "__main__":

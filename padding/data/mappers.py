@@ -136,6 +136,7 @@ class Mapper:
     default_augmentation = "jitter"
     label_pad = VOID_INDEX
 
+    @configurable
     def __init__(
         self,
         *,
@@ -147,7 +148,7 @@ class Mapper:
         valid_mask: bool = False,
         strong_view: bool = False,
     ) -> None:
-        """Take explicit settings; ``from_config`` of the subclasses reads them from a config.
+        """Take explicit settings, or a config that ``from_config`` reads.
 
         Args:
             is_train: whether targets are built.
@@ -166,6 +167,11 @@ class Mapper:
         self.extra_maps = tuple(extra_maps)
         self.valid_mask = valid_mask
         self.strong_view = strong_view
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        """Settings from the INPUT keys."""
+        return cls._base_arguments(cfg, is_train)
 
     @classmethod
     def _base_arguments(
@@ -351,11 +357,6 @@ class UnlabeledMapper(Mapper):
 
     default_augmentation = "crop"
 
-    @configurable
-    def __init__(self, **settings: Any) -> None:
-        """Take the settings of ``Mapper``."""
-        super().__init__(**settings)
-
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
         """Settings from the INPUT keys; the augmentation is the one of the labeled images.
@@ -380,16 +381,6 @@ class UnlabeledMapper(Mapper):
 class PanopticMapper(Mapper):
     """One mask per segment as ``instances``; crowds, void and segments cropped out of view are no targets."""
 
-    @configurable
-    def __init__(self, **settings: Any) -> None:
-        """Take the settings of ``Mapper``."""
-        super().__init__(**settings)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
-        """Settings from the INPUT keys."""
-        return cls._base_arguments(cfg, is_train)
-
     def read_labels(self, sample: Mapping[str, Any], size: tuple[int, int]) -> Labels:
         """Segment index map and the class of each index (void: the ignore label)."""
         segments = _required(sample, "segments_info")
@@ -412,16 +403,6 @@ class InstanceMapper(Mapper):
 
     Objects may overlap, so every mask is augmented for itself.
     """
-
-    @configurable
-    def __init__(self, **settings: Any) -> None:
-        """Take the settings of ``Mapper``."""
-        super().__init__(**settings)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
-        """Settings from the INPUT keys."""
-        return cls._base_arguments(cfg, is_train)
 
     def add_targets(self, sample: dict[str, Any], view: View) -> None:
         """Add ``instances``."""

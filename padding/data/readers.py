@@ -113,14 +113,14 @@ def _raw_mode(image: Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def displayed_size(path: str | Path, *, cure: str = _CURE) -> tuple[int, int]:
+def displayed_size(path: str | Path) -> tuple[int, int]:
     """(h, w) of an image as the mappers read it, turned by its EXIF entry; its pixels are not decoded.
 
     Raises:
         MissingFileError: there is no such file.
         DataError: it is no image.
     """
-    with opened_image(path, cure=cure) as image:
+    with opened_image(path) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
     return (width, height) if turned else (height, width)

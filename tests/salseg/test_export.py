@@ -11,10 +11,10 @@ from detectron2.modeling import build_model
 
 from padding.data.catalog import register_all
 from padding.engine.commands import load_config
-from padding.engine.part_export import num_parameters
+from padding.engine.part_export import export_part, num_parameters
 from padding.errors import CheckpointError
 from padding.modeling.weights.checkpoint import load_into, read_checkpoint
-from salseg.export import export_segmentation, main, segmentation_cfg, segmentation_state
+from salseg.export import PART, main, segmentation_cfg, segmentation_state
 from salseg.meta_arch import SalSeg
 from tests.tiny_salseg import random_samples, tiny_salseg_cfg
 from tests.tiny_segmentor import write_dozen_shapes
@@ -76,7 +76,7 @@ def exported_model(target: Path, *opts: str) -> SalSeg:
 )
 def test_scores_are_those_of_the_whole_model(tmp_path: Path, opts: tuple[Any, ...]) -> None:
     cfg, model, weights = trained(tmp_path, *opts)
-    alone = exported_model(export_segmentation(cfg, weights, tmp_path / "new" / "alone.pth"))
+    alone = exported_model(export_part(cfg, weights, tmp_path / "new" / "alone.pth", PART))
     assert alone.branch is None
     for whole, part in zip(scores(model), scores(alone), strict=True):
         assert set(part) == {"sem_seg"}
@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_whole_model(tmp_path: Path, opts: tuple[Any, ..
 def test_weights_load_where_the_branch_is_switched_off(tmp_path: Path, statistics: str) -> None:
     policy = (NODE + "SALIENCY.BN_STATS", statistics)
     cfg, model, weights = trained(tmp_path, *policy)
-    export_segmentation(cfg, weights, tmp_path / "alone.pth")
+    export_part(cfg, weights, tmp_path / "alone.pth", PART)
     off = build_model(tiny_salseg_cfg(*policy, NODE + "SALIENCY.ENABLED", False))
     report = load_into(off, read_checkpoint(tmp_path / "alone.pth"))
     assert not report.missing
@@ -122,12 +122,12 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'saliency_only': segmentation was not trained"):
         segmentation_cfg(tiny_salseg_cfg(NODE + "WEIGHTING", "saliency_only"), tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"alone\.pkl: weights are written to a \.pth file"):
-        export_segmentation(cfg, weights, tmp_path / "alone.pkl")
+        export_part(cfg, weights, tmp_path / "alone.pkl", PART)
     with pytest.raises(ValueError, match="is the checkpoint to be read"):
-        export_segmentation(cfg, weights, weights)
+        export_part(cfg, weights, weights, PART)
     with pytest.raises(CheckpointError, match=r"no parameter 'decoder\.\*': the checkpoint holds cnn, vit; is it"):
         segmentation_state({"cnn.a": torch.ones(1), "vit.b": torch.ones(1)})
     wider = tiny_salseg_cfg(NODE + "ASPP.CHANNELS", 12)
     with pytest.raises(CheckpointError, match=r"does not hold the segmentation that .* of another shape \(first: pyr"):
-        export_segmentation(wider, weights, tmp_path / "x.pth")
+        export_part(wider, weights, tmp_path / "x.pth", PART)
     assert not list(tmp_path.glob("x.*"))

@@ -29,7 +29,7 @@ from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.semi_splits import select_entries
 from padding.errors import ConfigError, run_command
 
-__all__ = ["LabelAudit", "audit_labels", "main"]
+__all__ = ["LabelAudit", "audit_labels", "first_files", "main"]
 
 _SHOWN = 3
 
@@ -68,11 +68,16 @@ class LabelAudit:
         Args:
             all_labeled: every image needs labels; otherwise only an audit without any label file is a problem.
         """
-        lines = [*_first("cannot be used as labels", self.unreadable), *_first("have another size", self.wrong_size)]
+        lines = [
+            *first_files("label files cannot be used as labels", self.unreadable),
+            *first_files("label files have another size", self.wrong_size),
+        ]
         for value, files in sorted(self.outside.items()):
-            lines += _first(f"hold {value}, which is neither one of the {len(self.names)} classes nor void", files)
+            lines += first_files(
+                f"label files hold {value}, which is neither one of the {len(self.names)} classes nor void", files
+            )
         if self.missing and (all_labeled or len(self.missing) == self.num_images):
-            lines += _first("do not exist", self.missing)
+            lines += first_files("label files do not exist", self.missing)
         return lines
 
     def lines(self) -> list[str]:
@@ -82,7 +87,9 @@ class LabelAudit:
             f"{self.num_images} images, {read} label files read ({self.palette_files} with a palette: its indices "
             f"count, not its colors), {len(self.missing)} images without labels"
         ]
-        text += [f"remark: {line}" for line in _first("hold void alone and teach nothing", self.all_void)]
+        text += [
+            f"remark: {line}" for line in first_files("label files hold void alone and teach nothing", self.all_void)
+        ]
         total = max(int(self.pixels.sum()) + self.void_pixels, 1)
         shares = [*zip(self.names, self.pixels, strict=True), ("void", self.void_pixels)]
         width = max(len(name) for name, _ in shares)
@@ -91,9 +98,10 @@ class LabelAudit:
         return [*text, *([f"remark: no pixel of {', '.join(absent)}"] if absent else [])]
 
 
-def _first(what: str, files: Sequence[str]) -> list[str]:
+def first_files(what: str, files: Sequence[str]) -> list[str]:
+    """How many files have a fault, and the first of them: no line or one."""
     shown = "; ".join(files[:_SHOWN])
-    return [f"{len(files)} label files {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
+    return [f"{len(files)} {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
 
 
 def audit_labels(

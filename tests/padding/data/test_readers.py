@@ -99,7 +99,7 @@ def test_panoptic_ids_are_the_stored_numbers(tmp_path: Path, kind: str) -> None:
     assert found.flags.writeable
 
 
-@pytest.mark.parametrize("reader", [read_panoptic_ids, read_label_map, displayed_size])
+@pytest.mark.parametrize("reader", [read_panoptic_ids, read_label_map])
 def test_missing_and_damaged_files_are_named(tmp_path: Path, reader: Callable[..., Any]) -> None:
     with pytest.raises(MissingFileError, match=r"absent\.png: no such file; obtain or generate it again"):
         reader(tmp_path / "absent.png")
