@@ -64,7 +64,7 @@ def test_pixel_statistics_are_buffers_that_no_checkpoint_holds() -> None:
 
 
 def test_original_size_is_the_one_that_was_read_before_resizing() -> None:
-    assert original_size(sample(5, 7, height=50, width=71)) == (50, 71)
+    assert original_size({**sample(5, 7), "height": 50, "width": 71}) == (50, 71)
     assert original_size(sample(5, 7)) == (5, 7)
 
 
