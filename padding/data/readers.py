@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps, panoptic ids and JSON are read here, and only here, for training, evaluation and preparation alike.
+"""Label maps, panoptic ids and JSON annotations are read here alone, for training, evaluation and preparation alike.
 
 Numbers are returned as they are stored: palettes are never looked at, and an EXIF orientation does not turn them.
 """
