@@ -100,10 +100,11 @@ def read_panoptic_ids(file: str | Path, *, cure: str = _CURE) -> npt.NDArray[np.
                 f"{file}: segment ids are stored as 8-bit RGB, but this is an image of mode "
                 f"{raw_mode if '16' in raw_mode else image.mode}; name the folder of the panoptic PNGs"
             )
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        # Four bytes 0, B, G, R can be viewed as one number.
-        numbers = np.frombuffer(rgb.tobytes("raw", "XBGR"), ">u4")
-    return numbers.reshape(image.height, image.width).astype(np.uint32)
+        packed = (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
+    # R, G, B and a byte of the next pixel are read as one number, much faster than three planes are added.
+    width = image.width
+    numbers = np.ndarray((image.height, width), "<u4", packed + b"\0", strides=(3 * width, 3))
+    return numbers & np.uint32(0xFFFFFF)
 
 
 def _raw_mode(image: Image.Image) -> str:
