@@ -22,7 +22,8 @@ import numpy as np
 from panopticapi.evaluation import PQStat, pq_compute_single_core
 
 import padding  # noqa: F401  (the Detectron2 fixes)
-from padding.evaluation.panoptic import read_panoptic_png, write_panoptic_png
+from padding.data.files import save_panoptic_png
+from padding.data.readers import read_panoptic_ids
 from padding.evaluation.panoptic_quality import PanopticQuality
 
 NUM_CLASSES = 133
@@ -90,8 +91,8 @@ def generate_pairs(folder: Path, count: int, height: int, width: int) -> list[di
         guesses[1] = classes[2]
         pred = _paint(np.arange(1, SEGMENTS + 1)[: SEGMENTS - 1], moved, axes * 1.03, height, width)
         name = f"{index:06d}.png"
-        write_panoptic_png(folder / "gt" / name, gt)
-        write_panoptic_png(folder / "pred" / name, pred)
+        save_panoptic_png(gt, folder / "gt" / name)
+        save_panoptic_png(pred, folder / "pred" / name)
         crowd = np.arange(SEGMENTS) == 2
         gt_segments = _segments(gt, ids, classes, crowd)
         pred_segments = _segments(pred, np.arange(1, SEGMENTS + 1), guesses, np.zeros(SEGMENTS, dtype=bool))
@@ -134,8 +135,8 @@ def _run_official(pairs: list[dict[str, Any]], folder: Path) -> PQStat:
 def _run_ours(quality: PanopticQuality, pairs: list[dict[str, Any]], folder: Path, *, read_predictions: bool) -> None:
     for pair in pairs:
         name = pair["file_name"]
-        pred_map = read_panoptic_png(folder / "pred" / name) if read_predictions else pair["pred_map"]
-        quality.update(pred_map, pair["pred"], read_panoptic_png(folder / "gt" / name), pair["gt"])
+        pred_map = read_panoptic_ids(folder / "pred" / name) if read_predictions else pair["pred_map"]
+        quality.update(pred_map, pair["pred"], read_panoptic_ids(folder / "gt" / name), pair["gt"])
 
 
 def _timed(run: Callable[[], Any]) -> tuple[float, Any]:

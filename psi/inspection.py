@@ -15,8 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
-from padding.data.catalog import class_split_of
-from padding.data.class_split import ClassSplit
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.data.mappers import SemanticMapper, build_mapper
 from padding.data.sample import DatasetDict
 from padding.data.sets.scribbles import label_key
@@ -25,10 +24,10 @@ from padding.engine import inspection
 from padding.errors import ConfigError, DataError
 from padding.modeling.label_space import training_split
 from psi.label_quality import LabelQuality
-from psi.labeling import GrownLabels, ScribbleReader, grow_labels, quality_of
+from psi.labeling import GrownLabels, SupervisionReader, grow_labels, quality_of
 from psi.meta_arch import PSI
 
-__all__ = ["DenseReader", "Inspected", "Inspection"]
+__all__ = ["DenseReader", "Inspected", "LabelInspection"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class DenseReader:
         return torch.from_numpy(labels.astype(np.int64))
 
 
-class Inspection(inspection.Inspection[Inspected]):
+class LabelInspection(inspection.Inspection[Inspected]):
     """Training images of a configuration and what a trained network makes of their scribbles; iterate over it."""
 
     architecture = "PSI"
@@ -98,7 +97,7 @@ class Inspection(inspection.Inspection[Inspected]):
                 "MODEL.PSI.SLD.STEPS is 0: labels do not grow, there is nothing to look at; take a configuration and "
                 "weights with SLD.STEPS of at least 1"
             )
-        self._read, self._dense, self._model = ScribbleReader(cfg), DenseReader(cfg), model
+        self._read, self._dense, self._model = SupervisionReader(cfg), DenseReader(cfg), model
         return training_split(cfg), load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)
 
     def require_truth(self) -> None:
@@ -128,5 +127,5 @@ def _label_mapper(cfg: CfgNode, dataset_name: str) -> SemanticMapper:
     other.defrost()
     other.DATASETS.TRAIN = (dataset_name,)
     mapper = build_mapper(other, is_train=True)
-    assert isinstance(mapper, SemanticMapper)  # ScribbleReader has checked it
+    assert isinstance(mapper, SemanticMapper)  # SupervisionReader has checked it
     return mapper

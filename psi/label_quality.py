@@ -4,7 +4,6 @@
 The dense truth that accuracy needs is never seen by the method; without it coverage alone is known.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from padding.data.sample import IGNORE_LABEL
 from psi.label_diffusion import DiffusionStep
 from psi.supervision import EMPTY_SLOT, PixelSupervision, Supervision
 
-__all__ = ["LabelQuality", "label_quality", "mean_thresholds", "quality_per_step"]
+__all__ = ["LabelQuality", "label_quality", "mean_thresholds"]
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,6 @@ def label_quality(
     masks = (valid, labeled, diffused, diffused & known, diffused & correct, drawn & known, drawn & correct)
     counts = torch.stack([mask.sum() for mask in masks]).tolist()  # one transfer from the device
     return LabelQuality(*counts)
-
-
-def quality_per_step(steps: Sequence[DiffusionStep], valid: Tensor, truth: Tensor | None = None) -> list[LabelQuality]:
-    """Quality of y_0 to y_T, T + 1 entries; arguments as of ``label_quality``, on the grid."""
-    states = [steps[0].before, *(step.supervision for step in steps)] if steps else []
-    return [label_quality(state, valid, truth) for state in states]
 
 
 def mean_thresholds(step: DiffusionStep, num_classes: int) -> Tensor:

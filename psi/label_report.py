@@ -22,17 +22,17 @@ from padding.data.files import without_nan, write_json
 from padding.data.sample import IGNORE_LABEL
 from padding.engine.commands import add_config_arguments, command_parser, parse, start_log
 from padding.errors import run_command
-from psi.inspection import Inspected, Inspection
+from psi.inspection import Inspected, LabelInspection
 from psi.label_quality import LabelQuality, mean_thresholds
 
-__all__ = ["ClassCounts", "LabelReport", "main", "measure"]
+__all__ = ["LabelCounts", "LabelReport", "main", "measure"]
 
 DEFAULT_IMAGES = 500
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass
-class ClassCounts:
+class LabelCounts:
     """Pixels of each class in one state y_t where the truth is known, and thresholds of the step that led to it.
 
     Attributes:
@@ -48,7 +48,7 @@ class ClassCounts:
     threshold_images: Counts
 
     @classmethod
-    def empty(cls, num_classes: int) -> "ClassCounts":
+    def empty(cls, num_classes: int) -> "LabelCounts":
         """No pixel yet."""
         k = num_classes
         square = np.zeros((k, k + 1), np.int64), np.zeros((k, k), np.int64)
@@ -78,7 +78,7 @@ class LabelReport:
     pixels: int = 0
     predicted: int = 0
     quality: list[LabelQuality] = field(default_factory=list)
-    classes: list[ClassCounts] = field(default_factory=list)
+    classes: list[LabelCounts] = field(default_factory=list)
 
     def add(self, image: Inspected) -> None:
         """Count one image, whose truth is known."""
@@ -87,7 +87,7 @@ class LabelReport:
         qualities = image.quality
         if not self.quality:
             self.quality = [LabelQuality() for _ in qualities]
-            self.classes = [ClassCounts.empty(len(self.names)) for _ in qualities]
+            self.classes = [LabelCounts.empty(len(self.names)) for _ in qualities]
         self.quality = [before + new for before, new in zip(self.quality, qualities, strict=True)]
         truth = image.truth.numpy()
         self.pixels += int((truth != IGNORE_LABEL).sum())
@@ -100,7 +100,7 @@ class LabelReport:
                     self.classes[step], mean_thresholds(image.labels.steps[step - 1], len(self.names))
                 )
 
-    def _count(self, counts: ClassCounts, labels: Counts, drawn: npt.NDArray[np.bool_], truth: Counts) -> None:
+    def _count(self, counts: LabelCounts, labels: Counts, drawn: npt.NDArray[np.bool_], truth: Counts) -> None:
         k = len(self.names)
         known = truth != IGNORE_LABEL
         # Pairs of true class and label as one number; column K: unlabeled.
@@ -109,7 +109,7 @@ class LabelReport:
         grown = known & ~drawn & (labels != IGNORE_LABEL)
         counts.diffused += np.bincount((truth * k + labels)[grown], minlength=k * k).reshape(k, k)
 
-    def _note_thresholds(self, counts: ClassCounts, thresholds: Any) -> None:
+    def _note_thresholds(self, counts: LabelCounts, thresholds: Any) -> None:
         values = thresholds.cpu().numpy()
         # Only classes that the image shows have a threshold.
         shown = np.isfinite(values)
@@ -175,7 +175,7 @@ def measure(images: Iterable[Inspected], names: Sequence[str]) -> LabelReport:
     """Count images whose truth is known.
 
     Args:
-        images: of ``Inspection``, at least one.
+        images: of ``LabelInspection``, at least one.
         names: of the classes.
     """
     report = LabelReport(tuple(names))
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> LabelReport:
     parser.add_argument("--output", metavar="FILE", help="JSON file to write")
     args = parse(parser, arguments)
     start_log(warnings_only=True)
-    inspection = Inspection.open(args.config_file, args.weights, args.opts, number=args.images)
+    inspection = LabelInspection.open(args.config_file, args.weights, args.opts, number=args.images)
     inspection.require_truth()
     progress = tqdm(inspection, total=len(inspection), desc="labels", unit="image", mininterval=2.0)
     report = measure(progress, inspection.class_split.names)

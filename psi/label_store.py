@@ -6,7 +6,6 @@ a manifest. It is written as ``round_<t>.partial`` and renamed when every image 
 reader sees whole rounds only. Weight 255 says "scribble", 1 to 254 "diffused" (B' in steps of 1/255), 0 "unlabeled".
 """
 
-import json
 import logging
 import re
 import shutil
@@ -22,8 +21,9 @@ import torch
 from padding.data.augmentation import View
 from padding.data.files import replace_folder, save_png, write_json
 from padding.data.mappers import MAPPER_REGISTRY, SemanticMapper
+from padding.data.readers import read_json, read_label_map
 from padding.data.sample import IGNORE_LABEL
-from padding.data.targets import LabelMap, check_size, pad_to_size, read_label_map, transform_labels
+from padding.data.targets import LabelMap, check_size, pad_to_size, transform_labels
 from padding.errors import ConfigError, DataError, MissingFileError
 from psi.supervision import PixelSupervision
 
@@ -173,10 +173,7 @@ class LabelStore:
                 f"no {path}; the complete rounds in {self.folder} are {self.rounds()}. Bring the folder back, or start "
                 "the training again without --resume"
             )
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path} is no JSON ({error}); delete {path.parent} and run the round again") from error
+        manifest = read_json(path, cure=f"Delete {path.parent} and run the round again.")
         found = (manifest.get("format"), manifest.get("num_classes"))
         if found != (_FORMAT, self.num_classes):
             raise DataError(

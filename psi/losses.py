@@ -26,7 +26,6 @@ __all__ = [
     "CHOICES",
     "check_loss_choice",
     "diffused_score_loss",
-    "partial_cross_entropy",
     "scribble_recall_loss",
     "segmentation_loss",
     "smoothness",
@@ -49,23 +48,6 @@ CHOICES = {
 def check_loss_choice(key: str, value: str) -> None:
     """Check a key of ``CHOICES``; see ``padding.errors.check_choice``."""
     check_choice(f"MODEL.PSI.LOSS.{key}", value, CHOICES[key])
-
-
-def partial_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross entropy over labeled pixels, sum of w CE / max(1, sum of w) (Eq. 10).
-
-    Args:
-        logits: (B, K, H, W) float.
-        labels: (B, H, W) int64, ``IGNORE_LABEL`` where nothing is known.
-        weights: (B, H, W) float >= 0; None: 1.
-
-    Returns:
-        Scalar, float32; 0 for a crop without a label, where the plain mean is 0 / 0.
-    """
-    with torch.autocast(logits.device.type, enabled=False):
-        labeled = labels != IGNORE_LABEL
-        weights = labeled.float() if weights is None else weights.float() * labeled
-        return _weighted_mean(_pixel_cross_entropy(logits, labels) * weights, weights)
 
 
 def segmentation_loss(

@@ -89,11 +89,6 @@ class PatternGraph:
         )
         return cls(tuple(windows), destination)
 
-    @property
-    def num_neighbors(self) -> int:
-        """K, of a node far from the border; with the paper's radii 1, 1, 1, 4 it is 52."""
-        return sum(len(window.offsets) for window in self.windows)
-
 
 def window_offsets(radius: float, distance: str = "chebyshev", inclusive: bool = False) -> tuple[tuple[int, int], ...]:
     """Offsets closer to (0, 0) than a radius, row-major; 49 for a radius of 4 (45 by "l2", 25 by "l1").

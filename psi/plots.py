@@ -19,7 +19,7 @@ from padding.engine.inspection import Curves, Strip, draw_plots
 from padding.errors import run_command
 from psi.budget import BudgetCurve, budget_curves, read_runs
 from psi.figures import draw_budget, draw_strips
-from psi.inspection import Inspection
+from psi.inspection import LabelInspection
 
 __all__ = ["main"]
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the picture's path."""
     strip = Strip(
         "how labels grow in some images",
-        Inspection,
+        LabelInspection,
         lambda path, images, inspection: draw_strips(
             path, images, inspection.class_split, bgr=inspection.cfg.INPUT.FORMAT == "BGR"
         ),

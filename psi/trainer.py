@@ -25,7 +25,7 @@ from padding.engine.trainer import TRAINER_REGISTRY, Trainer, training_entries
 from padding.errors import ConfigError, MethodError
 from padding.modeling.weights.loading import load_initial_weights
 from psi.label_store import LabelStore
-from psi.labeling import ScribbleReader, grow_labels
+from psi.labeling import SupervisionReader, grow_labels
 from psi.meta_arch import PSI, LabelsAtStep
 
 __all__ = ["ScribbleTrainer", "round_at"]
@@ -162,7 +162,7 @@ class ScribbleTrainer(Trainer):
         if comm.is_main_process():
             store.start_round(number)
         comm.synchronize()
-        read = ScribbleReader(self.cfg)
+        read = SupervisionReader(self.cfg)
         share = entries[comm.get_rank() :: comm.get_world_size()]
         # Dropout and augmentation of the training do not depend on what was labeled in between.
         with preserved_random_state():

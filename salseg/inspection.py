@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 
-from padding.data.class_split import ClassSplit
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.sets.scribbles import label_key
@@ -22,10 +22,9 @@ from padding.engine.label_map import label_map_of
 from padding.errors import ConfigError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.saliency import saliency_at_size
-from padding.evaluation.semantic import SemanticGroundTruth, read_label_map
-from padding.modeling.label_space import class_split_of
+from padding.evaluation.semantic import SemanticGroundTruth
 
-__all__ = ["Inspected", "Inspection", "image_miou", "saliency_mae"]
+__all__ = ["Inspected", "PredictionInspection", "image_miou", "saliency_mae"]
 
 Labels = npt.NDArray[np.integer]
 Grey = npt.NDArray[np.float32]
@@ -78,7 +77,7 @@ def saliency_mae(saliency: Grey, salient: Mask, known: Mask) -> float:
     return float(np.abs(saliency - salient)[known].mean()) if known.any() else np.nan
 
 
-class Inspection(inspection.Inspection[Inspected]):
+class PredictionInspection(inspection.Inspection[Inspected]):
     """Test images of a configuration and what a trained network makes of them; iterate over it."""
 
     architecture = "SalSeg"
@@ -129,7 +128,7 @@ class Inspection(inspection.Inspection[Inspected]):
     def _true_labels(self, file_name: str) -> Labels | None:
         for truth in self._truths:
             if file_name in truth.files:
-                labels = read_label_map(truth.file_of(file_name), truth.label_map)
+                labels = truth.labels_of(file_name)
                 return np.where(labels == truth.ignore_label, IGNORE_LABEL, labels)
         return None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from padding.engine.inspection import Curves, Strip, draw_plots
 from padding.errors import run_command
 from salseg.figures import draw_courses, draw_strips
-from salseg.inspection import Inspection
+from salseg.inspection import PredictionInspection
 from salseg.training_log import read_courses
 
 __all__ = ["main"]
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the picture's path."""
     strip = Strip(
         "both tasks beside some images",
-        Inspection,
+        PredictionInspection,
         lambda path, images, inspection: draw_strips(path, images, inspection.class_split),
     )
     curves = Curves(

@@ -24,7 +24,7 @@ from padding.modeling.small_resnet import build_small_resnet_backbone
 from padding.modeling.timm_backbone import TimmBackbone
 from tcc.pvt import PVT_VARIANTS, PVTBlock, build_pvt
 
-__all__ = ["Student", "build_backbone_of", "build_resnet", "build_student", "seeded"]
+__all__ = ["Student", "build_backbone_of", "build_resnet", "build_student", "seeded_torch"]
 
 _RESNET_DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 _BLOCKS = (CNNBlockBase, PVTBlock, ConvNeXtBlock)
@@ -84,7 +84,7 @@ def build_student(cfg: CfgNode, name: str, num_classes: int) -> Student:
     node = cfg.MODEL.TCC[name]
     # A seed of its own for each student: two students of one architecture would else start equal.
     seed = cfg.SEED if cfg.SEED >= 0 else torch.initial_seed()
-    with seeded(seed + _SEED_STEP * node.SEED_OFFSET):
+    with seeded_torch(seed + _SEED_STEP * node.SEED_OFFSET):
         backbone = build_backbone_of(cfg, name)
         head = DeepLabV3PlusHead(
             input_channels=_input_channels(backbone, node, name),
@@ -194,7 +194,7 @@ def _input_channels(backbone: Backbone, node: CfgNode, name: str) -> dict[str, i
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded_torch(seed: int) -> Iterator[None]:
     """Draw torch's random numbers on the CPU from ``seed``; afterwards they go on as before."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed the accelerators.

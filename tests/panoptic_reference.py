@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slow, obvious sweep of panoptic quality, which ``padding.study.panoptic_sweep`` must equal."""
+"""What panoptic scores must equal: panopticapi's count of files, and the slow, obvious sweep of gamma."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from padding.data.files import save_panoptic_png
+from padding.evaluation.panoptic import PanopticGroundTruth, panoptic_results
 from padding.evaluation.panoptic_quality import PanopticQuality
 from padding.study.curve import GAMMAS, AccumulatedSweep, GroundTruth, Postprocess, RawPrediction, half_of_images
 
@@ -39,3 +45,35 @@ def sweep_panoptic(
             pred_array = pred_map.cpu().numpy() if isinstance(pred_map, Tensor) else np.asarray(pred_map)
             quality.update(pred_array, pred_segments, gt_map, gt_segments)
     return AccumulatedSweep(tuple(gammas), halves[0], halves[1])
+
+
+def official_results(
+    truth: PanopticGroundTruth,
+    records: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    folder: Path,
+) -> dict[str, float]:
+    """Results by panopticapi's count of predictions written to ``folder`` in COCO's format; the averages are ours.
+
+    Its single-core function is called: the multi-core one never closes its pool, and its averages divide by zero when a
+    data set has no things or no stuff.
+    """
+    from panopticapi.evaluation import pq_compute_single_core
+
+    ids = truth.groups.dataset_ids
+    pairs = []
+    for record, output in zip(records, outputs, strict=True):
+        pred_map, segments = output["panoptic_seg"]
+        name = f"{record['image_id']}.png"
+        save_panoptic_png(pred_map.numpy(), folder / name)
+        entries = [{"id": int(s["id"]), "category_id": int(ids[s["category_id"]])} for s in segments]
+        prediction = {"image_id": record["image_id"], "file_name": name, "segments_info": entries}
+        pairs.append((dict(truth.annotation(record["image_id"])), prediction))
+    with contextlib.redirect_stdout(io.StringIO()):
+        stat = pq_compute_single_core(0, pairs, str(truth.panoptic_root), str(folder), {i: {"id": i} for i in ids})
+    quality = PanopticQuality(truth.groups.num_classes)
+    for class_id, dataset_id in enumerate(ids):
+        counted = stat[dataset_id]
+        quality.iou[class_id] = counted.iou
+        quality.tp[class_id], quality.fp[class_id], quality.fn[class_id] = counted.tp, counted.fp, counted.fn
+    return panoptic_results(quality.compute(), truth.groups)

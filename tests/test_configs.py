@@ -13,8 +13,9 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 from torch.overrides import TorchFunctionMode
 
-from padding.data.catalog import class_split_of, register_all
+from padding.data.catalog import register_all
 from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
+from padding.data.class_split import class_split_of
 from padding.data.folders import register_own_data
 from padding.data.mappers import build_mapper
 from padding.engine import TRAINER_REGISTRY, add_core_config

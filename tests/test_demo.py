@@ -12,10 +12,10 @@ from PIL import Image
 
 import demo
 from padding.data.catalog import register_all
+from padding.data.readers import read_label_map
 from padding.engine import Predictor
 from padding.engine.commands import load_config
 from padding.engine.saliency_picture import GAP_PX
-from padding.evaluation.semantic import read_label_map
 from tests.tiny_segmentor import write_config, write_untrained_weights
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from padding.data.class_split import ClassSplit
 from padding.data.registration import (
-    class_split_of,
     register_instances,
     register_listed_images,
     register_panoptic,
@@ -32,7 +31,6 @@ from padding.data.sets.voc import register_voc
 from padding.data.shapes.classes import shapes_coarse_split, shapes_split
 
 __all__ = [
-    "class_split_of",
     "coco_zsp_split",
     "register_all",
     "register_instances",

@@ -26,6 +26,7 @@ FloatArray = npt.NDArray[np.float32]
 # The earliest time a zip entry can hold: equal tables give equal bytes whenever they are written.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 _SHOWN = 10
+_NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
@@ -260,15 +261,14 @@ def read_word2vec_csv(path: str | Path, names: Sequence[str]) -> tuple[FloatArra
 
 
 def nearest_known_classes(
-    embeddings: npt.ArrayLike, names: Sequence[str], known_names: Sequence[str], top_k: int = 3
+    embeddings: npt.ArrayLike, names: Sequence[str], known_names: Sequence[str]
 ) -> dict[str, list[tuple[str, float]]]:
-    """For every class that is not known, the known classes of highest cosine similarity.
+    """For every class that is not known, the three known classes of highest cosine similarity.
 
     Args:
         embeddings: (K, E) in the order of ``names``.
         names: K class names.
         known_names: the seen classes, each one of ``names``.
-        top_k: neighbours reported for a class.
 
     Returns:
         Class name to (known class, cosine in [-1, 1]), best first.
@@ -282,7 +282,7 @@ def nearest_known_classes(
         if name in set(known):
             continue
         cosine = bank @ unit[row_of[name]]
-        order = np.argsort(-cosine, kind="stable")[:top_k]
+        order = np.argsort(-cosine, kind="stable")[:_NEIGHBOURS]
         report[name] = [(known[i], float(cosine[i])) for i in order]
     return report
 

@@ -23,11 +23,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from padding.data.catalog import class_split_of
+from padding.data.class_split import class_split_of
 from padding.data.files import write_json
+from padding.data.readers import read_label_map
 from padding.data.saliency.stream import load_segmentation_entries
 from padding.data.sample import IGNORE_LABEL
-from padding.data.targets import check_label_range, read_label_map, translate_labels
+from padding.data.targets import check_label_range, translate_labels
 from padding.errors import ConfigError, DataError, MissingFileError
 
 __all__ = [
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 Entries = Sequence[Mapping[str, Any]]
 Over = Literal["labeled", "all"]
 OVER = ("labeled", "all")
+_OFFSET = 1.02  # above 1: an absent class would have an infinite weight
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,13 @@ class ClassCounts:
         return np.asarray(self.pixels, np.float64) / total
 
 
-def inverse_log_weights(shares: npt.NDArray[np.float64], *, offset: float = 1.02) -> npt.NDArray[np.float64]:
-    """Weights 1 / ln(offset + p) of shares p in [0, 1].
+def inverse_log_weights(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weights 1 / ln(1.02 + p) of shares p in [0, 1].
 
     >>> inverse_log_weights(np.array([0.0, 1.0])).round(2).tolist()
     [50.5, 1.42]
-
-    Raises:
-        ConfigError: the offset is 1 or less: a class that is absent would have an infinite weight.
     """
-    if offset <= 1:
-        raise ConfigError(f"the offset of class weights is {offset}; it must be above 1")
-    return 1.0 / np.log(offset + shares)
+    return 1.0 / np.log(_OFFSET + shares)
 
 
 def class_weights(source: str | CfgNode, *, cache: str | Path | None, over: Over = "labeled") -> torch.Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 from padding.data.roots import splits_dir
 from padding.errors import DataError, MissingFileError
 
-__all__ = ["ClassSplit", "read_name_list"]
+__all__ = ["ClassSplit", "class_split_of", "read_name_list"]
 
 _GREY = (128, 128, 128)
 
@@ -145,6 +145,34 @@ class ClassSplit:
 def _as_color(value: Sequence[int]) -> tuple[int, int, int]:
     red, green, blue = value
     return int(red), int(green), int(blue)
+
+
+def class_split_of(dataset_name: str) -> ClassSplit:
+    """Label space of a registered data set.
+
+    Sets registered elsewhere (Detectron2's own, a user's) are described by their ``stuff_classes`` or
+    ``thing_classes``, everything seen.
+
+    Raises:
+        DataError: the set is unknown or names no classes.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    known = dataset_name in DatasetCatalog or dataset_name in MetadataCatalog.list()
+    metadata = MetadataCatalog.get(dataset_name) if known else None
+    split = getattr(metadata, "class_split", None)
+    if split is not None:
+        return split
+    things = tuple(getattr(metadata, "thing_classes", ()))
+    names = tuple(getattr(metadata, "stuff_classes", ())) or things
+    if not names:
+        why = "has no class names in its metadata" if known else "is not registered"
+        raise DataError(
+            f"data set '{dataset_name}' {why}. Call padding.data.catalog.register_all(), or register your own "
+            "(register_panoptic, register_sem_seg)"
+        )
+    is_thing = tuple(name in things for name in names)
+    return ClassSplit(names=names, is_thing=is_thing, dataset_ids=tuple(range(len(names))))
 
 
 def read_name_list(path: str | Path) -> tuple[str, ...]:

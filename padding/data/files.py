@@ -28,6 +28,7 @@ __all__ = [
     "replace_folder",
     "replacing",
     "save_figure",
+    "save_panoptic_png",
     "save_png",
     "set_aside",
     "without_nan",
@@ -124,3 +125,8 @@ def save_png(array: npt.NDArray[np.uint8], path: str | Path, *, palette: Sequenc
         image.putpalette([int(channel) for color in palette for channel in color])
     with replacing(path, flush=False) as temporary:
         image.save(temporary, format="PNG")
+
+
+def save_panoptic_png(ids: npt.NDArray[np.integer], path: str | Path) -> None:
+    """Write segment ids (h, w), 0 to 2**24 - 1, as ``readers.read_panoptic_ids`` reads them."""
+    save_png(np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8), path)

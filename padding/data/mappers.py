@@ -32,7 +32,8 @@ from padding.data.augmentation import (
     with_labeled_crops,
     with_rotation,
 )
-from padding.data.catalog import class_split_of
+from padding.data.class_split import class_split_of
+from padding.data.readers import read_label_map, read_panoptic_ids
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX
 from padding.errors import ConfigError, DataError, MissingFileError
 
@@ -135,6 +136,7 @@ class Mapper:
     default_augmentation = "jitter"
     label_pad = VOID_INDEX
 
+    @configurable
     def __init__(
         self,
         *,
@@ -146,7 +148,7 @@ class Mapper:
         valid_mask: bool = False,
         strong_view: bool = False,
     ) -> None:
-        """Take explicit settings; ``from_config`` of the subclasses reads them from a config.
+        """Take explicit settings, or a config that ``from_config`` reads.
 
         Args:
             is_train: whether targets are built.
@@ -165,6 +167,11 @@ class Mapper:
         self.extra_maps = tuple(extra_maps)
         self.valid_mask = valid_mask
         self.strong_view = strong_view
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        """Settings from the INPUT keys."""
+        return cls._base_arguments(cfg, is_train)
 
     @classmethod
     def _base_arguments(
@@ -254,7 +261,7 @@ class Mapper:
         self, sample: Mapping[str, Any], name: str, size: tuple[int, int], transforms: TransformList
     ) -> torch.Tensor:
         path = _required(sample, f"{name}_file_name")
-        grey = targets.read_label_map(path)
+        grey = read_label_map(path)
         targets.check_size(path, grey.shape, {"height": size[0], "width": size[1]})
         if grey.dtype != np.uint8:
             raise DataError(f"{path}: a continuous map is an 8-bit grey image, this one has {grey.dtype}; convert it")
@@ -326,7 +333,7 @@ class SemanticMapper(Mapper):
             index = _read_segment_index(sample, size)
             return targets.semantic_labels(index, sample["segments_info"], ignore_label=self.ignore_label), None
         path = _required(sample, "sem_seg_file_name")
-        labels = targets.read_label_map(path)
+        labels = read_label_map(path)
         targets.check_size(path, labels.shape, {"height": size[0], "width": size[1]})
         if self.label_map is not None:
             labels = targets.translate_labels(labels, self.label_map, path=path)
@@ -349,11 +356,6 @@ class UnlabeledMapper(Mapper):
     """The image alone, with ``is_labeled`` False; no label file is opened, nor need there be one."""
 
     default_augmentation = "crop"
-
-    @configurable
-    def __init__(self, **settings: Any) -> None:
-        """Take the settings of ``Mapper``."""
-        super().__init__(**settings)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -379,16 +381,6 @@ class UnlabeledMapper(Mapper):
 class PanopticMapper(Mapper):
     """One mask per segment as ``instances``; crowds, void and segments cropped out of view are no targets."""
 
-    @configurable
-    def __init__(self, **settings: Any) -> None:
-        """Take the settings of ``Mapper``."""
-        super().__init__(**settings)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
-        """Settings from the INPUT keys."""
-        return cls._base_arguments(cfg, is_train)
-
     def read_labels(self, sample: Mapping[str, Any], size: tuple[int, int]) -> Labels:
         """Segment index map and the class of each index (void: the ignore label)."""
         segments = _required(sample, "segments_info")
@@ -412,16 +404,6 @@ class InstanceMapper(Mapper):
     Objects may overlap, so every mask is augmented for itself.
     """
 
-    @configurable
-    def __init__(self, **settings: Any) -> None:
-        """Take the settings of ``Mapper``."""
-        super().__init__(**settings)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
-        """Settings from the INPUT keys."""
-        return cls._base_arguments(cfg, is_train)
-
     def add_targets(self, sample: dict[str, Any], view: View) -> None:
         """Add ``instances``."""
         path = sample["file_name"]
@@ -439,7 +421,7 @@ class InstanceMapper(Mapper):
 
 def _read_segment_index(sample: Mapping[str, Any], size: tuple[int, int]) -> targets.LabelMap:
     path = _required(sample, "pan_seg_file_name")
-    ids = targets.read_panoptic_ids(path)
+    ids = read_panoptic_ids(path)
     targets.check_size(path, ids.shape, {"height": size[0], "width": size[1]})
     return targets.segment_index_map(
         ids, sample["segments_info"], void_ids=sample.get("void_segment_ids", ()), path=path

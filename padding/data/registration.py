@@ -20,7 +20,6 @@ from padding.data.sample import IGNORE_LABEL, LABEL_DIVISOR, DatasetDict
 from padding.errors import DataError
 
 __all__ = [
-    "class_split_of",
     "register_data_set",
     "register_instances",
     "register_listed_images",
@@ -35,33 +34,6 @@ _registered: set[str] = set()
 def registered_names() -> tuple[str, ...]:
     """Names registered by this project, sorted."""
     return tuple(sorted(_registered))
-
-
-def class_split_of(dataset_name: str) -> ClassSplit:
-    """Label space of a registered data set.
-
-    Sets registered elsewhere (Detectron2's own, a user's) are described by their ``stuff_classes`` or
-    ``thing_classes``, everything seen.
-
-    Raises:
-        DataError: the set is unknown or names no classes.
-    """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    known = dataset_name in DatasetCatalog
-    metadata = MetadataCatalog.get(dataset_name) if known else None
-    split = getattr(metadata, "class_split", None)
-    if split is not None:
-        return split
-    things = tuple(getattr(metadata, "thing_classes", ()))
-    names = tuple(getattr(metadata, "stuff_classes", ())) or things
-    if not names:
-        why = "has no class names in its metadata" if known else f"is not registered; ours are {sorted(_registered)}"
-        raise DataError(
-            f"data set '{dataset_name}' {why}. Call padding.data.catalog.register_all() or register your own"
-        )
-    is_thing = tuple(name in things for name in names)
-    return ClassSplit(names=names, is_thing=is_thing, dataset_ids=tuple(range(len(names))))
 
 
 def register_panoptic(  # noqa: PLR0913  (one argument per file or folder)

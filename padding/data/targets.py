@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annotation files to arrays, and arrays to training targets; pure functions apart from the readers.
+"""Arrays of annotation files to training targets; pure functions.
 
 A panoptic PNG is turned into a *segment index map* once, at the size of the file: uint8 (uint16 beyond 254 segments), 0
 for void, ``k + 1`` for segment ``k``. It is augmented like any label map; only what is left of it becomes binary masks.
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from padding.data.sample import VOID_INDEX, SegmentInfo
 from padding.errors import ConfigError, DataError
@@ -32,8 +31,6 @@ __all__ = [
     "label_map_to_instances",
     "masks_to_instances",
     "pad_to_size",
-    "read_label_map",
-    "read_panoptic_ids",
     "segment_index_map",
     "semantic_labels",
     "transform_labels",
@@ -44,52 +41,6 @@ _NUM_IDS = 1 << 24  # three bytes of a PNG
 _per_thread = threading.local()
 
 LabelMap = npt.NDArray[Any]  # (h, w) uint8 or uint16
-
-
-def read_panoptic_ids(path: str | Path) -> npt.NDArray[np.uint32]:
-    """Segment ids of a panoptic PNG, (h, w): R + 256 G + 65536 B.
-
-    Raises:
-        MissingFileError: there is no such file.
-        ValueError: it cannot be decoded.
-    """
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise _unreadable(path)
-    rgba = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGBA)  # four bytes per pixel can be viewed as one number
-    return rgba.view("<u4")[..., 0] & np.uint32(0xFFFFFF)
-
-
-def read_label_map(path: str | Path) -> LabelMap:
-    """Label map of a PNG, (h, w) uint8 or uint16; a palette image gives its indices, never its colours.
-
-    Raises:
-        MissingFileError: there is no such file.
-        DataError: it cannot be decoded, or is a colour image.
-    """
-    try:
-        with Image.open(path) as image:  # cv2 would replace the indices by the colours of the palette
-            if image.mode not in ("P", "L", "1", "I", "I;16"):
-                raise DataError(
-                    f"{path}: a label map holds one number per pixel, but this is an image of mode {image.mode}; "
-                    "convert its colours to class ids first"
-                )
-            labels = np.asarray(image)
-    except FileNotFoundError:
-        raise _unreadable(path) from None
-    except OSError as error:
-        raise _unreadable(path) from error
-    if labels.dtype == np.uint8:
-        return labels
-    if labels.dtype != np.bool_ and (labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max):
-        raise DataError(f"{path}: labels reach {labels.min()} to {labels.max()}; a label map holds 0 to 65535")
-    return labels.astype(np.uint8 if labels.dtype == np.bool_ else np.uint16)
-
-
-def _unreadable(path: str | Path) -> Exception:
-    if not Path(path).is_file():
-        return FileNotFoundError(f"{path}: no such file, though the data set lists it; obtain or generate it again")
-    return ValueError(f"{path}: cannot be decoded; the file is damaged or was cut, obtain or generate it again")
 
 
 def check_size(path: str | Path, found: Sequence[int], listed: Mapping[str, Any]) -> None:

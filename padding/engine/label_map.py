@@ -18,7 +18,7 @@ from padding.data.files import save_png
 from padding.errors import ConfigError
 from padding.modeling.tta import scored_pixels
 
-__all__ = ["UNLABELED", "class_colors", "label_map_of", "semantic_labels", "write_label_map"]
+__all__ = ["UNLABELED", "class_colors", "label_map_of", "scored_labels", "write_label_map"]
 
 UNLABELED = 255
 """Pixels that the model did not segment, such as those around the middle with MODE "center_crop"."""
@@ -26,7 +26,7 @@ UNLABELED = 255
 _UNLABELED_COLOR = (224, 224, 192)  # VOC's
 
 
-def semantic_labels(scores: Tensor) -> Tensor:
+def scored_labels(scores: Tensor) -> Tensor:
     """(K, h, w) scores -> (h, w) int64, the best class; where all scores are 0, ``UNLABELED`` or K, the larger one."""
     labels = scores.max(dim=0).indices
     return labels.masked_fill(~scored_pixels(scores), max(UNLABELED, len(scores)))
@@ -52,7 +52,7 @@ def label_map_of(prediction: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     scores = prediction["sem_seg"]
     if len(scores) > UNLABELED:
         raise ValueError(f"{len(scores)} classes do not fit an index image, which has room for {UNLABELED}")
-    return np.asarray(semantic_labels(scores).numpy(), dtype=np.uint8)
+    return np.asarray(scored_labels(scores).numpy(), dtype=np.uint8)
 
 
 def class_colors(metadata: Metadata) -> list[tuple[int, int, int]]:

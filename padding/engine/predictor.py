@@ -12,10 +12,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from padding.data.augmentation import View, resize_for_test
-from padding.data.catalog import class_split_of
-from padding.data.class_split import ClassSplit
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.engine.commands import load_model
-from padding.engine.label_map import semantic_labels
+from padding.engine.label_map import scored_labels
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import ConfigError, MethodError
 
@@ -179,7 +178,7 @@ class Predictor:
             instances = prediction["instances"]
             picture = canvas.draw_instance_predictions(instances[instances.scores >= confidence])
         elif "sem_seg" in prediction:
-            picture = canvas.draw_sem_seg(semantic_labels(prediction["sem_seg"]))
+            picture = canvas.draw_sem_seg(scored_labels(prediction["sem_seg"]))
         else:
             raise ValueError(f"nothing to draw: the prediction holds {sorted(prediction)}")
         return picture.get_image()

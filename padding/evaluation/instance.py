@@ -33,6 +33,7 @@ __all__ = ["DetectionScores", "InstanceEvaluator", "InstanceGroundTruth", "detec
 logger = logging.getLogger(__name__)
 
 IouType = Literal["bbox", "segm"]
+IOU_TYPES: tuple[IouType, ...] = ("segm", "bbox")
 METRICS = ("AP", "AP50", "recall100")
 MAX_DETECTIONS = 100
 ALL_AREAS = [0.0, 1e10]  # square pixels; COCO's "all"
@@ -73,12 +74,11 @@ class InstanceGroundTruth:
     backend: str
 
     @classmethod
-    def of_dataset(cls, dataset_name: str, *, backend: str = "auto") -> "InstanceGroundTruth":
+    def of_dataset(cls, dataset_name: str) -> "InstanceGroundTruth":
         """Read the annotations of a registered data set.
 
         Args:
             dataset_name: registered data set with ``json_file``.
-            backend: "faster_coco_eval", "pycocotools", or "auto" for the first of them that is installed.
 
         Raises:
             ValueError: if there is no ground truth, or it lacks a thing class of the data set.
@@ -91,7 +91,7 @@ class InstanceGroundTruth:
                 "prepare it, or switch MODEL.MASK_FORMER.TEST.INSTANCE_ON off"
             )
         groups = ClassGroups.from_metadata(metadata)
-        backend = _backend_name(backend)
+        backend = _installed_backend()
         with contextlib.redirect_stdout(io.StringIO()):
             coco = _backend_classes(backend)[0](str(json_file))
         missing = sorted({groups.dataset_ids[i] for i in groups.thing_ids} - set(coco.getCatIds()))
@@ -117,37 +117,27 @@ class InstanceGroundTruth:
 
 
 class InstanceEvaluator(DatasetEvaluator):
-    """Detectron2 evaluator of ``output["instances"]``: ``scores``, ``pred_classes``, ``pred_masks`` or ``pred_boxes``.
+    """Detectron2 evaluator of ``output["instances"]``: ``scores``, ``pred_classes`` and ``pred_masks``.
 
-    The boxes of a model that predicts masks are those of its masks. Classes are contiguous ids of the data set; the
+    The boxes are those of the masks. Classes are contiguous ids of the data set; the
     ground truth is an instances JSON, so the means run over its things. The result keys are ``segm`` and ``bbox``:
     ``AP, AP50, recall100`` (each also ``_seen, _unseen, _hm``) in percent, class counts, ``num_images``.
     """
 
-    def __init__(
-        self,
-        dataset_name: str,
-        output_folder: str | Path | None = None,
-        *,
-        iou_types: Sequence[IouType] = ("segm", "bbox"),
-        backend: str = "auto",
-    ) -> None:
+    def __init__(self, dataset_name: str, output_folder: str | Path | None = None) -> None:
         """Read the ground truth.
 
         Args:
             dataset_name: registered data set with ``json_file``.
             output_folder: where the per-class reports go; None writes nothing.
-            iou_types: what to compare, masks or boxes or both.
-            backend: "faster_coco_eval", "pycocotools", or "auto" for the first of them that is installed.
 
         Raises:
             ValueError: if there is no ground truth, or it lacks a thing class of the data set.
         """
-        self.truth = InstanceGroundTruth.of_dataset(dataset_name, backend=backend)
+        self.truth = InstanceGroundTruth.of_dataset(dataset_name)
         self.groups = self.truth.groups
         self._dataset_name = dataset_name
         self._output_folder = output_folder
-        self._iou_types = tuple(iou_types)
         self.reset()
 
     def reset(self) -> None:
@@ -184,12 +174,9 @@ class InstanceEvaluator(DatasetEvaluator):
         if not bool(keep.any()):
             return []
         instances = instances.to(torch.device("cpu"))[keep]
-        if instances.has("pred_masks"):
-            shapes = mask_entries(instances.pred_masks, image)
-        elif "segm" in self._iou_types:
-            raise ValueError("instances without pred_masks cannot be compared by 'segm'; ask for iou_types=('bbox',)")
-        else:
-            shapes = _box_entries(instances.pred_boxes.tensor)
+        if not instances.has("pred_masks"):
+            raise ValueError("instances without pred_masks cannot be compared; boxes alone are not evaluated")
+        shapes = mask_entries(instances.pred_masks, image)
         return [
             {"image_id": image["id"], "category_id": self.groups.dataset_ids[class_id], "score": score, **shape}
             for class_id, score, shape in zip(
@@ -214,7 +201,7 @@ class InstanceEvaluator(DatasetEvaluator):
         if len(image_ids) < total:
             logger.warning("%s: evaluated %d of %d images", self._dataset_name, len(image_ids), total)
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
-        for iou_type in self._iou_types:
+        for iou_type in IOU_TYPES:
             scores = detection_scores(self.truth, detections, image_ids, iou_type)
             results[iou_type] = self._report(iou_type, scores)
             results[iou_type]["num_images"] = len(image_ids)
@@ -312,20 +299,11 @@ def mask_entries(masks: Tensor, image: Mapping[str, Any]) -> list[dict[str, Any]
     ]
 
 
-def _box_entries(boxes: Tensor) -> list[dict[str, Any]]:
-    """Corner boxes (N, 4) as x, y, width, height."""
-    corner, opposite = boxes[:, :2], boxes[:, 2:]
-    return [{"bbox": box} for box in torch.cat([corner, opposite - corner], dim=1).tolist()]
-
-
-def _backend_name(wanted: str) -> str:
-    if wanted not in ("auto", *BACKENDS):
-        raise ValueError(f"backend is {wanted!r}; expected 'auto' or one of {BACKENDS}")
-    candidates = BACKENDS if wanted == "auto" else (wanted,)
-    for name in candidates:
+def _installed_backend() -> str:
+    for name in BACKENDS:
         if importlib.util.find_spec(name) is not None:
             return name
-    raise ConfigError(f"none of {candidates} is installed; pip install faster-coco-eval")
+    raise ConfigError(f"none of {BACKENDS} is installed; pip install faster-coco-eval")
 
 
 def _backend_classes(backend: str) -> tuple[Any, Any]:

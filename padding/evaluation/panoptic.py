@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO panoptic evaluation: PQ, SQ, RQ of all, seen and unseen classes (PADing, Tab. 1).
 
-Computed from the predicted tensors in this process; ``official=True`` writes the COCO result format and lets
-panopticapi count instead. Either way the averages are ours: panopticapi knows no seen and unseen classes.
+Computed from the predicted tensors in this process; the tests compare with panopticapi, which knows no seen and unseen
+classes.
 """
 
-import contextlib
-import io
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from padding.data.files import write_text
+from padding.data.readers import read_json, read_panoptic_ids
 from padding.errors import ConfigError, DataError
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.panoptic_quality import PanopticQuality, PanopticScores
@@ -32,6 +28,7 @@ __all__ = ["PanopticEvaluator", "PanopticGroundTruth", "PanopticQuality", "Panop
 logger = logging.getLogger(__name__)
 
 METRICS = ("PQ", "SQ", "RQ")
+_CURE = "Prepare the data set first (datasets/README.md)."
 
 
 class PanopticGroundTruth:
@@ -47,9 +44,7 @@ class PanopticGroundTruth:
         self.panoptic_root = Path(panoptic_root)
         self.groups = groups
         self._contiguous_id = groups.contiguous_id
-        content = _read_json(self.panoptic_json)
-        if "annotations" not in content:
-            raise DataError(f"{self.panoptic_json}: no 'annotations'; expected a COCO panoptic JSON")
+        content = read_json(self.panoptic_json, required=("annotations",), cure=_CURE)
         self._annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
         self.image_ids = sorted(self._annotations)
 
@@ -90,6 +85,7 @@ class PanopticGroundTruth:
             ``{id, category_id, iscrowd, area?}`` with contiguous category ids.
 
         Raises:
+            MissingFileError: if its PNG is missing.
             DataError: if the image is not annotated, its PNG is unreadable, or a category is unknown.
         """
         annotation = self.annotation(image_id)
@@ -101,7 +97,7 @@ class PanopticGroundTruth:
                     f"{segment['category_id']} is not among the {self.groups.num_classes} classes of the data set"
                 )
             segments.append({**segment, "category_id": self._contiguous_id[segment["category_id"]]})
-        id_map = read_panoptic_png(self.panoptic_root / annotation["file_name"])
+        id_map = read_panoptic_ids(self.panoptic_root / annotation["file_name"])
         # Classes that do not count are void, so that predictions on them are neither right nor wrong.
         void = [segment["id"] for segment in segments if segment["category_id"] not in self.groups.counted_ids]
         if void:
@@ -117,36 +113,21 @@ class PanopticEvaluator(DatasetEvaluator):
     unseen classes and with ``_things, _stuff``, in percent; the numbers of classes that counted; ``num_images``.
     """
 
-    def __init__(self, dataset_name: str, output_folder: str | Path | None = None, official: bool = False) -> None:
+    def __init__(self, dataset_name: str, output_folder: str | Path | None = None) -> None:
         """Read the ground-truth JSON.
 
         Args:
             dataset_name: registered data set with ``panoptic_json`` and ``panoptic_root``.
             output_folder: where the per-class report goes; None writes nothing.
-            official: count with panopticapi from files written to ``output_folder``; slower.
         """
-        if official and output_folder is None:
-            raise ValueError("official=True writes the predictions for panopticapi: give an output_folder")
         self.truth = PanopticGroundTruth.of_dataset(dataset_name)
-        if official and len(self.truth.groups.counted_ids) < self.truth.groups.num_classes:
-            raise DataError(
-                f"official=True counts the files of '{dataset_name}' as they are, in which seen classes are not void; "
-                "use it on the set of all classes"
-            )
         self._dataset_name = dataset_name
         self._output_folder = Path(output_folder) if output_folder is not None else None
-        self._prediction_writer = (
-            OfficialPredictions(self.truth, Path(output_folder) / "panoptic_predictions")
-            if official and output_folder is not None
-            else None
-        )
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
         self._quality = PanopticQuality(self.truth.groups.num_classes)
-        if self._prediction_writer is not None:
-            self._prediction_writer.reset()
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Take in a batch.
@@ -165,8 +146,6 @@ class PanopticEvaluator(DatasetEvaluator):
                 self._quality.update(pred_map, pred_segments, gt_map, gt_segments)
             except ValueError as error:
                 raise DataError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
-            if self._prediction_writer is not None:
-                self._prediction_writer.add(record, pred_map, pred_segments)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Join the ranks and report.
@@ -176,7 +155,6 @@ class PanopticEvaluator(DatasetEvaluator):
         """
         comm.synchronize()
         parts = comm.gather(self._quality)
-        annotations = comm.gather(self._prediction_writer.annotations) if self._prediction_writer is not None else []
         if not comm.is_main_process():
             return None
         # Sums of the ranks, not means: ranks hold different numbers of segments.
@@ -188,10 +166,6 @@ class PanopticEvaluator(DatasetEvaluator):
                 "%s: evaluated %d of %d images", self._dataset_name, quality.num_images, len(self.truth.image_ids)
             )
         scores = quality.compute()
-        if self._prediction_writer is not None:
-            in_process = scores
-            scores = self._prediction_writer.count([entry for part in annotations for entry in part])
-            logger.info("panopticapi and this process differ by %.2g in PQ", np.abs(scores.pq - in_process.pq).max())
         results = panoptic_results(scores, self.truth.groups)
         results["num_images"] = quality.num_images
         self._report(scores, results)
@@ -224,86 +198,6 @@ def panoptic_results(scores: PanopticScores, groups: ClassGroups) -> dict[str, f
     return results
 
 
-def read_panoptic_png(path: str | Path) -> npt.NDArray[np.uint32]:
-    """Segment ids of a COCO panoptic PNG, id = R + 256 G + 65536 B.
-
-    Args:
-        path: 8-bit colour PNG.
-
-    Returns:
-        (h, w) uint32.
-
-    Raises:
-        DataError: if there is no such file, or it is not an 8-bit colour PNG.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; it is named by the panoptic JSON")
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None or image.ndim != 3 or image.dtype != np.uint8:
-        raise DataError(f"{path}: not an 8-bit colour PNG, which COCO's panoptic format asks for")
-    # Four bytes R, G, B, A of a pixel are one little-endian number; only A has to be masked out.
-    code = cv2.COLOR_BGR2RGBA if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-    rgba = cv2.cvtColor(image, code)
-    return rgba.view("<u4")[..., 0] & np.uint32(2**24 - 1)
-
-
-def write_panoptic_png(path: str | Path, id_map: npt.NDArray[np.integer]) -> None:
-    """Write segment ids (h, w), 0 <= id < 2**24, in the form that ``read_panoptic_png`` reads."""
-    channels = [(id_map >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)]  # OpenCV's order is B, G, R
-    if not cv2.imwrite(str(path), np.stack(channels, axis=-1)):
-        raise OSError(f"{path}: could not be written")
-
-
-class OfficialPredictions:
-    """Predictions in COCO's result format on disk, and panopticapi's count of them."""
-
-    def __init__(self, truth: PanopticGroundTruth, folder: Path) -> None:
-        self._truth = truth
-        self._folder = folder
-        self.annotations: list[dict[str, Any]] = []
-
-    def reset(self) -> None:
-        """Forget all images; files of earlier runs are overwritten, not removed."""
-        self.annotations = []
-        self._folder.mkdir(parents=True, exist_ok=True)
-
-    def add(
-        self, record: Mapping[str, Any], pred_map: npt.NDArray[np.integer], segments: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Write the PNG of one image and keep its JSON entry, with the data set's category ids."""
-        file_name = f"{Path(record['file_name']).stem}.png"
-        write_panoptic_png(self._folder / file_name, pred_map)
-        dataset_ids = self._truth.groups.dataset_ids
-        entries = [{"id": int(s["id"]), "category_id": int(dataset_ids[s["category_id"]])} for s in segments]
-        self.annotations.append({"image_id": record["image_id"], "file_name": file_name, "segments_info": entries})
-
-    def count(self, annotations: Sequence[Mapping[str, Any]]) -> PanopticScores:
-        """Let panopticapi count what all ranks wrote.
-
-        Its single-core function is called: the multi-core one never closes its pool, and its averages divide by zero
-        when a data set has no things or no stuff.
-
-        Args:
-            annotations: JSON entries of all ranks.
-        """
-        from panopticapi.evaluation import pq_compute_single_core
-
-        path = self._folder.with_suffix(".json")
-        write_text(path, json.dumps({"annotations": list(annotations)}))
-        groups = self._truth.groups
-        pairs = [(dict(self._truth.annotation(entry["image_id"])), dict(entry)) for entry in annotations]
-        categories = {dataset_id: {"id": dataset_id} for dataset_id in groups.dataset_ids}
-        with contextlib.redirect_stdout(io.StringIO()):
-            stat = pq_compute_single_core(0, pairs, str(self._truth.panoptic_root), str(self._folder), categories)
-        quality = PanopticQuality(groups.num_classes)
-        for class_id, dataset_id in enumerate(groups.dataset_ids):
-            counted = stat[dataset_id]
-            quality.iou[class_id] = counted.iou
-            quality.tp[class_id], quality.fp[class_id], quality.fn[class_id] = counted.tp, counted.fp, counted.fn
-        return quality.compute()
-
-
 def _prediction(
     record: Mapping[str, Any], output: Mapping[str, Any]
 ) -> tuple[npt.NDArray[np.int32], list[Mapping[str, Any]]]:
@@ -318,12 +212,3 @@ def _prediction(
 
 def _percent(scores: PanopticScores) -> dict[str, npt.NDArray[np.float64]]:
     return {"PQ": 100 * scores.pq, "SQ": 100 * scores.sq, "RQ": 100 * scores.rq}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; prepare the data set first (datasets/README.md)") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not complete JSON ({error}); download or prepare it again") from error

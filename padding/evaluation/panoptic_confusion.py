@@ -15,14 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from padding.evaluation.grouping import ClassGroups
-from padding.evaluation.panoptic_quality import (
-    FORGIVEN_FRAC,
-    MATCH_IOU,
-    ground_truth_area,
-    on_own_crowd,
-    overlap_table,
-    segment_columns,
-)
+from padding.evaluation.panoptic_quality import FORGIVEN_FRAC, MATCH_IOU, on_own_crowd, overlap_of
 
 __all__ = ["PanopticConfusion", "confusion_results"]
 
@@ -55,15 +48,12 @@ class PanopticConfusion:
         Raises:
             ValueError: if shapes differ, a category is unknown, or a map holds an id its list lacks.
         """
-        if pred_map.shape != gt_map.shape:
-            raise ValueError(f"prediction has shape {pred_map.shape}, ground truth {gt_map.shape}; both must be equal")
-        gt_ids, gt_class = segment_columns(gt_segments, self.num_classes, "ground truth")
-        pred_ids, pred_class = segment_columns(pred_segments, self.num_classes, "prediction")
-        overlap = overlap_table(gt_map, pred_map, gt_ids, pred_ids)  # (G+1, N+1), row 0 void, column 0 unlabelled
-        crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in gt_segments], dtype=bool)
+        overlap, pred_class, gt_class, gt_area, crowd = overlap_of(
+            pred_map, pred_segments, gt_map, gt_segments, self.num_classes
+        )
         shared, on_void = overlap[1:, 1:], overlap[0, 1:]
         pred_area = overlap.sum(axis=0)[1:]
-        union = ground_truth_area(gt_segments, overlap)[:, None] + pred_area[None, :] - shared - on_void[None, :]
+        union = gt_area[:, None] + pred_area[None, :] - shared - on_void[None, :]
         # As in PQ, but whatever the classes: a segment found under another name is a theft, not a miss.
         matched = (shared > MATCH_IOU * union) & ~crowd[:, None]
         gt_row, pred_column = np.nonzero(matched)

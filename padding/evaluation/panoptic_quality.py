@@ -11,7 +11,7 @@ Letters: K classes, G ground-truth segments, N predicted segments of one image.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -94,16 +94,12 @@ class PanopticQuality:
             ValueError: if shapes differ, a category is unknown, a map holds an id its list lacks, or a predicted
                 segment has no pixel.
         """
-        if pred_map.shape != gt_map.shape:
-            raise ValueError(f"prediction has shape {pred_map.shape}, ground truth {gt_map.shape}; both must be equal")
-        gt_ids, gt_class = segment_columns(gt_segments, self.num_classes, "ground truth")
-        pred_ids, pred_class = segment_columns(pred_segments, self.num_classes, "prediction")
-        overlap = overlap_table(gt_map, pred_map, gt_ids, pred_ids)  # (G+1, N+1), row 0 void, column 0 unlabelled
-        empty = overlap.sum(axis=0)[1:] == 0
+        found = overlap_of(pred_map, pred_segments, gt_map, gt_segments, self.num_classes)
+        empty = found.overlap.sum(axis=0)[1:] == 0
         if empty.any():
-            raise ValueError(f"predicted segments {pred_ids[empty].tolist()} have no pixel; leave them out")
-        crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in gt_segments], dtype=bool)
-        self.update_overlap(overlap, pred_class, gt_class, ground_truth_area(gt_segments, overlap), crowd)
+            ids = [segment["id"] for segment, none in zip(pred_segments, empty, strict=True) if none]
+            raise ValueError(f"predicted segments {ids} have no pixel; leave them out")
+        self.update_overlap(*found)
 
     def update_overlap(
         self,
@@ -171,6 +167,33 @@ class PanopticQuality:
 
     def _count(self, classes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.bincount(classes, minlength=self.num_classes)
+
+
+class Overlap(NamedTuple):
+    """Segments of one image counted against each other; see ``PanopticQuality.update_overlap``."""
+
+    overlap: npt.NDArray[np.int64]
+    pred_class: npt.NDArray[np.int64]
+    gt_class: npt.NDArray[np.int64]
+    gt_area: npt.NDArray[np.int64]
+    crowd: npt.NDArray[np.bool_]
+
+
+def overlap_of(
+    pred_map: npt.NDArray[np.integer],
+    pred_segments: Sequence[Mapping[str, Any]],
+    gt_map: npt.NDArray[np.integer],
+    gt_segments: Sequence[Mapping[str, Any]],
+    num_classes: int,
+) -> Overlap:
+    """Count the segments of one image; arguments and errors as of ``PanopticQuality.update``."""
+    if pred_map.shape != gt_map.shape:
+        raise ValueError(f"prediction has shape {pred_map.shape}, ground truth {gt_map.shape}; both must be equal")
+    gt_ids, gt_class = segment_columns(gt_segments, num_classes, "ground truth")
+    pred_ids, pred_class = segment_columns(pred_segments, num_classes, "prediction")
+    overlap = overlap_table(gt_map, pred_map, gt_ids, pred_ids)  # (G+1, N+1), row 0 void, column 0 unlabelled
+    crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in gt_segments], dtype=bool)
+    return Overlap(overlap, pred_class, gt_class, ground_truth_area(gt_segments, overlap), crowd)
 
 
 def segment_columns(

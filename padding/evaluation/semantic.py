@@ -7,7 +7,6 @@ Other numberings are declared in the metadata by ``sem_seg_label_map``, label on
 ``ignore_label``; ``cityscapes_label_map()`` is the one of Cityscapes' ``labelIds`` files.
 """
 
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -21,24 +20,24 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from PIL import Image
 from torch import Tensor
 
-from padding.data.files import write_text
+from padding.data.readers import read_label_map
 from padding.data.sets.cityscapes import cityscapes_label_map
+from padding.data.targets import translate_labels
 from padding.errors import ConfigError, DataError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.report import build_report, publish
 
-__all__ = ["SemSegEvaluator", "SemanticGroundTruth", "cityscapes_label_map", "label_map_of_scores", "read_label_map"]
+__all__ = ["SemSegEvaluator", "SemanticGroundTruth", "cityscapes_label_map", "label_map_of_scores"]
 
 logger = logging.getLogger(__name__)
 
+_CURE = "prepare the data set first (datasets/README.md)"
+
 FOREGROUND = "sem_seg_foreground"
 """Result of a data set whose metadata names a ``background_id``: arg-max over the other classes, on their pixels."""
-
-INDEX_MODES = ("P", "L", "I;16", "I")
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,19 @@ class SemanticGroundTruth:
         return self.files[image_file]
 
     def read(self, image_id: int | str) -> npt.NDArray[np.integer]:
-        """(h, w) contiguous labels of an image."""
-        return read_label_map(self.file_of(self.image_files[image_id]), self.label_map)
+        """(h, w) contiguous labels of an image, see ``labels_of``."""
+        return self.labels_of(self.image_files[image_id])
+
+    def labels_of(self, image_file: str) -> npt.NDArray[np.integer]:
+        """(h, w) contiguous labels of an image.
+
+        Raises:
+            MissingFileError: there is no label file.
+            DataError: it cannot be used, or the image does not belong to the data set.
+        """
+        path = self.file_of(image_file)
+        labels = read_label_map(path, cure=_CURE)
+        return labels if self.label_map is None else translate_labels(labels, self.label_map, path=path)
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -121,7 +131,6 @@ class SemSegEvaluator(DatasetEvaluator):
         *,
         parts: Sequence[str] = (),
         only_scored: bool = False,
-        write_predictions: bool = False,
     ) -> None:
         """Find the ground-truth file of each image.
 
@@ -131,11 +140,7 @@ class SemSegEvaluator(DatasetEvaluator):
             output_folder: where the per-class report goes; None writes nothing.
             parts: further predictions: "vit" is ``output["sem_seg_vit"]`` and the result ``sem_seg_vit``.
             only_scored: leave out pixels whose scores are all 0, those that the model did not look at.
-            write_predictions: also write ``sem_seg_predictions.json`` (RLE per class, COCO's form); costs more time
-                than the evaluation itself.
         """
-        if write_predictions and output_folder is None:
-            raise ValueError("write_predictions=True needs an output_folder")
         self.truth = SemanticGroundTruth.of_dataset(dataset_name)
         self.groups = self.truth.groups
         self.tasks = ("sem_seg", *(f"sem_seg_{part}" for part in parts))
@@ -143,7 +148,6 @@ class SemSegEvaluator(DatasetEvaluator):
             self.tasks = (*self.tasks, FOREGROUND)
         self._only_scored = only_scored
         self._output_folder = Path(output_folder) if output_folder is not None else None
-        self._write_predictions = write_predictions
         self.reset()
 
     def reset(self) -> None:
@@ -151,7 +155,6 @@ class SemSegEvaluator(DatasetEvaluator):
         shape = (self.groups.num_classes, self.groups.num_classes + 1)
         self.confusions = {task: np.zeros(shape, dtype=np.int64) for task in self.tasks}
         self._num_images = 0
-        self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Take in a batch.
@@ -165,21 +168,19 @@ class SemSegEvaluator(DatasetEvaluator):
         """
         for record, output in zip(inputs, outputs, strict=True):
             path = self.truth.file_of(record["file_name"])
-            gt = read_label_map(path, self.truth.label_map)  # once for all tasks
+            gt = self.truth.labels_of(record["file_name"])  # once for all tasks
             for task in self.tasks:
                 source = "sem_seg" if task == FOREGROUND else task
                 if source not in output:
                     raise DataError(_missing_prediction(source, record["file_name"], output))
                 try:
-                    pred = self._count(task, output[source], gt)
+                    self._count(task, output[source], gt)
                 except ValueError as error:
                     raise DataError(f"{path} (image {record['file_name']}): {task}: {error}") from error
-                if self._write_predictions and task == "sem_seg":
-                    self._predictions += _as_rle_entries(pred, record["file_name"], self.groups)
             self._num_images += 1
 
-    def _count(self, task: str, prediction: Tensor, gt: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        """Add one image to the confusion matrix of a task; returns the predicted labels."""
+    def _count(self, task: str, prediction: Tensor, gt: npt.NDArray[np.integer]) -> None:
+        """Add one image to the confusion matrix of a task."""
         num_classes, ignore_label = self.groups.num_classes, self.truth.ignore_label
         if task == FOREGROUND:
             prediction, gt = self._without_background(prediction, gt)
@@ -188,7 +189,6 @@ class SemSegEvaluator(DatasetEvaluator):
             # 0 in all classes: the model was never run there ("center_crop").
             gt = np.where((prediction.amax(dim=0) > 0).cpu().numpy(), gt, ignore_label)
         self.confusions[task] += confusion_matrix(pred, gt, num_classes, ignore_label)
-        return pred
 
     def _without_background(
         self, prediction: Tensor, gt: npt.NDArray[np.integer]
@@ -216,19 +216,15 @@ class SemSegEvaluator(DatasetEvaluator):
             ``{"sem_seg": {...}}``, and the same for every part, on the main rank, None on the others.
         """
         comm.synchronize()
-        of_rank = comm.gather((self.confusions, self._num_images, self._predictions))
+        of_rank = comm.gather((self.confusions, self._num_images))
         if not comm.is_main_process():
             return None
         # Matrices are summed, then scored once: IoU of the data set, not a mean over images.
         num_images = sum(entry[1] for entry in of_rank)
-        results = OrderedDict(
+        return OrderedDict(
             (task, self._report(task, np.sum([entry[0][task] for entry in of_rank], axis=0), num_images))
             for task in self.tasks
         )
-        if self._write_predictions and self._output_folder is not None:
-            entries = [prediction for entry in of_rank for prediction in entry[2]]
-            write_text(self._output_folder / "sem_seg_predictions.json", json.dumps(entries))
-        return results
 
     def _report(self, task: str, matrix: npt.NDArray[np.int64], num_images: int) -> dict[str, float]:
         """Log and write the scores of one task; returns its results."""
@@ -277,37 +273,6 @@ def label_map_of_scores(prediction: Tensor, num_classes: int) -> Tensor:
     return prediction.max(dim=0).indices
 
 
-def read_label_map(path: str | Path, label_map: Mapping[int, int] | None = None) -> npt.NDArray[np.integer]:
-    """Label image as indices.
-
-    Args:
-        path: index image of PIL mode P, L, I or I;16.
-        label_map: label on disk -> label returned; None keeps the labels.
-
-    Returns:
-        (h, w) integer.
-
-    Raises:
-        DataError: naming the file, if it is missing, is a colour image, or holds a label outside ``label_map``.
-    """
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such label file; prepare the data set first (datasets/README.md)")
-    with Image.open(path) as image:
-        if image.mode not in INDEX_MODES:
-            raise DataError(f"{path}: a label image of mode {image.mode}; expected indices, one of {INDEX_MODES}")
-        labels = np.array(image)
-    if label_map is None:
-        return labels
-    distinct = np.unique(labels)
-    unknown = [int(label) for label in distinct if int(label) not in label_map]
-    if unknown:
-        raise DataError(f"{path}: labels {unknown[:10]} are not in the data set's sem_seg_label_map")
-    # A lookup table over the values of the file: one pass, whatever the number of classes.
-    table = np.zeros(int(distinct.max()) + 1, dtype=np.int64)
-    table[distinct] = [label_map[int(label)] for label in distinct]
-    return table[labels]
-
-
 def _truth_files(dataset_name: str, records: Sequence[Mapping[str, Any]], sem_seg_root: str | None) -> dict[str, Path]:
     files = {}
     for record in records:
@@ -321,18 +286,3 @@ def _truth_files(dataset_name: str, records: Sequence[Mapping[str, Any]], sem_se
                 "sem_seg_root; register one of them, or switch MODEL.MASK_FORMER.TEST.SEMANTIC_ON off"
             )
     return files
-
-
-def _as_rle_entries(pred: npt.NDArray[np.integer], file_name: str, groups: ClassGroups) -> list[dict[str, Any]]:
-    """COCO stuff entries of one label map, one per predicted class."""
-    from pycocotools import mask as mask_api
-
-    entries = []
-    for label in np.unique(pred):
-        if not 0 <= label < groups.num_classes:
-            continue
-        rle = mask_api.encode(np.asfortranarray(pred == label).astype(np.uint8, order="F"))
-        segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
-        category = groups.dataset_ids[int(label)]
-        entries.append({"file_name": file_name, "category_id": category, "segmentation": segmentation})
-    return entries

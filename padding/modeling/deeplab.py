@@ -170,7 +170,6 @@ class DeepLabV3PlusHead(nn.Module):
         input_channels: Mapping[str, int],
         num_classes: int,
         options: DeepLabOptions | None = None,
-        extra_channels: Sequence[int] = (),
     ) -> None:
         """Build the head.
 
@@ -178,7 +177,6 @@ class DeepLabV3PlusHead(nn.Module):
             input_channels: name and channels of the low-level map, then of the last map.
             num_classes: K.
             options: sizes and layers.
-            extra_channels: of further maps that join in the decoder.
 
         Raises:
             ValueError: unless two maps are named.
@@ -194,22 +192,20 @@ class DeepLabV3PlusHead(nn.Module):
             high_channels=options.aspp_channels,
             num_classes=num_classes,
             options=options,
-            extra_channels=extra_channels,
         )
 
-    def forward(self, features: Mapping[str, Tensor], extra: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Segment.
 
         Args:
             features: the backbone's maps by name; the two named at construction are read.
-            extra: further maps of any size.
 
         Returns:
             ``logits`` (B, K, H/4, W/4), ``aspp`` (B, aspp_channels, size of the last map) and ``decoder``
             (B, decoder_channels, H/4, W/4), for a low-level map of stride 4.
         """
         aspp = self.aspp(features[self.high_name])
-        logits, decoder = self.decoder(features[self.low_name], aspp, extra)
+        logits, decoder = self.decoder(features[self.low_name], aspp)
         return {"logits": logits, "aspp": aspp, "decoder": decoder}
 
 

@@ -14,7 +14,7 @@ Further letters: A attention heads, N tokens of all levels together, P points pe
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ from torch.autograd.function import once_differentiable
 from padding.errors import ConfigError
 
 SpatialShapes = Sequence[tuple[int, int]]
-Method = Literal["embedding_bag", "grid_sample"]
 
 # Bags handled at once. Chosen so that the working set stays in a core's cache and the allocator reuses its memory; the
 # backward pass reads whole rows and so needs smaller pieces. Results do not depend on them beyond rounding.
@@ -32,23 +31,22 @@ _FORWARD_CHUNK = 8192
 _BACKWARD_CHUNK = 1024
 
 
-def deformable_attention(
-    value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor, *, method: Method | None = None
-) -> Tensor:
+def deformable_attention(value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Sample ``value`` at ``locations`` and sum with ``weights``, by the formulation that suits the device.
+
+    That is ``embedding_bag_attention`` on a CPU and ``grid_sample_attention`` elsewhere.
 
     Args:
         value: (B, N, A, D) float, tokens of all levels, level after level, row-major within a level.
         spatial_shapes: (H, W) of each level; the products sum to N.
         locations: (B, Q, A, L, P, 2) float, (x, y) in units of the map, [0, 1] inside; values outside are allowed.
         weights: (B, Q, A, L, P) float, usually non-negative and summing to 1 over (L, P).
-        method: a formulation, or None to choose: ``embedding_bag`` on a CPU and ``grid_sample`` elsewhere.
 
     Returns:
         (B, Q, A * D) float.
 
     Raises:
-        ValueError: if the spatial shapes do not describe the N tokens or L levels, or the method is unknown.
+        ValueError: if the spatial shapes do not describe the N tokens or L levels.
     """
     num_tokens = sum(height * width for height, width in spatial_shapes)
     if num_tokens != value.shape[1] or len(spatial_shapes) != locations.shape[3]:
@@ -57,13 +55,8 @@ def deformable_attention(
             f"{len(spatial_shapes)} levels, but value has {value.shape[1]} tokens and locations {locations.shape[3]} "
             "levels; pass the (H, W) of exactly the maps that were flattened into value"
         )
-    if method is None:
-        method = "embedding_bag" if value.device.type == "cpu" else "grid_sample"
-    if method == "embedding_bag":
-        return embedding_bag_attention(value, spatial_shapes, locations, weights)
-    if method == "grid_sample":
-        return grid_sample_attention(value, spatial_shapes, locations, weights)
-    raise ValueError(f"deformable_attention: method {method!r} is unknown, expected 'embedding_bag' or 'grid_sample'")
+    formulation = embedding_bag_attention if value.device.type == "cpu" else grid_sample_attention
+    return formulation(value, spatial_shapes, locations, weights)
 
 
 def grid_sample_attention(value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor) -> Tensor:

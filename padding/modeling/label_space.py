@@ -2,27 +2,11 @@
 """Label spaces of the data sets a config names: what the network learns, and what it is asked for."""
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
-from padding.data.class_split import ClassSplit
-from padding.errors import ConfigError, DataError
+from padding.data.class_split import ClassSplit, class_split_of
+from padding.errors import ConfigError
 
-__all__ = ["class_split_of", "evaluation_split", "learned_split", "training_split"]
-
-
-def class_split_of(dataset_name: str) -> ClassSplit:
-    """The label space of a registered data set.
-
-    Raises:
-        DataError: if none is attached to the name.
-    """
-    split = MetadataCatalog.get(dataset_name).get("class_split", None)
-    if split is None:
-        raise DataError(
-            f"data set '{dataset_name}' has no class_split in its metadata; register it first "
-            "(padding.data.catalog.register_all, or register_panoptic for your own data)"
-        )
-    return split
+__all__ = ["evaluation_split", "learned_split", "training_split"]
 
 
 def training_split(cfg: CfgNode) -> ClassSplit:

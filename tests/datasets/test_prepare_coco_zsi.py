@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog
 
-from padding.data.catalog import class_split_of, register_all
+from padding.data.catalog import register_all
+from padding.data.class_split import class_split_of
 from tests.scripts import load_script
 from tests.tiny_stuff import write_tiny_instances
 

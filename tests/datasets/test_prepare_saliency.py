@@ -69,7 +69,7 @@ def test_problems_of_pairs_and_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "2.png (7 x 9, its image 10 x 20)" in output
     assert "1 maps hold 0 and 1, not 0 and 255; multiply them" in output
     assert "2 files cannot be used" in output
-    assert "5.jpg: image file is truncated" in output
+    assert "5.jpg: cannot be decoded (image file is truncated" in output
     assert "  remark: 1 maps have no salient pixel" in output
     assert "5 kinds of problems" in output
 

@@ -15,7 +15,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from padding.data.catalog import class_split_of, register_all
+from padding.data.catalog import register_all
+from padding.data.class_split import class_split_of
 from padding.data.streams import build_eval_loader
 from padding.engine.evaluation_loop import evaluate
 from padding.meta_arch import PADing

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from psi.label_diffusion import DiffusionOptions, ThresholdNetwork, diffuse
-from psi.label_quality import LabelQuality, label_quality, mean_thresholds, quality_per_step
+from psi.label_quality import LabelQuality, label_quality, mean_thresholds
 from psi.supervision import Supervision
 
 VOID = 255
@@ -59,14 +59,13 @@ def test_quality_is_reported_from_the_scribbles_to_the_last_step() -> None:
     start = Supervision.of_labels(labels, num_classes=2)
     options = DiffusionOptions(radii=(1, 2, 3))
     steps = diffuse(scores, start, valid, threshold_net=ThresholdNetwork(), options=options)
-    qualities = quality_per_step(steps, valid, truth)
+    qualities = [label_quality(state, valid, truth) for state in (start, *(step.supervision for step in steps))]
     assert [quality.scribbles_correct for quality in qualities] == [6] * 4
     assert qualities[0].diffused == 0
     coverages = [quality.coverage for quality in qualities]
     assert coverages == sorted(coverages)
     assert coverages[-1] > coverages[1] > coverages[0] == 6 / 144
     assert qualities[-1].accuracy == 1.0
-    assert quality_per_step([], valid, truth) == []
 
 
 def test_thresholds_are_means_over_the_images_that_show_a_class() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from padding.data.targets import read_label_map
+from padding.data.readers import read_label_map
 from padding.engine import TRAINER_REGISTRY
-from psi.inspection import DenseReader, Inspection
-from psi.label_report import ClassCounts, LabelReport, main, measure
+from psi.inspection import DenseReader, LabelInspection
+from psi.label_report import LabelCounts, LabelReport, main, measure
 from psi.meta_arch import PSI
 from tests.tiny_psi import tiny_psi_cfg, write_dozen_scribbled_shapes
 
@@ -38,8 +38,8 @@ def _root(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(Path(trained[1]).parent))
 
 
-def inspection(trained: list[str], *opts: str, number: int = 0) -> Inspection:
-    return Inspection.open(trained[1], trained[3], opts, number=number)
+def inspection(trained: list[str], *opts: str, number: int = 0) -> LabelInspection:
+    return LabelInspection.open(trained[1], trained[3], opts, number=number)
 
 
 def test_truth_is_the_dense_label_map_of_the_same_image(trained: list[str]) -> None:
@@ -109,7 +109,7 @@ def test_void_of_the_truth_counts_for_nothing(trained: list[str]) -> None:
 
 
 def test_empty_counts_have_no_mean() -> None:
-    assert np.isnan(ClassCounts.empty(3).mean_threshold)
+    assert np.isnan(LabelCounts.empty(3).mean_threshold)
     assert LabelReport(("a",)).images == 0
 
 
@@ -159,11 +159,11 @@ def test_refuses_another_method(trained: list[str]) -> None:
 
 def test_refuses_unknown_images(trained: list[str]) -> None:
     cfg = inspection(trained).cfg
-    model = Inspection.load(cfg)
+    model = LabelInspection.load(cfg)
     assert isinstance(model, PSI)
     with pytest.raises(ValueError, match="no training image is called nobody"):
-        Inspection(cfg, model, ids=["nobody"])
-    assert [image.key for image in Inspection(cfg, model, ids=["000000000002", "000000000001"])] == [
+        LabelInspection(cfg, model, ids=["nobody"])
+    assert [image.key for image in LabelInspection(cfg, model, ids=["000000000002", "000000000001"])] == [
         "000000000002",
         "000000000001",
     ]

@@ -136,7 +136,7 @@ def test_manifests_of_other_trainings_are_refused(store: LabelStore) -> None:
     with pytest.raises(ValueError, match=r"ROUNDS\.FOLDER"):
         LabelStore(store.folder, num_classes=K + 1).manifest(1)
     (store.folder / "round_1" / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="no JSON"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         store.manifest(1)
 
 

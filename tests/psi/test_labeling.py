@@ -15,7 +15,7 @@ from padding.engine import TRAINER_REGISTRY
 from padding.modeling.batching import normalize_image
 from psi.grid import supervision_at_pixels, supervision_on_grid
 from psi.label_diffusion import DiffusionOptions, diffuse
-from psi.labeling import GrownLabels, ScribbleReader, grow_labels, quality_of
+from psi.labeling import GrownLabels, SupervisionReader, grow_labels, quality_of
 from psi.meta_arch import PSI
 from psi.supervision import PixelSupervision
 from tests.tiny_psi import tiny_psi_cfg, write_dozen_scribbled_shapes
@@ -174,19 +174,19 @@ def test_quality_is_a_matter_of_counting(model: PSI) -> None:
 def test_reader_reads_whole_images_as_they_are(data: Path) -> None:
     register_all(data)
     cfg = tiny_psi_cfg("INPUT.MIN_SIZE_TEST", 32)
-    read = ScribbleReader(cfg)
+    read = SupervisionReader(cfg)
     sample, scribbles = read(load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)[0])
     assert (sample["height"], sample["width"]) == tuple(scribbles.shape) == (64, 64)
     assert sample["image"].shape == (3, 32, 32)
     assert 0.005 < float((scribbles != VOID).float().mean()) < 0.1
     with pytest.raises(TypeError, match="reads no semantic labels"):
-        ScribbleReader(tiny_psi_cfg("INPUT.DATASET_MAPPER_NAME", "UnlabeledMapper"))
+        SupervisionReader(tiny_psi_cfg("INPUT.DATASET_MAPPER_NAME", "UnlabeledMapper"))
 
 
 def test_only_classes_that_are_drawn_grow(data: Path, model: PSI) -> None:
     register_all(data)
     cfg = tiny_psi_cfg()
-    sample, scribbles = ScribbleReader(cfg)(load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)[0])
+    sample, scribbles = SupervisionReader(cfg)(load_training_entries(cfg.DATASETS.TRAIN, filter_empty=False)[0])
     grown = grow_labels(model, sample, scribbles)
     assert isinstance(grown, GrownLabels)
     assert set(grown.states[-1].labels.unique().tolist()) <= {*scribbles.unique().tolist()}

@@ -13,7 +13,6 @@ from psi.grid import supervision_at_pixels, supervision_on_grid
 from psi.label_diffusion import DiffusionOptions, DiffusionStep, ThresholdNetwork, diffuse
 from psi.losses import (
     diffused_score_loss,
-    partial_cross_entropy,
     scribble_recall_loss,
     segmentation_loss,
     smoothness,
@@ -66,11 +65,12 @@ def scene(soft: bool = False) -> tuple[Tensor, PixelSupervision, list[DiffusionS
 
 def test_partial_cross_entropy_is_the_mean_over_labeled_pixels() -> None:
     logits, supervision = random_supervision()
-    labels = supervision.labels
-    expected = F.cross_entropy(logits, labels, ignore_index=VOID)
-    torch.testing.assert_close(partial_cross_entropy(logits, labels), expected)
-    weighted = slow_mean(logits, labels, supervision.weights, labels != VOID)
-    assert partial_cross_entropy(logits, labels, supervision.weights).item() == pytest.approx(weighted, rel=1e-5)
+    labels, weights = supervision.labels, supervision.weights
+    drawn = PixelSupervision.of_scribbles(labels, num_classes=K)
+    torch.testing.assert_close(segmentation_loss(logits, drawn), F.cross_entropy(logits, labels, ignore_index=VOID))
+    weighted = slow_mean(logits, labels, weights, labels != VOID)
+    found = segmentation_loss(logits, PixelSupervision(labels, weights, drawn.scribbles), region_norm="joint")
+    assert found.item() == pytest.approx(weighted, rel=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["separate", "joint"])
@@ -81,7 +81,7 @@ def test_crop_without_a_label_costs_nothing_and_is_finite(norm: str, soft: bool)
     if soft:
         classes, targets = torch.full((2, 1), -1), torch.zeros(2, 1, 5, 5)
         empty = PixelSupervision(empty.labels, empty.weights, empty.scribbles, classes, targets)
-    loss = segmentation_loss(logits, empty, region_norm=norm) + partial_cross_entropy(logits, empty.labels)
+    loss = segmentation_loss(logits, empty, region_norm=norm)
     loss.backward()
     assert loss.item() == 0.0
     assert logits.grad is not None

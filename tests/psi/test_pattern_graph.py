@@ -35,10 +35,15 @@ def test_window_sizes(radius: float, distance: str, inclusive: bool, count: int)
     assert {(-dy, -dx) for dy, dx in offsets} == set(offsets)
 
 
+def num_neighbors(graph: PatternGraph) -> int:
+    """Of a node far from the border; with the paper's radii 1, 1, 1, 4 it is 52."""
+    return sum(len(window.offsets) for window in graph.windows)
+
+
 def test_number_of_neighbors() -> None:
-    assert PatternGraph.of(STRIDES, RADII, destination=3).num_neighbors == 52
-    assert PatternGraph.of(STRIDES, RADII, destination=3, inclusive=True).num_neighbors == 108
-    assert PatternGraph.of(STRIDES, (1, 1, 1, 1), destination=3).num_neighbors == 4
+    assert num_neighbors(PatternGraph.of(STRIDES, RADII, destination=3)) == 52
+    assert num_neighbors(PatternGraph.of(STRIDES, RADII, destination=3, inclusive=True)) == 108
+    assert num_neighbors(PatternGraph.of(STRIDES, (1, 1, 1, 1), destination=3)) == 4
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from psi.label_diffusion import DiffusionOptions, ThresholdNetwork, diffuse
-from psi.label_quality import quality_per_step
+from psi.label_quality import label_quality
 from psi.losses import threshold_losses
 from psi.supervision import Supervision
 
@@ -52,7 +52,7 @@ def train_thresholds(weight: float, gate: bool, iterations: int) -> list[tuple[f
     for iteration in range(iterations + 1):
         steps = diffuse(scores, start, valid, threshold_net=network, options=options)
         if iteration in (0, iterations):
-            quality = quality_per_step(steps, valid, truth)[-1]
+            quality = label_quality(steps[-1].supervision, valid, truth)
             results.append((quality.diffused_accuracy, quality.coverage))
         recall, diffused = threshold_losses(steps, valid)
         optimizer.zero_grad()

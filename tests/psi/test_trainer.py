@@ -16,7 +16,7 @@ from padding.data.catalog import register_all
 from padding.data.streams import load_training_entries
 from padding.engine import TRAINER_REGISTRY
 from psi.label_store import LabelStore
-from psi.labeling import ScribbleReader, grow_labels
+from psi.labeling import SupervisionReader, grow_labels
 from psi.meta_arch import LabelsAtStep
 from psi.trainer import ScribbleTrainer, round_at
 from tests.tiny_psi import NO_BATCH_NORM, tiny_psi_cfg, write_dozen_scribbled_shapes
@@ -228,7 +228,7 @@ def test_every_round_is_stored_and_has_more_labels(straight: tuple[Path, Scribbl
     entries = load_training_entries(built.cfg.DATASETS.TRAIN, filter_empty=False)
     labeled = []
     for entry in entries:
-        _, scribbles = ScribbleReader(built.cfg)(entry)
+        _, scribbles = SupervisionReader(built.cfg)(entry)
         drawn = scribbles != 255
         states = [store.read(t, entry["image_id"]) for t in (1, 2)]
         for state in states:
@@ -247,7 +247,7 @@ def test_labels_of_a_round_are_grown_from_those_of_the_round_before(tmp_path: Pa
     built = trainer(tmp_path, *ROUNDS)
     store = built.store
     assert store is not None
-    reader = ScribbleReader(built.cfg)
+    reader = SupervisionReader(built.cfg)
     entry = load_training_entries(built.cfg.DATASETS.TRAIN, filter_empty=False)[3]
     sample, scribbles = reader(entry)
     with EventStorage(0):

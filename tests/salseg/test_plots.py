@@ -11,12 +11,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from padding.data.catalog import class_split_of, register_all
-from padding.data.class_split import ClassSplit
+from padding.data.catalog import register_all
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.data.sets.saliency import register_derived_saliency
 from padding.engine import TRAINER_REGISTRY
 from salseg.figures import draw_strips
-from salseg.inspection import Inspected, Inspection, image_miou, saliency_mae
+from salseg.inspection import Inspected, PredictionInspection, image_miou, saliency_mae
 from salseg.plots import main
 from salseg.training_log import read_courses
 from tests.tiny_salseg import tiny_salseg_cfg
@@ -55,7 +55,7 @@ def strip(root: Path, output: Path, *words: str) -> np.ndarray:
 
 
 def inspect(root: Path, *opts: str, **chosen: Any) -> list[Inspected]:
-    inspection = Inspection.open(root / "config.yaml", str(root / "model.pth"), opts, **chosen)
+    inspection = PredictionInspection.open(root / "config.yaml", str(root / "model.pth"), opts, **chosen)
     images = list(inspection)
     assert len(images) == len(inspection)
     return images
@@ -159,7 +159,7 @@ def test_wrong_choices_are_named(root: Path) -> None:
     with pytest.raises(ValueError, match="expected semantic and saliency sets, at least one semantic set"):
         inspect(root, "DATASETS.TEST", f"('{SALIENCY}',)")
     with pytest.raises(TypeError, match="configures TCC; this command looks at SalSeg alone"):
-        Inspection.open(root / "config.yaml", str(root / "model.pth"), ["MODEL.META_ARCHITECTURE", "TCC"])
+        PredictionInspection.open(root / "config.yaml", str(root / "model.pth"), ["MODEL.META_ARCHITECTURE", "TCC"])
 
 
 def write_log(folder: Path, weights: list[float], *, first: int = 19) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from padding.engine import load_cfg
 from tcc.config import add_tcc_config
-from tcc.students import Student, build_resnet, build_student, seeded
+from tcc.students import Student, build_resnet, build_student, seeded_torch
 
 TINY_HEAD = [
     part
@@ -171,9 +171,9 @@ def test_the_global_random_state_is_untouched() -> None:
     torch.manual_seed(7)
     build_student(tiny_cfg(), "VIT", 3)
     assert torch.equal(torch.rand(3), expected)
-    with seeded(2**70):  # any integer
+    with seeded_torch(2**70):  # any integer
         first = torch.rand(1)
-    with seeded(2**70):
+    with seeded_torch(2**70):
         assert torch.equal(torch.rand(1), first)
 
 

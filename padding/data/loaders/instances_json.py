@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from padding.data.class_split import ClassSplit
-from padding.data.loaders.panoptic_json import check_files, names_outside, read_json
+from padding.data.loaders.panoptic_json import check_files, names_outside
+from padding.data.readers import read_json
 from padding.data.sample import DatasetDict
 from padding.errors import DataError
 

@@ -7,7 +7,6 @@ PADing, Sec. 4) and decides what happens to segments outside it. Pixels are read
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -15,43 +14,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from padding.data.class_split import ClassSplit
+from padding.data.readers import read_json
 from padding.data.sample import DatasetDict, SegmentInfo
 from padding.errors import DataError, MissingFileError
 
-__all__ = ["UnseenPolicy", "check_files", "load_panoptic", "names_outside", "read_json"]
+__all__ = ["UnseenPolicy", "check_files", "load_panoptic", "names_outside"]
 
 logger = logging.getLogger(__name__)
 
 UnseenPolicy = Literal["error", "ignore_pixels", "drop_image"]
-
-
-def read_json(path: str | Path, *, required: Iterable[str] = (), cure: str = "") -> dict[str, Any]:
-    """Parse a JSON file whose top level is an object.
-
-    Args:
-        path: the file.
-        required: keys the object must hold.
-        cure: sentence appended to every error: how the file is obtained.
-
-    Raises:
-        MissingFileError: there is no such file.
-        DataError: it is not valid JSON (as when a download was cut), not an object, or lacks a key.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file. {cure}".rstrip())
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise DataError(
-            f"{path}: not valid JSON ({error}); the file is damaged or was cut while it was written. "
-            f"Obtain it again. {cure}".rstrip()
-        ) from error
-    missing = [key for key in required if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise DataError(f"{path}: lacks {missing}, which this kind of COCO file holds. {cure}".rstrip())
-    return content
 
 
 def load_panoptic(

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from padding.data.loaders.panoptic_json import check_files, read_json
+from padding.data.loaders.panoptic_json import check_files
+from padding.data.readers import read_json
 from padding.data.sample import DatasetDict
 from padding.errors import DataError
 

@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from padding.data.loaders.listed_images import read_id_list
 from padding.data.prepare.label_conversion import LabelPair
+from padding.data.readers import read_label_map
 from padding.data.roots import splits_dir
 from padding.data.sets.cityscapes import TRAIN_ID_NAME, cityscapes_label_map
-from padding.data.targets import read_label_map, translate_labels
-from padding.errors import PreparationError
+from padding.data.targets import translate_labels
 
 __all__ = ["cityscapes_label_pairs", "read_label_ids"]
 
@@ -20,12 +20,10 @@ def read_label_ids(path: Path) -> npt.NDArray[np.uint8]:
     """(h, w) uint8 train ids, 0 to 18 and 255, of a ``..._gtFine_labelIds.png``.
 
     Raises:
-        PreparationError: the file cannot be read, or holds other values.
+        MissingFileError, DataError: the file cannot be read, or holds other values.
     """
-    try:
-        return translate_labels(read_label_map(path), cityscapes_label_map(), path=path)
-    except (FileNotFoundError, ValueError) as error:
-        raise PreparationError(f"{error}; unpack gtFine_trainvaltest.zip again") from error
+    labels = read_label_map(path, cure="unpack gtFine_trainvaltest.zip again")
+    return translate_labels(labels, cityscapes_label_map(), path=path)
 
 
 def cityscapes_label_pairs(folder: Path, part: str) -> list[LabelPair]:

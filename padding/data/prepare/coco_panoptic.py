@@ -18,7 +18,7 @@ from tqdm import tqdm
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.prepare.annotation_file import read_summary, write_annotation_file, write_summary
 from padding.data.prepare.json_stream import JsonStreamError, stream_json
-from padding.data.prepare.panoptic_png import VOID_ID, LabelTask, Segment
+from padding.data.prepare.panoptic_png import VOID_ID, LabelSegment, LabelTask
 from padding.data.roots import splits_dir
 from padding.errors import PreparationError
 
@@ -247,7 +247,7 @@ def _read(json_file: Path, split: ClassSplit) -> Iterator[tuple[str, Any]]:
         )
 
 
-def _segments(annotation: Mapping[str, Any], split: ClassSplit, json_file: str) -> tuple[Segment, ...]:
+def _segments(annotation: Mapping[str, Any], split: ClassSplit, json_file: str) -> tuple[LabelSegment, ...]:
     """The segments of one annotation with contiguous classes."""
     name = _field(annotation, "file_name", "annotation", json_file)
     segments = []
@@ -259,7 +259,7 @@ def _segments(annotation: Mapping[str, Any], split: ClassSplit, json_file: str) 
                 f"{json_file}: {name} has a segment of the unknown category {category}. The file does not belong to "
                 f"these {split.num_classes} classes; use the panoptic annotations of COCO 2017."
             )
-        segments.append(Segment(int(segment_id), split.contiguous_id[category], int(entry.get("area", -1))))
+        segments.append(LabelSegment(int(segment_id), split.contiguous_id[category], int(entry.get("area", -1))))
     ids = [segment.segment_id for segment in segments]
     if VOID_ID in ids or len(set(ids)) != len(ids):
         raise PreparationError(

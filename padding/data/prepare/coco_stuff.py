@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
 from padding.data.files import TEMPORARY, save_png, write_json
 from padding.data.prepare.panoptic_audit import map_tasks
+from padding.data.readers import opened_image, read_label_map
 from padding.data.sample import IGNORE_LABEL
-from padding.data.targets import read_label_map
-from padding.errors import PreparationError
+from padding.errors import PreparationError, UserError
 
 __all__ = [
     "FULL_IMAGES",
@@ -224,11 +223,10 @@ def _count(audit: StuffAudit, result: StuffResult) -> None:
 
 def _compute(task: StuffTask) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
     """Labels and list entry of one image, from the official PNG."""
-    try:
-        official = read_label_map(task.source)
-    except (FileNotFoundError, ValueError) as error:
-        raise PreparationError(f"{error}; {_CURE}.") from error
-    wide = task.lookup[official] if official.dtype == np.uint8 else np.full(official.shape, _UNKNOWN, np.int16)
+    official = read_label_map(task.source, cure=_CURE)
+    wide: npt.NDArray[np.int16] = (
+        task.lookup[official] if official.dtype == np.uint8 else np.full(official.shape, _UNKNOWN, np.int16)
+    )
     if (wide == _UNKNOWN).any():
         values = np.unique(official[wide == _UNKNOWN])[:_SHOWN].tolist()
         raise PreparationError(
@@ -252,11 +250,8 @@ def _compute(task: StuffTask) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
 
 
 def _check_image(task: StuffTask, shape: tuple[int, ...]) -> None:
-    try:
-        with Image.open(task.image_file) as image:
-            width, height = image.size
-    except OSError as error:
-        raise PreparationError(f"{task.image_file}: {error}; unpack train2017.zip and val2017.zip.") from error
+    with opened_image(task.image_file, cure="unpack train2017.zip and val2017.zip") as image:
+        width, height = image.size
     if (height, width) != tuple(shape):
         raise PreparationError(
             f"{task.image_file}: {height} x {width} (height x width), its labels {task.source} are {shape[0]} x "
@@ -268,7 +263,7 @@ def _existing(task: StuffTask) -> npt.NDArray[Any] | None:
     """Labels of an earlier run; None where there are none that can be read."""
     try:
         return read_label_map(task.target)
-    except (FileNotFoundError, ValueError):
+    except UserError:
         return None
 
 
@@ -286,7 +281,7 @@ def _check(task: StuffTask) -> tuple[StuffResult | None, str]:
     """Counts of the PNG as it is on disk, and what is wrong with it."""
     try:
         labels, entry = _compute(task)
-    except PreparationError as error:
+    except UserError as error:
         return None, str(error)
     stored = _existing(task)
     if stored is None or stored.dtype != np.uint8:

@@ -22,10 +22,9 @@ class JsonStreamError(DataError):
 class _Window:
     """The part of a JSON text that is in memory: `text[position:]` is unread."""
 
-    def __init__(self, path: Path, stream: TextIO, chunk_chars: int) -> None:
+    def __init__(self, path: Path, stream: TextIO) -> None:
         self.path = path
         self.stream = stream
-        self.chunk_chars = chunk_chars
         self.text = ""
         self.position = 0
         self.ended = False
@@ -39,7 +38,7 @@ class _Window:
                 self.position += 1
             if self.position < len(self.text):
                 return self.text[self.position]
-            if not self._read_more(self.chunk_chars):
+            if not self._read_more(_CHUNK_CHARS):
                 return ""
 
     def take(self, expected: str) -> str:
@@ -59,7 +58,7 @@ class _Window:
     def value(self) -> Any:
         """Decode and consume one whole value."""
         self.peek()
-        wanted = self.chunk_chars
+        wanted = _CHUNK_CHARS
         while True:
             try:
                 value, end = self._decoder.raw_decode(self.text, self.position)
@@ -70,7 +69,7 @@ class _Window:
                 wanted *= 2
                 continue
             # "12" at the end of the window may be the start of "123".
-            if end == len(self.text) and self._read_more(self.chunk_chars):
+            if end == len(self.text) and self._read_more(_CHUNK_CHARS):
                 continue
             self.position = end
             return value
@@ -94,15 +93,12 @@ class _Window:
         )
 
 
-def stream_json(
-    path: str | Path, arrays: Collection[str], *, chunk_chars: int = _CHUNK_CHARS
-) -> Iterator[tuple[str, Any]]:
+def stream_json(path: str | Path, arrays: Collection[str]) -> Iterator[tuple[str, Any]]:
     """Yield the content of a JSON object in file order, the named arrays entry by entry.
 
     Args:
         path: file that holds one JSON object.
         arrays: keys of the top level whose value is an array to walk; other values are yielded whole.
-        chunk_chars: characters read at a time, >= 1.
 
     Yields:
         ``(key, value)``; for a key of ``arrays`` one pair for each entry, none for an empty array.
@@ -113,7 +109,7 @@ def stream_json(
     """
     path = Path(path)
     with path.open(encoding="utf-8") as stream:
-        window = _Window(path, stream, chunk_chars)
+        window = _Window(path, stream)
         window.take("{")
         closed = window.peek() == "}" and bool(window.take("}"))
         while not closed:

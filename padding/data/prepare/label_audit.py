@@ -17,22 +17,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from padding.data.catalog import class_split_of, register_all
+from padding.data.catalog import register_all
+from padding.data.class_split import class_split_of
 from padding.data.folders import folder_classes, own_label_map
 from padding.data.loaders.listed_images import load_listed_images, read_id_list
+from padding.data.readers import displayed_size, opened_image, read_label_map
 from padding.data.registration import registered_names
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.semi_splits import select_entries
-from padding.data.targets import read_label_map
-from padding.errors import ConfigError, DataError, run_command
+from padding.errors import ConfigError, run_command
 
-__all__ = ["LabelAudit", "audit_labels", "displayed_size", "main"]
+__all__ = ["LabelAudit", "audit_labels", "first_files", "main"]
 
 _SHOWN = 3
-_ORIENTATION = 0x0112  # tag of EXIF; 5 to 8 swap height and width
 
 
 @dataclass
@@ -69,11 +68,16 @@ class LabelAudit:
         Args:
             all_labeled: every image needs labels; otherwise only an audit without any label file is a problem.
         """
-        lines = [*_first("cannot be used as labels", self.unreadable), *_first("have another size", self.wrong_size)]
+        lines = [
+            *first_files("label files cannot be used as labels", self.unreadable),
+            *first_files("label files have another size", self.wrong_size),
+        ]
         for value, files in sorted(self.outside.items()):
-            lines += _first(f"hold {value}, which is neither one of the {len(self.names)} classes nor void", files)
+            lines += first_files(
+                f"label files hold {value}, which is neither one of the {len(self.names)} classes nor void", files
+            )
         if self.missing and (all_labeled or len(self.missing) == self.num_images):
-            lines += _first("do not exist", self.missing)
+            lines += first_files("label files do not exist", self.missing)
         return lines
 
     def lines(self) -> list[str]:
@@ -83,7 +87,9 @@ class LabelAudit:
             f"{self.num_images} images, {read} label files read ({self.palette_files} with a palette: its indices "
             f"count, not its colors), {len(self.missing)} images without labels"
         ]
-        text += [f"remark: {line}" for line in _first("hold void alone and teach nothing", self.all_void)]
+        text += [
+            f"remark: {line}" for line in first_files("label files hold void alone and teach nothing", self.all_void)
+        ]
         total = max(int(self.pixels.sum()) + self.void_pixels, 1)
         shares = [*zip(self.names, self.pixels, strict=True), ("void", self.void_pixels)]
         width = max(len(name) for name, _ in shares)
@@ -92,9 +98,10 @@ class LabelAudit:
         return [*text, *([f"remark: no pixel of {', '.join(absent)}"] if absent else [])]
 
 
-def _first(what: str, files: Sequence[str]) -> list[str]:
+def first_files(what: str, files: Sequence[str]) -> list[str]:
+    """How many files have a fault, and the first of them: no line or one."""
     shown = "; ".join(files[:_SHOWN])
-    return [f"{len(files)} label files {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
+    return [f"{len(files)} {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
 
 
 def audit_labels(
@@ -125,7 +132,7 @@ def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, in
     try:
         labels = read_label_map(path)
         size = displayed_size(entry["file_name"])
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             audit.palette_files += image.mode == "P"
     except (ValueError, OSError) as error:
         audit.unreadable.append(str(error))
@@ -146,17 +153,6 @@ def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, in
             audit.outside.setdefault(value, []).append(path)
     if labeled == 0 and set(values).isdisjoint(audit.outside):
         audit.all_void.append(path)
-
-
-def displayed_size(path: str) -> tuple[int, int]:
-    """(h, w) of an image as the mappers read it, turned by its EXIF entry; its pixels are not decoded."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: the image cannot be decoded ({error})") from error
-    return (width, height) if turned else (height, width)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

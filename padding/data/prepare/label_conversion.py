@@ -21,8 +21,8 @@ from padding.data.files import TEMPORARY, save_png
 from padding.data.prepare.command import report
 from padding.data.prepare.label_audit import audit_labels
 from padding.data.prepare.panoptic_audit import map_tasks
+from padding.data.readers import read_label_map
 from padding.data.sample import DatasetDict
-from padding.data.targets import read_label_map
 from padding.errors import PreparationError
 
 __all__ = ["Conversion", "LabelPair", "convert_data_set", "convert_labels", "existing_pairs"]

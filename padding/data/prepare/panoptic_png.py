@@ -5,25 +5,26 @@ A panoptic PNG stores the segment id of every pixel as R + 256 G + 65536 B; id 0
 single image and can run in a worker process.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from padding.data.files import save_png
-from padding.errors import PreparationError
+from padding.data.files import save_panoptic_png, save_png
+from padding.data.readers import opened_image, read_label_map, read_panoptic_ids
+from padding.errors import PreparationError, UserError
 
 IGNORE_LABEL = 255
 VOID_ID = 0
 _SHOWN = 5
+_PANOPTIC_CURE = "unpack panoptic_{train,val}2017.zip of panoptic_annotations_trainval2017.zip"
+_LABEL_CURE = "run datasets/prepare_coco_zsp.py again, it writes what is missing"
 
 
 @dataclass(frozen=True)
-class Segment:
+class LabelSegment:
     """One entry of ``segments_info``: its id in the PNG, contiguous class, and area in pixels (-1: not given)."""
 
     segment_id: int
@@ -52,7 +53,7 @@ class LabelTask:
     width: int
     panoptic_file: Path
     semantic_file: Path
-    segments: tuple[Segment, ...]
+    segments: tuple[LabelSegment, ...]
     ignored_ids: tuple[int, ...] = ()
     masked_file: Path | None = None
     image_file: Path | None = None
@@ -66,21 +67,7 @@ class LabelResult:
     pixels: npt.NDArray[np.int64]
 
 
-def read_ids(path: Path) -> npt.NDArray[np.int32]:
-    """Segment ids of a panoptic PNG, (h, w) int32.
-
-    Raises:
-        PreparationError: missing, unreadable, or not an RGB image.
-    """
-    with _opened(path, "unpack panoptic_{train,val}2017.zip of panoptic_annotations_trainval2017.zip") as image:
-        if image.mode not in ("RGB", "RGBA"):
-            raise PreparationError(f"{path}: mode {image.mode}, expected RGB ids; name the folder of panoptic PNGs.")
-        rgb = np.asarray(image, dtype=np.int32)
-    # id = R + 256 G + 65536 B.
-    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
-
-
-def semantic_labels(ids: npt.NDArray[np.int32], task: LabelTask) -> npt.NDArray[np.uint8]:
+def checked_labels(ids: npt.NDArray[np.uint32], task: LabelTask) -> npt.NDArray[np.uint8]:
     """Contiguous class of every pixel, 255 where void or ignored; the PNG must agree with the JSON.
 
     Args:
@@ -125,33 +112,22 @@ def semantic_labels(ids: npt.NDArray[np.int32], task: LabelTask) -> npt.NDArray[
     return labels
 
 
-def read_labels(path: Path) -> npt.NDArray[np.uint8]:
-    """Values of a semantic PNG, (h, w) uint8.
-
-    Raises:
-        PreparationError: missing, unreadable, or not 8-bit single channel.
-    """
-    with _opened(path, "run datasets/prepare_coco_zsp.py again, it writes what is missing") as image:
-        if image.mode not in ("L", "P"):
-            raise PreparationError(f"{path}: mode {image.mode}, expected 8-bit labels; delete it and prepare again.")
-        return np.asarray(image, dtype=np.uint8)
-
-
 def write_labels(task: LabelTask) -> LabelResult:
     """Write the semantic PNG of one image, and the masked panoptic PNG where asked; valid ones are kept.
 
     Raises:
-        PreparationError: see `read_ids`, `semantic_labels` and `check_image`.
+        MissingFileError, DataError: a file is missing or damaged.
+        PreparationError: see `checked_labels` and `check_image`.
     """
     kept = _valid_labels(task)
     if kept is not None:
         return LabelResult(False, np.bincount(kept.ravel(), minlength=256))
     check_image(task)
-    ids = read_ids(task.panoptic_file)
-    labels = semantic_labels(ids, task)
+    ids = read_panoptic_ids(task.panoptic_file, cure=_PANOPTIC_CURE)
+    labels = checked_labels(ids, task)
     # The semantic PNG goes last: where it stands, the masked one stands too.
     if task.masked_file is not None:
-        save_png(_mask_ids(ids, task.ignored_ids), task.masked_file)
+        save_panoptic_png(np.where(np.isin(ids, task.ignored_ids), VOID_ID, ids), task.masked_file)
     save_png(labels, task.semantic_file)
     return LabelResult(True, np.bincount(labels.ravel(), minlength=256))
 
@@ -164,7 +140,7 @@ def check_image(task: LabelTask) -> None:
     """
     if task.image_file is None:
         return
-    with _opened(task.image_file, "unpack the images ({train,val}2017.zip)", decode=False) as image:
+    with opened_image(task.image_file, cure="unpack the images ({train,val}2017.zip)") as image:
         size = image.size
     if size != (task.width, task.height):
         raise PreparationError(
@@ -181,10 +157,10 @@ def label_problems(task: LabelTask) -> list[str]:
     panoptic_file = task.masked_file or task.panoptic_file
 
     def compare_ids() -> None:
-        ids = read_ids(panoptic_file)
+        ids = read_panoptic_ids(panoptic_file, cure=_PANOPTIC_CURE)
         # A masked copy holds void where the ignored segments were; their ids must not come back.
         ignored = task.ignored_ids if task.masked_file is None else ()
-        expected.append(semantic_labels(ids, replace(task, panoptic_file=panoptic_file, ignored_ids=ignored)))
+        expected.append(checked_labels(ids, replace(task, panoptic_file=panoptic_file, ignored_ids=ignored)))
         values, pixels = np.unique(ids, return_counts=True)
         counts = dict(zip(values.tolist(), pixels.tolist(), strict=True))
         wrong = [s for s in task.segments if s.area >= 0 and s.area != counts[s.segment_id]]
@@ -195,7 +171,7 @@ def label_problems(task: LabelTask) -> list[str]:
             )
 
     def compare_labels() -> None:
-        stored = read_labels(task.semantic_file)
+        stored = read_label_map(task.semantic_file, cure=_LABEL_CURE)
         if expected and not np.array_equal(stored, expected[0]):
             raise PreparationError(f"{task.semantic_file}: differs from {panoptic_file}; delete it and prepare again.")
 
@@ -207,7 +183,7 @@ def label_problems(task: LabelTask) -> list[str]:
 def _collect(problems: list[str], check: Callable[[], None]) -> None:
     try:
         check()
-    except PreparationError as error:
+    except UserError as error:
         problems.append(str(error))
 
 
@@ -216,31 +192,10 @@ def _valid_labels(task: LabelTask) -> npt.NDArray[np.uint8] | None:
     if not task.semantic_file.is_file() or (task.masked_file is not None and not task.masked_file.is_file()):
         return None
     try:
-        labels = read_labels(task.semantic_file)
-    except PreparationError:
+        labels = read_label_map(task.semantic_file, cure=_LABEL_CURE)
+    except UserError:
         return None
     classes = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()) - {IGNORE_LABEL}
     # Panoptic segments do not overlap and none is empty, so every class must show.
     same = classes == {segment.class_id for segment in task.segments}
     return labels if same and labels.shape == (task.height, task.width) else None
-
-
-def _mask_ids(ids: npt.NDArray[np.int32], ignored_ids: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """(h, w, 3) uint8 ids with the ignored segments void."""
-    kept = np.where(np.isin(ids, ignored_ids), VOID_ID, ids)
-    return np.stack([kept & 255, (kept >> 8) & 255, kept >> 16], axis=-1).astype(np.uint8)
-
-
-@contextmanager
-def _opened(path: Path, cure: str, *, decode: bool = True) -> Iterator[Image.Image]:
-    """Open an image so that a missing or broken file becomes one clear error."""
-    if not path.is_file():
-        raise PreparationError(f"No file {path}: {cure}.")
-    try:
-        image = Image.open(path)
-        if decode:
-            image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise PreparationError(f"{path} cannot be decoded ({error}): {cure}.") from error
-    with image:
-        yield image

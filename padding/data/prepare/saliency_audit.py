@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from padding.data.prepare.label_audit import displayed_size
+from padding.data.prepare.label_audit import first_files
+from padding.data.readers import displayed_size, opened_image
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 
 __all__ = ["SaliencyAudit", "audit_saliency"]
-
-_SHOWN = 3
 
 
 @dataclass
@@ -52,14 +50,14 @@ class SaliencyAudit:
     def problems(self) -> list[str]:
         """What training or evaluation would fail on, or learn wrongly, a line each."""
         return [
-            *_first("files cannot be used", self.unreadable),
-            *_first("maps have another size than their images", self.wrong_size),
-            *_first("maps hold 0 and 1, not 0 and 255; multiply them", self.zero_one),
+            *first_files("files cannot be used", self.unreadable),
+            *first_files("maps have another size than their images", self.wrong_size),
+            *first_files("maps hold 0 and 1, not 0 and 255; multiply them", self.zero_one),
         ]
 
     def remarks(self) -> list[str]:
         """What is unusual, but no obstacle."""
-        return _first("maps have no salient pixel", self.empty)
+        return first_files("maps have no salient pixel", self.empty)
 
     def row(self) -> dict[str, Any]:
         """Numbers for a table; shares in percent."""
@@ -73,11 +71,6 @@ class SaliencyAudit:
             "unknown %": round(100 * (self.pixels - self.known) / max(self.pixels, 1), 2),
             "empty": len(self.empty),
         }
-
-
-def _first(what: str, files: Sequence[str]) -> list[str]:
-    shown = "; ".join(files[:_SHOWN])
-    return [f"{len(files)} {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
 
 
 def audit_saliency(entries: Sequence[Mapping[str, Any]], *, name: str = "saliency") -> SaliencyAudit:
@@ -119,10 +112,10 @@ def _audit_one(audit: SaliencyAudit, entry: Mapping[str, Any]) -> None:
         audit.empty.append(path)
     try:
         size = displayed_size(entry["file_name"])
-        with Image.open(entry["file_name"]) as image:
+        with opened_image(entry["file_name"]) as image:
             image.load()  # a file that was cut has a sound header
     except (ValueError, OSError) as error:
-        audit.unreadable.append(f"{entry['file_name']}: {error}")
+        audit.unreadable.append(str(error))
         return
     if saliency.shape != size:
         h, w = saliency.shape

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from padding.data.prepare.scribbles import ScribbleTask
+from padding.data.readers import read_label_map
 from padding.data.sample import IGNORE_LABEL
 from padding.data.scribbles.folder import ScribbleFolder
-from padding.data.targets import read_label_map
 from padding.errors import PreparationError
 
 __all__ = ["draw_preview"]

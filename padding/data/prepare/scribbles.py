@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from padding.data.class_split import ClassSplit
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.data.files import save_png, write_bytes
-from padding.data.prepare.label_audit import displayed_size
 from padding.data.prepare.panoptic_audit import map_tasks
-from padding.data.registration import class_split_of
+from padding.data.readers import displayed_size, read_label_map
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING
 from padding.data.scribbles.folder import ScribbleFolder
 from padding.data.scribbles.polylines import AnnotatedImage, draw_scribbles, parse_scribble_xml, scribble_xml
@@ -26,7 +25,7 @@ from padding.data.scribbles.sources import ScribbleReader, ScribbleSource
 from padding.data.scribbles.statistics import ScribbleStatistics, count_image
 from padding.data.scribbles.tags import ScribbleTags
 from padding.data.sets.scribbles import label_key
-from padding.data.targets import read_label_map, translate_labels
+from padding.data.targets import translate_labels
 from padding.errors import PreparationError
 
 __all__ = [
@@ -271,7 +270,7 @@ def _convert(
     job: tuple[ScribbleTask, ScribbleSource], space: LabelSpace, reader: ScribbleReader, folder: ScribbleFolder
 ) -> Result:
     task, source = job
-    size = _image_size(task)
+    size = displayed_size(task.image_file)
     if source.members:
         try:
             raster = replace(reader, source=source).label_map(task.key, size)
@@ -295,7 +294,7 @@ def _convert(
 def _check(task: ScribbleTask, space: LabelSpace, folder: ScribbleFolder) -> ScribbleStatistics | str:
     path, num_classes = folder.png(task.key), space.split.num_classes
     try:
-        raster, size = read_label_map(path), _image_size(task)
+        raster, size = read_label_map(path), displayed_size(task.image_file)
         dense = _dense_labels(task, space)
     except (OSError, ValueError) as error:
         return str(error)
@@ -315,17 +314,7 @@ def _dense_labels(task: ScribbleTask, space: LabelSpace) -> npt.NDArray[np.uint8
     """Dense labels as class ids; anything else void. None if there is no such file."""
     if task.dense_file is None or not task.dense_file.is_file():
         return None
-    try:
-        labels = read_label_map(task.dense_file)
-        if space.label_map is not None:
-            labels = translate_labels(labels, space.label_map, path=task.dense_file)
-    except ValueError as error:
-        raise PreparationError(str(error)) from error
+    labels = read_label_map(task.dense_file)
+    if space.label_map is not None:
+        labels = translate_labels(labels, space.label_map, path=task.dense_file)
     return np.where(labels < space.split.num_classes, labels, IGNORE_LABEL).astype(np.uint8)
-
-
-def _image_size(task: ScribbleTask) -> tuple[int, int]:
-    try:
-        return displayed_size(str(task.image_file))
-    except (OSError, ValueError) as error:
-        raise PreparationError(f"{task.image_file}: cannot be read ({error}); obtain the image again") from error

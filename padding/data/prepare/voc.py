@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from padding.data.loaders.listed_images import read_id_list
 from padding.data.prepare.label_conversion import LabelPair
+from padding.data.readers import read_label_map
 from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
 from padding.data.sets.voc import VOC_NAMES
-from padding.data.targets import read_label_map
 from padding.errors import DataError, PreparationError
 
 __all__ = ["SBD_LABELS", "read_voc_labels", "voc_label_pairs"]

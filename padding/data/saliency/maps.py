@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from padding.data.readers import opened_image, read_label_map
 from padding.data.sample import IGNORE_LABEL
-from padding.data.targets import check_size, read_label_map, translate_labels
-from padding.errors import ConfigError, DataError, MissingFileError
+from padding.data.targets import check_size, translate_labels
+from padding.errors import ConfigError, DataError
 
 __all__ = ["SALIENT_ABOVE", "has_saliency", "read_grey_map", "read_saliency", "saliency_target", "saliency_to_bytes"]
 
@@ -77,17 +77,12 @@ def read_grey_map(path: str | Path) -> npt.NDArray[np.uint8]:
         MissingFileError: there is no such file.
         DataError: it cannot be decoded, has colours or more than 8 bits.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"{path}: a saliency map is an 8-bit grey image, this one has mode {image.mode}")
-            if image.mode in ("L", "1"):
-                return np.array(image.convert("L"))
-            colors = np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such file, though the data set lists it; obtain it again") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); the file is damaged, obtain it again") from error
+    with opened_image(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise DataError(f"{path}: a saliency map is an 8-bit grey image, this one has mode {image.mode}")
+        if image.mode in ("L", "1"):
+            return np.array(image.convert("L"))
+        colors = np.asarray(image.convert("RGB"))
     if colors.size and int((colors.max(axis=2) - colors.min(axis=2)).max()) > _LARGEST_TINT:
         raise DataError(
             f"{path}: a saliency map is a grey image, this one has colours; were class labels or an overlay meant?"

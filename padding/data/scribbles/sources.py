@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from padding.data.readers import read_label_map
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING
 from padding.data.scribbles.polylines import (
     DEFAULT_WIDTH,
@@ -183,7 +183,7 @@ class ScribbleReader:
         return draw_scribbles(image.scribbles, size, width=self.width, first_label=self.first_label)
 
     def _from_png(self, content: bytes, where: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        labels = self._as_classes(_index_image(content, where), where).astype(np.uint8)
+        labels = self._as_classes(read_label_map(io.BytesIO(content), name=where), where).astype(np.uint8)
         self._check_size(labels.shape, size, where)
         if labels.shape != size:
             labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8)
@@ -208,7 +208,7 @@ class ScribbleReader:
                 f"{where}: holds the values {wrong[:_SHOWN]}; expected 0 to {num_classes - 1}, {IGNORE_LABEL} "
                 f"(unlabelled) and {SCRIBBLE_PADDING} (padding). Is it of this data set, and does it need a label map?"
             )
-        lookup = np.zeros(256, np.int64)
+        lookup = np.zeros(max(table) + 1, np.int64)
         lookup[distinct] = [table[n] for n in distinct.tolist()]
         return lookup[values]
 
@@ -219,17 +219,6 @@ class ScribbleReader:
         if not self.rescale:
             raise DataError(f"{text}; use the images that belong to the scribbles, or allow rescaling")
         logger.warning("%s; rescaled", text)
-
-
-def _index_image(content: bytes, where: str) -> npt.NDArray[np.uint8]:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            # A palette image gives its indices: its colours are for the eye alone.
-            if image.mode not in ("P", "L"):
-                raise DataError(f"{where}: an image of mode {image.mode}; expected 8-bit class ids, grey or palette")
-            return np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"{where}: cannot be decoded ({error}); obtain the file again") from error
 
 
 def _read_hdf5(

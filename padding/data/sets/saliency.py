@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from padding.data.class_split import ClassSplit
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.data.loaders.listed_images import images_by_id
-from padding.data.registration import class_split_of, register_data_set, registered_names
+from padding.data.registration import register_data_set, registered_names
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.sets.voc import VOC_NAMES
 from padding.errors import DataError, MissingFileError

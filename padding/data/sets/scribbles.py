@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from padding.data.class_split import class_split_of
 from padding.data.loaders.panoptic_json import check_files
-from padding.data.registration import class_split_of, register_data_set
+from padding.data.registration import register_data_set
 from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING, DatasetDict
 from padding.data.scribbles.tags import ScribbleTags, read_tag_table

@@ -14,11 +14,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from padding.data.readers import read_label_map, read_panoptic_ids
 from padding.data.shapes.classes import SPLITS, class_table, coarse_ids, shapes_split
 from padding.data.shapes.write import FOLDER, GENERATOR_VERSION, IMAGE_FOLDERS, file_digest
+from padding.errors import UserError
 
 __all__ = ["check_shapes"]
 
+_COLOURED = ("images", "images_camouflaged", "panoptic")
 _MEND = "run datasets/prepare_shapes.py again with the same parameters to mend it"
 
 
@@ -130,20 +133,19 @@ def _check_instances(path: Path, panoptic: dict[str, Any], instances: dict[str, 
 
 def _check_image(folder: Path, split: str, image: dict[str, Any], annotation: dict[str, Any]) -> Iterator[str]:
     """Problems of one image: sizes, ids, areas, agreement of the label maps, unseen pixels."""
-    maps: dict[str, npt.NDArray[np.uint8]] = {}
+    maps: dict[str, npt.NDArray[Any]] = {}
     for name in IMAGE_FOLDERS:
         path = folder / name / split / image["file_name"]
-        array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
-        if array is None:
+        try:
+            maps[name] = read_panoptic_ids(path) if name in _COLOURED else read_label_map(path)
+        except UserError:
             yield f"{path}: missing or not an image; {_MEND}"
             return
-        if array.shape[:2] != (image["height"], image["width"]):
-            yield f"{path}: is {array.shape[:2]}, the annotations say {(image['height'], image['width'])}; {_MEND}"
+        if maps[name].shape != (image["height"], image["width"]):
+            yield f"{path}: is {maps[name].shape}, the annotations say {(image['height'], image['width'])}; {_MEND}"
             return
-        maps[name] = np.asarray(array, dtype=np.uint8)
     where = f"{folder}/panoptic/{split}/{image['file_name']}"
-    # OpenCV reads BGR.
-    ids = maps["panoptic"].astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
+    ids = maps["panoptic"]
     values, areas = np.unique(ids, return_counts=True)
     in_png = dict(zip(values.tolist(), areas.tolist(), strict=True))
     in_json = {segment["id"]: segment for segment in annotation["segments_info"]}
@@ -156,8 +158,8 @@ def _check_image(folder: Path, split: str, image: dict[str, Any], annotation: di
 def _check_maps(
     where: str,
     split: str,
-    ids: npt.NDArray[np.int32],
-    maps: dict[str, npt.NDArray[np.uint8]],
+    ids: npt.NDArray[np.uint32],
+    maps: dict[str, npt.NDArray[Any]],
     segments: dict[int, dict[str, Any]],
 ) -> Iterator[str]:
     classes = shapes_split()

@@ -127,7 +127,6 @@ def load_into(
     state: Mapping[str, Tensor],
     *,
     allow_missing: Sequence[str] = (),
-    allow_unexpected: Sequence[str] = (),
 ) -> CheckpointReport:
     """Copy weights into a network, in place, and say what was done.
 
@@ -138,7 +137,6 @@ def load_into(
         model: the network, not wrapped.
         state: name to tensor, as ``read_checkpoint`` returns it.
         allow_missing: prefixes of network names that the file need not have, or may have in another shape.
-        allow_unexpected: prefixes of names in the file that the network need not have.
 
     Returns:
         The report.
@@ -169,7 +167,7 @@ def load_into(
 
     if _is_backbone_only(state):
         allow_missing = (*allow_missing, _HEAD)
-    unfit = _unfit([*report.missing, *wrong_shape], allow_missing) + _unfit(report.unexpected, allow_unexpected)
+    unfit = _unfit([*report.missing, *wrong_shape], allow_missing) + _unfit(report.unexpected)
     if unfit or not report.matched:
         raise CheckpointError(_explain_misfit(report, unfit))
     model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
@@ -189,7 +187,7 @@ def _is_backbone_only(state: Mapping[str, Tensor]) -> bool:
     return not any(name.startswith(_HEAD) for name in state) and any(name.startswith("backbone.") for name in state)
 
 
-def _unfit(names: Sequence[str], allowed: Sequence[str]) -> list[str]:
+def _unfit(names: Sequence[str], allowed: Sequence[str] = ()) -> list[str]:
     return [
         name
         for name in names

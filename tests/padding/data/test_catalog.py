@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from padding.data.catalog import class_split_of, coco_zsp_split, register_all, register_panoptic
+from padding.data.catalog import coco_zsp_split, register_all, register_panoptic
+from padding.data.class_split import class_split_of
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
 NAMES = (

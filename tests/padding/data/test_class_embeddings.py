@@ -199,7 +199,7 @@ def test_random_embeddings_depend_on_name_width_and_seed_only():
 
 def test_nearest_known_classes_by_hand():
     rows = np.array([[1, 0], [0, 2], [3, 1], [-1, 5]], dtype=np.float32)
-    report = nearest_known_classes(rows, ["a", "b", "c", "d"], ["a", "b"], top_k=2)
+    report = nearest_known_classes(rows, ["a", "b", "c", "d"], ["a", "b"])
     assert [name for name, _ in report["c"]] == ["a", "b"]
     assert report["c"][0][1] == pytest.approx(3 / np.sqrt(10), abs=1e-6)
     assert [name for name, _ in report["d"]] == ["b", "a"]
@@ -261,7 +261,7 @@ def test_shipped_tables_agree_on_shared_classes():
 def test_shipped_vectors_know_what_is_alike():
     names = split_names("65_15")
     rows = load_class_embeddings(SHIPPED / "word2vec_coco_65_15.npz", names, l2_normalize=False)
-    report = nearest_known_classes(rows, names, names[:65], top_k=1)
+    report = nearest_known_classes(rows, names, names[:65])
     expected = {"cat": "dog", "train": "bus", "fork": "spoon", "sandwich": "pizza", "toaster": "oven"}
     assert {name: report[name][0][0] for name in expected} == expected
 

@@ -61,8 +61,6 @@ def test_published_shares_of_cityscapes() -> None:
     share = np.exp(1 / 2.8149201869965) - 1.10
     np.testing.assert_allclose(inverse_log_weights(np.array([share])), 3.3609, atol=1e-4)
     np.testing.assert_allclose(inverse_log_weights(np.array([0.0, 1.0])), [50.498, 1.4222], atol=1e-3)
-    with pytest.raises(ValueError, match=r"offset of class weights is 1\.0; it must be above 1"):
-        inverse_log_weights(np.array([0.5]), offset=1.0)
 
 
 def test_of_a_configuration_only_the_labeled_images_count(data: Path) -> None:

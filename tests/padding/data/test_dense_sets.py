@@ -12,7 +12,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from padding.data.catalog import class_split_of, register_all
+from padding.data.catalog import register_all
+from padding.data.class_split import class_split_of
 from padding.data.config import add_input_config
 from padding.data.mappers import build_mapper
 from padding.data.sets.camvid import camvid_split, register_camvid

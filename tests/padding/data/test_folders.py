@@ -12,7 +12,7 @@ from detectron2.engine import default_argument_parser
 from PIL import Image
 
 import train_net
-from padding.data.catalog import class_split_of
+from padding.data.class_split import class_split_of
 from padding.data.folders import OWN_NAMES, register_own_data
 from padding.data.registration import _registered
 from padding.engine import add_core_config

@@ -63,7 +63,7 @@ def test_no_label_is_needed_on_disk(entry: Any) -> None:
     assert sample["is_labeled"] is False
     assert {"image", "valid"} <= set(sample)
     assert not {"sem_seg", "instances"} & set(sample)
-    with pytest.raises(FileNotFoundError, match=r"frame0\.png: no such file, though the data set lists it"):
+    with pytest.raises(FileNotFoundError, match=r"frame0\.png: no such file"):
         draw(build_mapper(cfg, is_train=True), entry)
 
 

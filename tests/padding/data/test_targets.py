@@ -1,65 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading of label files and the arrays made of them, against slow obvious references."""
-
-from pathlib import Path
+"""Arrays made of label files, against slow obvious references."""
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from padding.data import targets
 from padding.data.sample import SegmentInfo
-
-
-def write_panoptic_png(path: Path, ids: np.ndarray) -> None:
-    channels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-    Image.fromarray(channels).save(path)
-
-
-def test_panoptic_ids_round_trip(tmp_path: Path) -> None:
-    ids = np.random.default_rng(0).integers(0, 2**24, (7, 9))
-    ids[0, :3] = (0, 255, 2**24 - 1)
-    write_panoptic_png(tmp_path / "a.png", ids)
-    np.testing.assert_array_equal(targets.read_panoptic_ids(tmp_path / "a.png"), ids)
-
-
-@pytest.mark.parametrize("reader", [targets.read_panoptic_ids, targets.read_label_map])
-def test_unreadable_png_is_named(tmp_path: Path, reader) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent\.png: no such file"):
-        reader(tmp_path / "absent.png")
-    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n123")
-    with pytest.raises(ValueError, match=r"cut\.png: cannot be decoded"):
-        reader(tmp_path / "cut.png")
-
-
-def test_palette_png_gives_indices_not_colours(tmp_path: Path) -> None:
-    indices = np.array([[0, 1, 2], [255, 1, 0]], np.uint8)
-    image = Image.fromarray(indices, mode="P")
-    image.putpalette([200, 10, 10, 9, 9, 9, 7, 8, 9] + [1] * (253 * 3))
-    image.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(targets.read_label_map(tmp_path / "p.png"), indices)
-
-
-def test_16_bit_label_map_is_kept(tmp_path: Path) -> None:
-    labels = np.array([[0, 300], [65535, 7]], np.uint16)
-    Image.fromarray(labels).save(tmp_path / "w.png")
-    read = targets.read_label_map(tmp_path / "w.png")
-    assert read.dtype == np.uint16
-    np.testing.assert_array_equal(read, labels)
-
-
-def test_binary_label_map_is_zero_and_one(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[True, False]])).save(tmp_path / "b.png")
-    assert targets.read_label_map(tmp_path / "b.png").tolist() == [[1, 0]]
-
-
-def test_colour_image_is_no_label_map(tmp_path: Path) -> None:
-    Image.new("RGB", (2, 2)).save(tmp_path / "c.png")
-    with pytest.raises(ValueError, match=r"c\.png: a label map holds one number per pixel.*mode RGB"):
-        targets.read_label_map(tmp_path / "c.png")
 
 
 def test_check_size_names_both_sizes() -> None:

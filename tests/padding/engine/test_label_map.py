@@ -9,8 +9,8 @@ import torch
 from detectron2.data.catalog import Metadata
 from PIL import Image
 
-from padding.engine.label_map import UNLABELED, class_colors, label_map_of, semantic_labels, write_label_map
-from padding.evaluation.semantic import read_label_map
+from padding.data.readers import read_label_map
+from padding.engine.label_map import UNLABELED, class_colors, label_map_of, scored_labels, write_label_map
 
 
 def test_labels_come_back_from_the_file_with_their_colors(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_best_class_and_what_was_not_segmented() -> None:
 def test_what_gives_no_label_map_is_named() -> None:
     with pytest.raises(ValueError, match=r"predicts \['instances'\]; switch MODEL\.MASK_FORMER\.TEST\.SEMANTIC_ON on"):
         label_map_of({"instances": None})
-    assert semantic_labels(torch.zeros(256, 1, 1)).tolist() == [[256]]
+    assert scored_labels(torch.zeros(256, 1, 1)).tolist() == [[256]]
     with pytest.raises(ValueError, match="256 classes do not fit an index image, which has room for 255"):
         label_map_of({"sem_seg": torch.zeros(256, 1, 1)})
 

@@ -15,9 +15,10 @@ from torch import nn
 
 import demo
 from padding.data.catalog import register_all
+from padding.data.readers import read_label_map
 from padding.engine import Predictor, load_cfg
 from padding.engine.evaluation_loop import evaluate
-from padding.evaluation.semantic import SemSegEvaluator, read_label_map
+from padding.evaluation.semantic import SemSegEvaluator
 from padding.modeling.label_space import evaluation_split
 from padding.modeling.tta import SegmentationPlan, segment
 from tests.tiny_segmentor import write_dozen_shapes

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from padding.data.class_split import ClassSplit
-from padding.evaluation.panoptic import write_panoptic_png
+from padding.data.files import save_panoptic_png
 
 # Things 1..3, stuff 11 and 12, one of each unseen; contiguous ids are 0..4 in this order.
 SPLIT = ClassSplit(
@@ -92,7 +92,7 @@ def panoptic_dataset(tmp_path: Path, register: Callable[..., str]) -> Callable[.
         (tmp_path / "sem_seg").mkdir()
         annotations, records = [], []
         for image_id, (id_map, segments) in enumerate(scenes, start=1):
-            write_panoptic_png(tmp_path / "panoptic" / f"{image_id}.png", id_map)
+            save_panoptic_png(id_map, tmp_path / "panoptic" / f"{image_id}.png")
             labels = np.full(id_map.shape, 255, dtype=np.uint8)
             for segment in segments:
                 labels[id_map == segment["id"]] = segment["category_id"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from padding.evaluation.panoptic import write_panoptic_png
+from padding.data.files import save_panoptic_png
 from padding.evaluation.panoptic_quality import PanopticQuality
 
 K = 5
@@ -155,8 +155,8 @@ def test_equals_panopticapi(
         pred = [s for s in pred if (pred_map == s["id"]).any() and rng.random() < 0.9]
         pred_map[~np.isin(pred_map, [s["id"] for s in pred])] = 0
         ours.update(pred_map, pred, gt_map, gt)
-        write_panoptic_png(tmp_path / f"gt{index}.png", gt_map)
-        write_panoptic_png(tmp_path / f"pred{index}.png", pred_map)
+        save_panoptic_png(gt_map, tmp_path / f"gt{index}.png")
+        save_panoptic_png(pred_map, tmp_path / f"pred{index}.png")
         sides = (("gt", gt), ("pred", pred))
         pairs.append(tuple({"image_id": index, "file_name": f"{n}{index}.png", "segments_info": s} for n, s in sides))
     with contextlib.redirect_stdout(io.StringIO()):

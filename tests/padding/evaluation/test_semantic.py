@@ -10,10 +10,11 @@ import torch
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.evaluation import SemSegEvaluator as DetectronSemSegEvaluator
 from PIL import Image
-from pycocotools import mask as mask_api
 
+from padding.data.readers import read_label_map
+from padding.errors import MissingFileError
 from padding.evaluation import semantic
-from padding.evaluation.semantic import SemSegEvaluator, cityscapes_label_map, label_map_of_scores, read_label_map
+from padding.evaluation.semantic import SemanticGroundTruth, SemSegEvaluator, cityscapes_label_map, label_map_of_scores
 
 Dataset = Callable[..., tuple[str, list[dict[str, Any]]]]
 K = 5
@@ -90,38 +91,21 @@ def test_best_class_equals_argmax_with_ties() -> None:
     torch.testing.assert_close(label_map_of_scores(scores, K), scores.argmax(0))
 
 
-def test_palette_is_not_looked_at(tmp_path: Path) -> None:
-    labels = np.random.default_rng(0).integers(0, 21, (6, 7), dtype=np.uint8)
-    image = Image.fromarray(labels, mode="P")
-    image.putpalette(np.random.default_rng(1).integers(0, 256, 768, dtype=np.uint8).tobytes())
-    image.save(tmp_path / "voc.png")
-    np.testing.assert_array_equal(read_label_map(tmp_path / "voc.png"), labels)
-
-
-def test_sixteen_bit_labels_are_read(tmp_path: Path) -> None:
-    labels = np.array([[0, 300], [65535, 7]], dtype=np.uint16)
-    Image.fromarray(labels).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(read_label_map(tmp_path / "x.png"), labels)
-
-
-def test_colour_image_and_missing_file_are_errors(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "colour.png")
-    with pytest.raises(ValueError, match=r"colour\.png: a label image of mode RGB"):
-        read_label_map(tmp_path / "colour.png")
-    with pytest.raises(ValueError, match=r"gone\.png: no such label file"):
-        read_label_map(tmp_path / "gone.png")
-
-
-def test_cityscapes_ids_become_train_ids(tmp_path: Path) -> None:
+def test_cityscapes_ids_become_train_ids(tmp_path: Path, register: Callable[..., str]) -> None:
     ids = np.array([[0, 7, 8], [11, 33, 29], [255, 26, 6]], dtype=np.uint8)
     Image.fromarray(ids).save(tmp_path / "x_labelIds.png")
     label_map = cityscapes_label_map()
     expected = [[255, 0, 1], [2, 18, 255], [255, 13, 255]]  # road 7, sidewalk 8, building 11, car 26, bicycle 33
-    np.testing.assert_array_equal(read_label_map(tmp_path / "x_labelIds.png", label_map), expected)
+    records = [{"file_name": n, "sem_seg_file_name": str(tmp_path / f"{n}_labelIds.png")} for n in ("x", "odd", "gone")]
+    name = register("streets", records, stuff_classes=["road"], sem_seg_label_map=label_map)
+    truth = SemanticGroundTruth.of_dataset(name)
+    np.testing.assert_array_equal(truth.labels_of("x"), expected)
     assert sorted(v for v in label_map.values() if v != 255) == list(range(19))
-    Image.fromarray(ids + 100).save(tmp_path / "odd.png")
-    with pytest.raises(ValueError, match=r"odd\.png: labels \[99, 100, .*sem_seg_label_map"):
-        read_label_map(tmp_path / "odd.png", label_map)
+    Image.fromarray(ids + 100).save(tmp_path / "odd_labelIds.png")
+    with pytest.raises(ValueError, match=r"odd_labelIds\.png: holds the values \[99, 100, .*sem_seg_label_map"):
+        truth.labels_of("odd")
+    with pytest.raises(MissingFileError, match=r"gone_labelIds\.png: no such file; prepare the data set first"):
+        truth.labels_of("gone")
 
 
 def test_evaluator_reads_cityscapes_ids_through_the_metadata(tmp_path: Path, register: Callable[..., str]) -> None:
@@ -143,7 +127,7 @@ def test_two_ranks_equal_one(panoptic_dataset: Dataset, scenes: Any, two_ranks: 
     expected = whole.evaluate()
     main.process(records[:2], outputs[:2])
     other.process(records[2:], outputs[2:])
-    two_ranks(None, (other.confusions, 4, []))
+    two_ranks(None, (other.confusions, 4))
     assert main.evaluate() == expected
 
 
@@ -163,7 +147,7 @@ def test_parts_are_evaluated_by_themselves_and_labels_read_once(
 
     expected = {"sem_seg": alone(outputs), "sem_seg_cnn": alone(cnn), "sem_seg_vit": alone(perfect)}
     reads = []
-    monkeypatch.setattr(semantic, "read_label_map", lambda *a: reads.append(a[0]) or read_label_map(*a))
+    monkeypatch.setattr(semantic, "read_label_map", lambda *a, **k: reads.append(a[0]) or read_label_map(*a, **k))
     main, other = (SemSegEvaluator(name, tmp_path / "out", parts=("cnn", "vit")) for _ in range(2))
     joined = [
         {"sem_seg": s["sem_seg"], "sem_seg_cnn": c["sem_seg"], "sem_seg_vit": v["sem_seg"], "sem_seg_other": None}
@@ -172,7 +156,7 @@ def test_parts_are_evaluated_by_themselves_and_labels_read_once(
     main.process(records[:2], joined[:2])
     other.process(records[2:], joined[2:])
     assert len(reads) == len(records)
-    two_ranks(None, (other.confusions, 4, []))
+    two_ranks(None, (other.confusions, 4))
     results = main.evaluate()
     assert results == expected
     assert results["sem_seg_vit"]["mIoU"] == 100.0
@@ -229,21 +213,6 @@ def _labels(records: list[dict[str, Any]], tmp_path: Path) -> list[np.ndarray]:
 @pytest.mark.usefixtures("second_rank")
 def test_other_ranks_return_none(panoptic_dataset: Dataset, scenes: Any) -> None:
     assert SemSegEvaluator(panoptic_dataset(scenes[0])[0]).evaluate() is None
-
-
-def test_predictions_are_written_only_when_asked(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:
-    truth, outputs = scenes
-    name, records = panoptic_dataset(truth)
-    for write in (False, True):
-        evaluator = SemSegEvaluator(name, tmp_path / f"{write}", write_predictions=write)
-        evaluator.process(records, outputs)
-        evaluator.evaluate()
-    assert not (tmp_path / "False" / "sem_seg_predictions.json").exists()
-    entries = json.loads((tmp_path / "True" / "sem_seg_predictions.json").read_text())
-    sea = next(e for e in entries if e["file_name"] == "1.jpg" and e["category_id"] == 12)
-    np.testing.assert_array_equal(mask_api.decode(sea["segmentation"]), outputs[0]["sem_seg"].argmax(0) == 4)
-    with pytest.raises(ValueError, match="output_folder"):
-        SemSegEvaluator(name, write_predictions=True)
 
 
 def test_errors_name_file_and_cure(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:

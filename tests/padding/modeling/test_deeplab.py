@@ -77,13 +77,14 @@ def test_classifier_starts_near_zero() -> None:
 
 
 def test_extra_maps_join_the_decoder_at_any_size() -> None:
-    head = DeepLabV3PlusHead(input_channels=CHANNELS, num_classes=5, options=TINY, extra_channels=(3, 7)).train()
+    decoder = DeepLabDecoder(low_channels=6, high_channels=12, num_classes=5, options=TINY, extra_channels=(3, 7))
     extra = [torch.randn(2, 3, 16, 16, requires_grad=True), torch.randn(2, 7, 5, 2, requires_grad=True)]
-    outputs = head(maps(2, 16, 24), extra)
-    assert outputs["logits"].shape == (2, 5, 16, 24)
-    outputs["logits"].square().sum().backward()
+    features = maps(2, 16, 24)
+    logits, _ = decoder.train()(features["res2"], features["res5"], extra)
+    assert logits.shape == (2, 5, 16, 24)
+    logits.square().sum().backward()
     assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in extra)
-    assert head.decoder.fuse[0].in_channels == 4 + 8 + 3 + 7
+    assert decoder.fuse[0].in_channels == 4 + 12 + 3 + 7
 
 
 def test_one_image_can_be_trained_on() -> None:
@@ -175,9 +176,7 @@ def test_size_and_cost_are_those_of_the_published_networks(separable: bool, mill
 
 def test_two_decoders_can_share_a_pyramid() -> None:
     aspp = ASPP(12, TINY)
-    decoders = [
-        DeepLabDecoder(low_channels=6, high_channels=8, num_classes=k, options=TINY, extra_channels=()) for k in (5, 2)
-    ]
+    decoders = [DeepLabDecoder(low_channels=6, high_channels=8, num_classes=k, options=TINY) for k in (5, 2)]
     features = maps(2, 16, 16)
     pooled = aspp(features["res5"])
     assert [decoder(features["res2"], pooled)[0].shape[1] for decoder in decoders] == [5, 2]

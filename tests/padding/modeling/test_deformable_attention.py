@@ -179,17 +179,14 @@ def test_the_device_chooses_the_formulation(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "grid_sample_attention", lambda *_: called.append("grid_sample"))
     value, locations, weights = (tensor.detach() for tensor in draw())
     deformable_attention(value, SHAPES, locations, weights)
-    deformable_attention(value, SHAPES, locations, weights, method="grid_sample")
     deformable_attention(value.to("meta"), SHAPES, locations.to("meta"), weights.to("meta"))
-    assert called == ["embedding_bag", "grid_sample", "grid_sample"]
+    assert called == ["embedding_bag", "grid_sample"]
 
 
 def test_wrong_arguments_are_explained() -> None:
     value, locations, weights = draw()
     with pytest.raises(ValueError, match="hold 17 tokens in 2 levels, but value has 29 tokens and locations 3"):
         deformable_attention(value, [(1, 2), (3, 5)], locations, weights)
-    with pytest.raises(ValueError, match="'cuda_kernel' is unknown, expected 'embedding_bag' or 'grid_sample'"):
-        deformable_attention(value, SHAPES, locations, weights, method="cuda_kernel")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="width 10 is not a multiple of 4 heads"):
         DeformableAttention(10, num_heads=4, num_levels=1, num_points=1)
 

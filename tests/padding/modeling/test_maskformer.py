@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import nn
 
+from padding.data.config import add_input_config
+from padding.data.mappers import build_mapper
 from padding.modeling.inference import instance_inference, panoptic_inference, semantic_inference
 from padding.modeling.postprocessing import InferenceOptions, predict_image
 from tests.meta_arch_contract import MaskClassificationContract
@@ -198,9 +200,26 @@ def test_label_space_errors_say_what_to_set(tiny_cfg: CfgNode) -> None:
     with pytest.raises(ValueError, match="mixes label spaces"):
         build_model(tiny_cfg)
     tiny_cfg.DATASETS.TRAIN = ("nobody_registered_this",)
-    with pytest.raises(ValueError, match=r"'nobody_registered_this' has no class_split"):
+    with pytest.raises(ValueError, match=r"'nobody_registered_this' is not registered"):
         build_model(tiny_cfg)
-    MetadataCatalog.pop("nobody_registered_this", None)
+
+
+def test_set_registered_by_detectron2_describes_itself(tiny_cfg: CfgNode) -> None:
+    """A set with ``stuff_classes`` alone: model and mapper agree on its classes."""
+    name = "tiny_detectron2_stuff"
+    DatasetCatalog.register(name, list)
+    try:
+        MetadataCatalog.get(name).set(stuff_classes=["wall", "sky", "sea"], ignore_label=255)
+        tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = (name,)
+        tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+        model = build_model(tiny_cfg)
+        assert (model.class_ids, model.num_test_classes, model.thing_ids) == ((0, 1, 2), 3, frozenset())
+        add_input_config(tiny_cfg)
+        tiny_cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+        assert build_mapper(tiny_cfg, is_train=True).num_classes == 3
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def test_training_sample_errors_name_the_sample(tiny_model: nn.Module, make_sample: MakeSample) -> None:

@@ -150,7 +150,7 @@ def test_instance_sweep_equals_the_evaluator_at_gamma_zero(instance_truth: Insta
     point = sweep_results(
         sweep_instances(images, detect_at, instance_truth, (0.0, 1.0)), instance_truth.groups, "ap50"
     )["curve"][0]
-    evaluator = InstanceEvaluator("two_animals", iou_types=("segm",))
+    evaluator = InstanceEvaluator("two_animals")
     for image in images:
         scores, _, classes = detect_at(0.0)(image["class_logits"])
         masks = torch.from_numpy(left_and_right())

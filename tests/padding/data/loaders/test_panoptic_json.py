@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from padding.data.loaders.panoptic_json import load_panoptic, read_json
+from padding.data.loaders.panoptic_json import load_panoptic
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
 
@@ -92,18 +92,6 @@ def test_json_cut_in_the_middle(tiny: TinyPanoptic) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"panoptic\.json: not valid JSON.*cut.*Prepare it\."):
         load_panoptic(**tiny.registration, cure="Prepare it.")
-
-
-def test_json_missing_names_the_cure(tiny: TinyPanoptic) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent\.json: no such file\. Prepare it\."):
-        read_json(tiny.root / "absent.json", cure="Prepare it.")
-
-
-@pytest.mark.parametrize("text", ['{"images": []}', "[]"])
-def test_json_of_another_kind(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError, match=r"a\.json: lacks .*annotations"):
-        read_json(tmp_path / "a.json", required=("images", "annotations"))
 
 
 def test_unknown_category(tiny: TinyPanoptic) -> None:

@@ -15,9 +15,10 @@ from padding.data.prepare import coco_panoptic
 from padding.data.prepare.annotation_file import read_summary
 from padding.data.prepare.coco_panoptic import FilterSummary, PanopticFiles, filter_panoptic_json, label_tasks
 from padding.data.prepare.panoptic_audit import LeakAudit, check_all_labels, map_tasks, write_all_labels
-from padding.data.prepare.panoptic_png import label_problems, read_labels
+from padding.data.prepare.panoptic_png import label_problems
+from padding.data.readers import read_label_map
 from padding.data.roots import splits_dir
-from padding.errors import PreparationError
+from padding.errors import MissingFileError, PreparationError, UserError
 from tests.tiny_coco import CAR, COW, HEIGHT, KEPT, PERSON, SKY, WALL, WIDTH, edit_json, segment_id, write_tiny_coco
 
 CLASS = {category["id"]: index for index, category in enumerate(COCO_CATEGORIES)}
@@ -192,12 +193,12 @@ def test_missing_source_and_unknown_policy(tmp_path, split):
 def test_labels_hold_contiguous_ids_and_void(coco, split):
     filtered(coco, split)
     audit = write_all_labels(prepared_tasks(coco, split), split)
-    labels = read_labels(coco / "semseg" / "000000000005.png")
+    labels = read_label_map(coco / "semseg" / "000000000005.png")
     expected = np.full((HEIGHT, WIDTH), 255, np.uint8)
     for row, category in zip((0, 6, 12), (PERSON, CAR, WALL), strict=True):
         expected[row : row + 6] = CLASS[category]
     np.testing.assert_array_equal(labels, expected)
-    assert (read_labels(coco / "semseg" / "000000000004.png") == 255).all()
+    assert (read_label_map(coco / "semseg" / "000000000004.png") == 255).all()
     assert (audit.num_images, audit.num_segments, audit.written) == (3, 5, 3)
     assert (audit.unseen_segments, audit.unseen_pixels, audit.leaks) == (0, 0, False)
     assert audit.pixels[CLASS[PERSON]] == 2 * 6 * WIDTH
@@ -208,7 +209,7 @@ def test_ignored_segments_become_void_in_both_pngs(coco, split):
     filtered(coco, split, "ignore_pixels")
     audit = write_all_labels(prepared_tasks(coco, split, masked=True), split)
     assert not audit.leaks
-    labels = read_labels(coco / "semseg" / "000000000003.png")
+    labels = read_label_map(coco / "semseg" / "000000000003.png")
     assert set(np.unique(labels)) == {CLASS[PERSON], CLASS[CAR], 255}
     before = np.asarray(Image.open(coco / "panoptic_train2017" / "000000000003.png"))
     after = np.asarray(Image.open(coco / "masked" / "000000000003.png"))
@@ -284,7 +285,7 @@ def test_error_of_a_worker_arrives_whole(coco, split):
     filtered(coco, split)
     tasks = prepared_tasks(coco, split)
     tasks[1].panoptic_file.unlink()
-    with pytest.raises(PreparationError, match=r"No file .*000000000004\.png"):
+    with pytest.raises(MissingFileError, match=r"000000000004\.png: no such file; unpack"):
         write_all_labels(tasks, split, num_workers=2)
 
 
@@ -310,13 +311,17 @@ def with_strange_pixel(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("panoptic_train2017/000000000001.png", Path.unlink, r"No file .*000000000001\.png: unpack"),
+        ("panoptic_train2017/000000000001.png", Path.unlink, r"000000000001\.png: no such file; unpack"),
         ("panoptic_train2017/000000000001.png", lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be decoded"),
         ("panoptic_train2017/000000000001.png", resized, r"64x24 pixels, but .*seen\.json says 32x24"),
         ("panoptic_train2017/000000000001.png", with_strange_pixel, r"1 pixels carry ids that .*\[7\]"),
-        ("panoptic_train2017/000000000001.png", lambda p: Image.new("L", (32, 24)).save(p), "expected RGB ids"),
+        (
+            "panoptic_train2017/000000000001.png",
+            lambda p: Image.new("L", (32, 24)).save(p),
+            "stored as 8-bit RGB, but this is .* mode L",
+        ),
         ("panoptic_train2017/000000000001.png", lambda p: Image.new("RGB", (32, 24)).save(p), "no pixel of segments"),
-        ("train2017/000000000001.jpg", Path.unlink, r"No file .*000000000001\.jpg: unpack the images"),
+        ("train2017/000000000001.jpg", Path.unlink, r"000000000001\.jpg: no such file; unpack the images"),
         ("train2017/000000000001.jpg", resized, r"000000000001\.jpg: 64x24 pixels"),
         ("train2017/000000000001.jpg", lambda p: p.write_bytes(b"text"), "cannot be decoded"),
     ],
@@ -324,7 +329,7 @@ def with_strange_pixel(path: Path) -> None:
 def test_damaged_pictures_name_the_file_and_the_cure(coco, split, name, damage, message):
     filtered(coco, split)
     damage(coco / name)
-    with pytest.raises(PreparationError, match=message):
+    with pytest.raises(UserError, match=message):
         write_all_labels(prepared_tasks(coco, split), split)
     assert not (coco / "semseg" / "000000000001.png").exists()
 
@@ -349,7 +354,7 @@ def test_check_reports_each_broken_image(coco, split):
     _, problems = check_all_labels(tasks, split, unseen_allowed=False, num_workers=2)
     assert len(problems) == 4
     for problem, expected in zip(
-        problems, ("differs from", "No file", "carry ids", "no image of the JSON"), strict=True
+        problems, ("differs from", "no such file", "carry ids", "no image of the JSON"), strict=True
     ):
         assert expected in problem
 

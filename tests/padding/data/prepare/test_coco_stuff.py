@@ -10,7 +10,7 @@ from PIL import Image
 
 from padding.data.prepare.coco_stuff import check_stuff, label_lookup, stuff_tasks, write_stuff
 from padding.data.sets.coco import coco_zss_split
-from padding.errors import PreparationError
+from padding.errors import DataError, MissingFileError, PreparationError
 from tests.tiny_stuff import HEIGHT, STUFF, WIDTH, write_tiny_stuff
 
 SPLIT = coco_zss_split()
@@ -120,10 +120,10 @@ def test_damaged_and_missing_input_is_named(root: Path, tmp_path: Path) -> None:
     with pytest.raises(PreparationError, match=r"000000000001\.jpg: 8 x 8 .*12 x 16"):
         write(root)
     (root / "train2017" / "000000000001.jpg").unlink()
-    with pytest.raises(PreparationError, match=r"000000000001\.jpg.*unpack train2017\.zip"):
+    with pytest.raises(MissingFileError, match=r"000000000001\.jpg.*unpack train2017\.zip"):
         write(root)
     (root / "stuffthingmaps" / "train2017" / "000000000001.png").write_bytes(b"cut")
-    with pytest.raises(PreparationError, match=r"000000000001\.png.*unpack stuffthingmaps"):
+    with pytest.raises(DataError, match=r"000000000001\.png.*unpack stuffthingmaps"):
         write(root)
     with pytest.raises(PreparationError, match=r"No folder .*nowhere"):
         tasks_of(tmp_path / "nowhere")

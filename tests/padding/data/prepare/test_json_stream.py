@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from padding.data.prepare import json_stream
 from padding.data.prepare.json_stream import JsonStreamError, stream_json
 
 DOCUMENT = {
@@ -22,9 +23,9 @@ DOCUMENT = {
 ARRAYS = ("images", "annotations", "numbers", "nothing")
 
 
-def collect(path: Path, chunk_chars: int) -> dict:
+def collect(path: Path) -> dict:
     found: dict = {key: [] for key in ARRAYS}
-    for key, value in stream_json(path, ARRAYS, chunk_chars=chunk_chars):
+    for key, value in stream_json(path, ARRAYS):
         if key in ARRAYS:
             found[key].append(value)
         else:
@@ -34,10 +35,11 @@ def collect(path: Path, chunk_chars: int) -> dict:
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("chunk_chars", [1, 2, 7, 64, 1 << 20])
-def test_streaming_equals_json_load(tmp_path, chunk_chars, indent):
+def test_streaming_equals_json_load(tmp_path, monkeypatch, chunk_chars, indent):
+    monkeypatch.setattr(json_stream, "_CHUNK_CHARS", chunk_chars)
     path = tmp_path / "document.json"
     path.write_text(json.dumps(DOCUMENT, indent=indent, ensure_ascii=False), encoding="utf-8")
-    assert collect(path, chunk_chars) == json.loads(path.read_text(encoding="utf-8"))
+    assert collect(path) == json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_empty_object_yields_nothing(tmp_path):
@@ -46,19 +48,21 @@ def test_empty_object_yields_nothing(tmp_path):
     assert list(stream_json(path, ARRAYS)) == []
 
 
-def test_long_value_spanning_many_chunks(tmp_path):
+def test_long_value_spanning_many_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK_CHARS", 3)
     path = tmp_path / "long.json"
     path.write_text(json.dumps({"images": [{"x": "y" * 5000}, {"x": 1}]}))
-    assert [len(str(value["x"])) for _, value in stream_json(path, ["images"], chunk_chars=3)] == [5000, 1]
+    assert [len(str(value["x"])) for _, value in stream_json(path, ["images"])] == [5000, 1]
 
 
-def test_every_cut_is_an_error_naming_the_file(tmp_path):
+def test_every_cut_is_an_error_naming_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK_CHARS", 64)
     text = json.dumps(DOCUMENT)
     path = tmp_path / "cut.json"
     for end in range(0, len(text), 5):
         path.write_text(text[:end])
         with pytest.raises(JsonStreamError, match=r"cut\.json.*fetch or unpack the file again"):
-            collect(path, 64)
+            collect(path)
 
 
 def test_cut_says_how_far_it_came(tmp_path):
@@ -66,7 +70,7 @@ def test_cut_says_how_far_it_came(tmp_path):
     path = tmp_path / "cut.json"
     path.write_text(text[: text.index('"image_id": 4')])
     with pytest.raises(JsonStreamError, match="after entry 4 of 'annotations'"):
-        collect(path, 1 << 20)
+        collect(path)
 
 
 @pytest.mark.parametrize(

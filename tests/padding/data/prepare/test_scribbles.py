@@ -24,7 +24,7 @@ from padding.data.scribbles.polylines import draw_scribbles, parse_scribble_xml
 from padding.data.scribbles.simulator import SimulatorConfig
 from padding.data.scribbles.sources import ScribbleReader, find_scribbles
 from padding.data.scribbles.tags import ScribbleTags
-from padding.errors import PreparationError
+from padding.errors import DataError, PreparationError
 
 SPLIT = ClassSplit(
     ("background", "lake", "tower"), (False, False, True), (0, 1, 2), colors=((0, 0, 0), (0, 0, 255), (255, 0, 0))
@@ -207,7 +207,7 @@ def test_missing_or_strange_dense_labels_are_named(made: Made) -> None:
     with pytest.raises(PreparationError, match="im2: no dense labels to simulate from"):
         simulate(made)
     Image.fromarray(np.full(SIZE, 77, np.uint8)).save(made.tasks[2].dense_file)
-    with pytest.raises(PreparationError, match=r"2\.png: holds the values \[77\]"):
+    with pytest.raises(DataError, match=r"2\.png: holds the values \[77\]"):
         simulate(made)
 
 
@@ -261,7 +261,7 @@ def test_conversion_errors_name_the_file(made: Made, tmp_path: Path) -> None:
     with pytest.raises(PreparationError, match=r"im2\.xml: unknown tag 'steeple'"):
         convert(made, path.parent, ScribbleFolder(tmp_path / "converted"))
     made.tasks[0].image_file.write_bytes(b"no image")
-    with pytest.raises(PreparationError, match=r"im0\.jpg: cannot be read"):
+    with pytest.raises(DataError, match=r"im0\.jpg: cannot be decoded"):
         convert(made, path.parent, ScribbleFolder(tmp_path / "converted"))
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from padding.data.readers import read_label_map
 from padding.data.saliency.maps import has_saliency, read_grey_map, read_saliency, saliency_target, saliency_to_bytes
-from padding.data.targets import read_label_map
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
 
@@ -65,10 +65,10 @@ def test_files_that_are_no_saliency_map(tmp_path: Path) -> None:
         read_grey_map(saved(tmp_path / "colors.png", colors))
     with pytest.raises(ValueError, match=r"deep\.png: a saliency map is an 8-bit grey image, this one has mode I;16"):
         read_grey_map(saved(tmp_path / "deep.png", np.full((4, 5), 3000, np.uint16)))
-    with pytest.raises(FileNotFoundError, match=r"none\.png: no such file, though the data set lists it"):
+    with pytest.raises(FileNotFoundError, match=r"none\.png: no such file; obtain or generate it again"):
         read_grey_map(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.png: cannot be decoded .*obtain it again"):
+    with pytest.raises(ValueError, match=r"text\.png: cannot be decoded .*obtain or generate it again"):
         read_grey_map(tmp_path / "text.png")
 
 

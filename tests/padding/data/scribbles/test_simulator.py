@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from padding.data.readers import read_label_map
 from padding.data.scribbles.curves import STYLES
 from padding.data.scribbles.polylines import draw_scribbles
 from padding.data.scribbles.simulator import SimulatorConfig, simulate_scribbles
 from padding.data.shapes.classes import ShapesConfig
 from padding.data.shapes.render import render_image
-from padding.data.targets import read_label_map
 
 NUM_CLASSES = 17
 SMALL = {"width": 1, "min_area": 30, "erosion": (1.0, 5.0)}

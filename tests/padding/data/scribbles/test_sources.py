@@ -133,7 +133,7 @@ def test_values_are_checked_and_translated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (png(np.zeros((*SIZE, 3), np.uint8)), r"a\.png: an image of mode RGB; expected 8-bit class ids"),
+        (png(np.zeros((*SIZE, 3), np.uint8)), r"a\.png: a label map holds one number per pixel.*mode RGB"),
         (png(RASTER)[:40], r"a\.png: cannot be decoded"),
         (png(RASTER[:-1]), r"a\.png: made for 11 x 16 \(height x width\), the image is 12 x 16"),
     ],

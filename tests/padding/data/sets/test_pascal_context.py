@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from padding.data import registration
-from padding.data.registration import class_split_of
+from padding.data.class_split import class_split_of
 from padding.data.roots import splits_dir
 from padding.data.sets.pascal_context import (
     CONTEXT_FOLDER,

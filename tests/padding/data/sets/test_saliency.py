@@ -8,7 +8,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from padding.data.catalog import class_split_of, register_all
+from padding.data.catalog import register_all
+from padding.data.class_split import class_split_of
 from padding.data.saliency.maps import read_saliency
 from padding.data.sets.camvid import register_camvid
 from padding.data.sets.saliency import (

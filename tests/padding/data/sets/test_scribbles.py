@@ -10,9 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from padding.data.catalog import register_all, register_listed_images, register_scribbles
-from padding.data.class_split import ClassSplit
+from padding.data.class_split import ClassSplit, class_split_of
 from padding.data.mappers import build_mapper
-from padding.data.registration import class_split_of
 from padding.data.scribbles.simulator import SimulatorConfig
 from padding.data.sets.scribbles import SCRIBBLE_SETS, label_key, scribble_tags
 from padding.engine import add_core_config

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps, panoptic ids and JSON annotations are read here alone, for training, evaluation and preparation alike.
+
+Numbers are returned as they are stored: palettes are never looked at, and an EXIF orientation does not turn them.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from padding.errors import DataError, MissingFileError, UserError
+
+__all__ = ["displayed_size", "opened_image", "read_json", "read_label_map", "read_panoptic_ids"]
+
+_CURE = "obtain or generate it again"
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
+_STRETCHED = {"L;2": 85, "L;4": 17}
+"""Grey PNGs of 2 and 4 bits, which Pillow stretches to 0 to 255, and the factor."""
+_ORIENTATION = 0x0112  # tag of EXIF; 5 to 8 swap height and width
+
+
+@contextmanager
+def opened_image(file: str | Path | BinaryIO, *, name: object = "", cure: str = _CURE) -> Iterator[Image.Image]:
+    """Open an image; what goes wrong while it is decoded inside the ``with`` becomes an error that names the file.
+
+    Args:
+        file: path or open file.
+        name: the file in messages; "": ``file``.
+        cure: end of the messages: what to do.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it cannot be decoded.
+    """
+    name = name or file
+    try:
+        with Image.open(file) as image:
+            yield image
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise MissingFileError(f"{name}: no such file; {cure}") from None
+    except _DAMAGED as error:
+        raise DataError(f"{name}: cannot be decoded ({error}), it is damaged or was cut; {cure}") from error
+
+
+def read_label_map(file: str | Path | BinaryIO, *, name: object = "", cure: str = _CURE) -> npt.NDArray[Any]:
+    """Label map (h, w) of an index image: uint8, or uint16 where it has more bits; an image of one bit gives 0 and 1.
+
+    Args:
+        file: image of mode P, L, 1, I;16 or I.
+        name: see ``opened_image``.
+        cure: likewise.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it cannot be decoded, is of another mode, or holds a label outside 0 to 65535.
+    """
+    with opened_image(file, name=name, cure=cure) as image:
+        if image.mode not in ("P", "L", "1", "I;16", "I"):
+            raise DataError(
+                f"{name or file}: a label map holds one number per pixel, but this is an image of mode {image.mode}; "
+                "convert its colours to class ids first"
+            )
+        stretched = _STRETCHED.get(_raw_mode(image), 1)
+        labels = np.asarray(image)
+    if labels.dtype == np.uint8:
+        return labels if stretched == 1 else labels // np.uint8(stretched)
+    if labels.dtype == np.bool_:
+        return labels.astype(np.uint8)
+    if labels.size and (labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max):
+        raise DataError(
+            f"{name or file}: labels {labels.min()} to {labels.max()}; a label map holds 0 to 65535, renumber them"
+        )
+    return labels.astype(np.uint16)
+
+
+def read_panoptic_ids(file: str | Path, *, cure: str = _CURE) -> npt.NDArray[np.uint32]:
+    """Segment ids of a panoptic PNG (COCO's format), (h, w): R + 256 G + 65536 B; alpha is not looked at.
+
+    Args:
+        file: RGB or RGBA image of 8 bits a channel.
+        cure: see ``opened_image``.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it cannot be decoded, or is another kind of image.
+    """
+    with opened_image(file, cure=cure) as image:
+        raw_mode = _raw_mode(image)
+        if image.mode not in ("RGB", "RGBA") or "16" in raw_mode:
+            raise DataError(
+                f"{file}: segment ids are stored as 8-bit RGB, but this is an image of mode "
+                f"{raw_mode if '16' in raw_mode else image.mode}; name the folder of the panoptic PNGs"
+            )
+        packed = (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
+    # R, G, B and a byte of the next pixel are read as one number, much faster than three planes are added.
+    width = image.width
+    numbers = np.ndarray((image.height, width), "<u4", packed + b"\0", strides=(3 * width, 3))
+    return numbers & np.uint32(0xFFFFFF)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file stores its pixels, such as "RGB;16B"; Pillow's ``mode`` says only what they become."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def displayed_size(path: str | Path) -> tuple[int, int]:
+    """(h, w) of an image as the mappers read it, turned by its EXIF entry; its pixels are not decoded.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it is no image.
+    """
+    with opened_image(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    return (width, height) if turned else (height, width)
+
+
+def read_json(path: str | Path, *, required: Iterable[str] = (), cure: str = "") -> dict[str, Any]:
+    """Parse a JSON file whose top level is an object.
+
+    Args:
+        path: the file.
+        required: keys the object must hold.
+        cure: sentence appended to every error: how the file is obtained.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it is not valid JSON (as when a download was cut), not an object, or lacks a key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file. {cure}".rstrip())
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not valid JSON ({error}); the file is damaged or was cut while it was written. "
+            f"Obtain it again. {cure}".rstrip()
+        ) from error
+    missing = [key for key in required if not isinstance(content, dict) or key not in content]
+    if missing or not isinstance(content, dict):
+        lacks = f"lacks {missing}, which this kind of file holds" if missing else "holds no JSON object"
+        raise DataError(f"{path}: {lacks}. {cure}".rstrip())
+    return content
