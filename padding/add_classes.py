@@ -23,8 +23,6 @@ from padding.errors import ConfigError, run_command
 from padding.extension import STATISTICS_ENTRY, ExtensionReport, add_classes_to, find_statistics
 from padding.meta_arch import PADing
 
-__all__ = ["extended_checkpoint", "main", "save_extended", "split_names"]
-
 
 def split_names(listed: str) -> list[str]:
     """Names of a comma-separated list, stripped; empty parts are left out."""

@@ -17,16 +17,6 @@ from padding.generator import GENERATORS, Gmmn, PrimitivePaper, PrimitiveTransfo
 from padding.losses import DivergenceOptions, MmdOptions
 from padding.objective import DisentangleModules, LossWeights, StructureObjective
 
-__all__ = [
-    "ClassifierOptions",
-    "Generation",
-    "build_classifier_options",
-    "build_generation",
-    "find_embeddings",
-    "load_embeddings",
-]
-
-
 UNSEEN_INITS = ("pretrained", "random", "zeros")
 
 

@@ -48,17 +48,6 @@ from padding.new_class_rows import (
     with_added_rows,
 )
 
-__all__ = [
-    "STATISTICS_ENTRY",
-    "ExtensionOptions",
-    "ExtensionReport",
-    "add_classes_to",
-    "extend_model",
-    "extended_split",
-    "find_statistics",
-    "new_class_embeddings",
-]
-
 # Name of the statistics inside a checkpoint that was extended.
 STATISTICS_ENTRY = "seen_statistics"
 # Stored features on which the change of the old logits is measured.

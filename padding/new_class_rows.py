@@ -17,20 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "Balance",
-    "GroupScores",
-    "Rows",
-    "WeightedFeatures",
-    "balance",
-    "balancing_shift",
-    "fit_added_rows",
-    "largest_logit_change",
-    "refit_all_rows",
-    "score_group",
-    "with_added_rows",
-]
-
 # A shift of more than this many nats says that the synthetic features are no use, which no shift repairs.
 MAX_SHIFT = 6.0
 _BISECTIONS = 40

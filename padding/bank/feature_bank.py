@@ -30,18 +30,6 @@ from padding.data.files import replacing, write_json
 from padding.engine.random_state import preserved_random_state
 from padding.errors import ConfigError, DataError, check_choice
 
-__all__ = [
-    "RELEASE_BYTES",
-    "BankSpec",
-    "FeatureBank",
-    "FeatureBatch",
-    "FeatureStream",
-    "build_feature_bank",
-    "concatenate",
-    "gather_features",
-    "weights_digest",
-]
-
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 # Mapped pages count as memory of the process until they are given back, which this many bytes of reading brings about.

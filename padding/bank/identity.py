@@ -16,8 +16,6 @@ from torch import nn
 from padding.bank.feature_bank import weights_digest
 from padding.data.class_split import ClassSplit
 
-__all__ = ["annotations_digest", "bank_origin", "relevant_configuration", "split_digest"]
-
 # Sub-trees of the configuration that a feature or the label of a query depends on ...
 _NODES = (
     *("INPUT", "SOLVER.AMP", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.BACKBONE", "MODEL.RESNETS"),

@@ -24,8 +24,6 @@ from padding.bank.feature_bank import MANIFEST, BankSpec, FeatureBank, FeatureBa
 from padding.data.files import replacing
 from padding.errors import ConfigError, DataError, MissingFileError
 
-__all__ = ["FILE_NAME", "SeenStatistics", "StatisticsHook", "open_bank", "statistics_of_bank"]
-
 FILE_NAME = "seen_statistics.safetensors"
 FORMAT_VERSION = 1
 # Images read from a bank at once.

@@ -22,24 +22,6 @@ from fvcore.transforms.transform import Transform, TransformList
 from padding.data.targets import LabelMap, transform_labels
 from padding.errors import ConfigError
 
-__all__ = [
-    "AugmentationPlan",
-    "BorderedRotation",
-    "LabeledCrop",
-    "RandomBorderedRotation",
-    "ResizeByFactor",
-    "View",
-    "color_jitter",
-    "large_scale_jitter",
-    "resize_and_crop",
-    "resize_for_test",
-    "resize_to",
-    "scale_and_crop",
-    "strong_colors",
-    "with_labeled_crops",
-    "with_rotation",
-]
-
 
 class View:
     """Image and labels under augmentation; offers what Detectron2's augmentations ask for.

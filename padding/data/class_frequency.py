@@ -30,16 +30,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import check_label_range, read_label_map, translate_labels
 from padding.errors import ConfigError, DataError, MissingFileError
 
-__all__ = [
-    "OVER",
-    "ClassCounts",
-    "class_counts",
-    "class_weights",
-    "count_classes",
-    "fingerprint",
-    "inverse_log_weights",
-]
-
 logger = logging.getLogger(__name__)
 Entries = Sequence[Mapping[str, Any]]
 Over = Literal["labeled", "all"]

@@ -18,8 +18,6 @@ from padding.data.loaders.listed_images import read_id_list
 from padding.data.roots import splits_dir
 from padding.errors import ConfigError, DataError, MissingFileError
 
-__all__ = ["SemiSplit", "read_semi_split", "select_entries", "shipped_splits"]
-
 LISTS = ("labeled.txt", "unlabeled.txt")
 
 

@@ -27,8 +27,6 @@ from torch.utils.data import DataLoader, Dataset
 from padding.data.mappers import build_mapper
 from padding.errors import CheckpointError, ConfigError, DataError, EmptyDataError
 
-__all__ = ["PairedStream", "TrainStream", "build_eval_loader", "derived_seed", "load_training_entries", "seeded"]
-
 logger = logging.getLogger(__name__)
 
 MapperFn = Callable[[dict[str, Any]], dict[str, Any] | None]

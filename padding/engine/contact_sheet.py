@@ -13,8 +13,6 @@ from detectron2.data.catalog import Metadata
 
 from padding.engine.random_state import preserved_random_state
 
-__all__ = ["SheetRow", "draw_contact_sheet", "draw_panoptic"]
-
 HEADER_PX = 34
 GAP_PX = 8
 

@@ -19,8 +19,6 @@ from padding.engine.label_map import semantic_labels
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import ConfigError, MethodError
 
-__all__ = ["UNSEEN_MARK", "Predictor", "display_metadata"]
-
 UNSEEN_MARK = "*"
 
 

@@ -5,8 +5,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["COLORS", "GAP_PX", "beside", "draw_saliency"]
-
 GAP_PX = 8
 COLORS = "inferno"  # as bright as it is salient, so that it reads in grey as well
 

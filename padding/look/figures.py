@@ -23,8 +23,6 @@ from padding.evaluation.grouping import ClassGroups, group_means
 from padding.evaluation.panoptic_confusion import PanopticConfusion
 from padding.evaluation.panoptic_quality import PanopticScores
 
-__all__ = ["draw_class_bars", "draw_confusion", "draw_embedding_map", "draw_primitives"]
-
 SEEN_COLOR, UNSEEN_COLOR, ABSENT_COLOR = "#4c78a8", "#e8702a", "#bbbbbb"
 DPI = 150
 # Room for one class name on an axis, in inches; figures grow with the number of classes.

@@ -20,22 +20,6 @@ from torch import Tensor
 from padding.data.files import save_figure
 from padding.evaluation.grouping import ClassGroups, group_means, harmonic_mean
 
-__all__ = [
-    "GAMMAS",
-    "AccumulatedSweep",
-    "BestHarmonicMean",
-    "ClassScores",
-    "RawPrediction",
-    "SeenUnseenCurve",
-    "Sweep",
-    "area_under_curve",
-    "best_harmonic_mean",
-    "draw_curve",
-    "half_of_images",
-    "seen_unseen_curve",
-    "sweep_results",
-]
-
 # Stands for infinity: exp(-GAMMA_END + any logit) is exactly 0 in float32, while a true infinity would give NaN in the
 # softmax of a query whose logits are all infinite.
 GAMMA_END = 1000.0

@@ -41,20 +41,6 @@ from padding.study.curve import sweep_results as results_of
 from padding.study.panoptic_sweep import Setting, sweep_settings
 from padding.study.task_sweeps import Detect, QueryMasks, sweep_instances, sweep_semantic
 
-__all__ = [
-    "QUANTITIES",
-    "QUERY_MODELS",
-    "QueryPrediction",
-    "SegmentorOutput",
-    "limited_to_data",
-    "postprocess_with_bias",
-    "query_predictions",
-    "raw_predictions",
-    "segmentor_outputs",
-    "sweep_model",
-    "sweep_summary",
-]
-
 # Meta-architectures with a class and a mask for each query.
 QUERY_MODELS = ("PADing", "MaskFormer")
 # What is measured on each type of data set: name in reports -> field of the scores. The first one is drawn.

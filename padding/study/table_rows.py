@@ -31,18 +31,6 @@ from padding.engine.setup import load_cfg, setup_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.modeling.maskformer import MaskFormer
 
-__all__ = [
-    "Measure",
-    "Row",
-    "Study",
-    "mean_and_spread",
-    "process_cpu_seconds",
-    "read_row",
-    "run_once",
-    "spread_text",
-    "sweep_table",
-]
-
 # Keys that act in evaluation only, or on nothing but the place and rhythm of a training.
 _NOT_TRAINING = (
     *("TEST.", "MODEL.MASK_FORMER.TEST.", "MODEL.PADING.TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),

@@ -19,8 +19,6 @@ from padding.evaluation.instance import DetectionScores, InstanceGroundTruth, de
 from padding.evaluation.semantic import SemanticGroundTruth
 from padding.study.curve import GAMMAS, AccumulatedSweep, half_of_images
 
-__all__ = ["ConfusionAccumulator", "InstanceSweep", "QueryMasks", "sweep_instances", "sweep_semantic"]
-
 Raw = TypeVar("Raw")
 # (class logits (Q, K+1)) -> class probabilities (N,), query indices (N,), class ids (N,) of the detections
 Detect = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]

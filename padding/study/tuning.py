@@ -40,8 +40,6 @@ from padding.study.panoptic_sweep import Setting, sweep_settings
 from padding.study.seen_bias import SegmentorOutput, segmentor_outputs
 from padding.study.table_rows import Row, Study, spread_text
 
-__all__ = ["THRESHOLDS", "TUNING_GAMMAS", "Choice", "HalfMeasures", "choose", "settings_of", "tune_and_report"]
-
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TUNING_GAMMAS = tuple(float(gamma) for gamma in range(-3, 11))
 _WEIGHT, _NUMBER = "MODEL.PADING.CLASSIFIER.UNSEEN_WEIGHT", "MODEL.PADING.CLASSIFIER.NUM_PER_CLASS"

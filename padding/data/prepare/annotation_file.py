@@ -16,8 +16,6 @@ from padding.data.files import replacing, write_json
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["read_summary", "write_annotation_file", "write_summary"]
-
 Summary = TypeVar("Summary", bound="DataclassInstance")
 _COPIED_CHARS = 1 << 20
 

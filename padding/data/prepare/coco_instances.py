@@ -21,15 +21,6 @@ from padding.data.prepare.annotation_file import read_summary, write_annotation_
 from padding.data.prepare.json_stream import JsonStreamError, stream_json
 from padding.errors import PreparationError
 
-__all__ = [
-    "FULL_TRAIN_IMAGES",
-    "KINDS",
-    "PUBLISHED_TRAIN_IMAGES",
-    "InstanceSummary",
-    "audit_instances",
-    "filter_instances",
-]
-
 Kind = Literal["train", "gzsi", "unseen"]
 KINDS: tuple[Kind, ...] = ("train", "gzsi", "unseen")
 # Images of instances_train2014.json, and what the split 65/15 keeps of them (its authors' training list).

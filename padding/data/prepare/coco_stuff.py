@@ -25,16 +25,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import read_label_map
 from padding.errors import PreparationError
 
-__all__ = [
-    "FULL_IMAGES",
-    "StuffAudit",
-    "StuffTask",
-    "check_stuff",
-    "label_lookup",
-    "stuff_tasks",
-    "write_stuff",
-]
-
 # Label PNGs of the official download.
 FULL_IMAGES = {"train": 118_287, "val": 5_000}
 _UNKNOWN = -1

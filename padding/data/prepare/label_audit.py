@@ -29,8 +29,6 @@ from padding.data.semi_splits import select_entries
 from padding.data.targets import read_label_map
 from padding.errors import ConfigError, DataError, run_command
 
-__all__ = ["LabelAudit", "audit_labels", "displayed_size", "main"]
-
 _SHOWN = 3
 _ORIENTATION = 0x0112  # tag of EXIF; 5 to 8 swap height and width
 

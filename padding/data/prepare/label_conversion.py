@@ -25,8 +25,6 @@ from padding.data.sample import DatasetDict
 from padding.data.targets import read_label_map
 from padding.errors import PreparationError
 
-__all__ = ["Conversion", "LabelPair", "convert_data_set", "convert_labels", "existing_pairs"]
-
 Reader = Callable[[Path], npt.NDArray[np.uint8]]
 Palette = tuple[tuple[int, int, int], ...]
 _SHOWN = 3

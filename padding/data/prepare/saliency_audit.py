@@ -14,8 +14,6 @@ from tqdm import tqdm
 from padding.data.prepare.label_audit import displayed_size
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 
-__all__ = ["SaliencyAudit", "audit_saliency"]
-
 _SHOWN = 3
 
 

@@ -16,8 +16,6 @@ from padding.data.scribbles.folder import ScribbleFolder
 from padding.data.targets import read_label_map
 from padding.errors import PreparationError
 
-__all__ = ["draw_preview"]
-
 _ROWS, _COLUMNS = 4, 3
 _TILE = (360, 480)
 

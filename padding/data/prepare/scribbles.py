@@ -29,15 +29,6 @@ from padding.data.sets.scribbles import label_key
 from padding.data.targets import read_label_map, translate_labels
 from padding.errors import PreparationError
 
-__all__ = [
-    "LabelSpace",
-    "ScribbleTask",
-    "check_scribbles",
-    "convert_scribbles",
-    "simulate_files",
-    "tasks_of_dataset",
-]
-
 _SHOWN = 5
 _BAR: dict[str, Any] = {"unit": "img", "disable": None}
 

@@ -17,19 +17,6 @@ from padding.data.roots import splits_dir
 from padding.data.semi_splits import LISTS, read_semi_split
 from padding.errors import DataError, ExistingFileError, MissingFileError
 
-__all__ = [
-    "ListedFile",
-    "SplitReport",
-    "check_pools",
-    "check_shipped_split",
-    "check_split",
-    "draw_labeled",
-    "image_ids_in",
-    "labeled_by_files",
-    "published_lists",
-    "write_split",
-]
-
 TABLE = "lists.tsv"
 _COLUMNS = 6
 

@@ -22,17 +22,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.scribbles.tags import ScribbleTags
 from padding.errors import DataError
 
-__all__ = [
-    "DEFAULT_WIDTH",
-    "AnnotatedImage",
-    "Scribble",
-    "draw_scribbles",
-    "line_mask",
-    "parse_scribble_xml",
-    "scaled_to",
-    "scribble_xml",
-]
-
 DEFAULT_WIDTH = 3
 """Pixels across a line, as in the label maps of most scribble papers."""
 

@@ -23,8 +23,6 @@ from padding.data.scribbles.curves import STYLES, Points, Region, central_part, 
 from padding.data.scribbles.polylines import DEFAULT_WIDTH, Scribble, line_mask
 from padding.errors import ConfigError
 
-__all__ = ["SIMULATOR_VERSION", "SimulatorConfig", "simulate_scribbles"]
-
 SIMULATOR_VERSION = 1
 """Raised whenever the same configuration gives other scribbles."""
 

@@ -34,8 +34,6 @@ from padding.data.scribbles.polylines import (
 from padding.data.scribbles.tags import ScribbleTags
 from padding.errors import DataError, MissingFileError
 
-__all__ = ["FORMATS", "ScribbleReader", "ScribbleSource", "find_scribbles"]
-
 logger = logging.getLogger(__name__)
 
 FORMATS = ("xml", "png", "hdf5")

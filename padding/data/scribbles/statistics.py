@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from padding.data.sample import IGNORE_LABEL
 
-__all__ = ["ScribbleStatistics", "count_image"]
-
 _LISTED = 20
 
 Counts = npt.NDArray[np.int64]

@@ -12,8 +12,6 @@ from pathlib import Path
 from padding.data.class_split import ClassSplit
 from padding.errors import DataError, MissingFileError
 
-__all__ = ["ScribbleTags", "read_tag_table"]
-
 
 @dataclass(frozen=True)
 class ScribbleTags:

@@ -10,8 +10,6 @@ from padding.data.class_split import ClassSplit
 from padding.data.registration import register_listed_images
 from padding.data.sample import IGNORE_LABEL
 
-__all__ = ["camvid_label_map", "camvid_split", "register_camvid"]
-
 VOID = 11
 _CLASSES = (
     ("sky", (128, 128, 128)),

@@ -12,8 +12,6 @@ from padding.data.class_split import ClassSplit
 from padding.data.registration import register_listed_images
 from padding.data.roots import splits_dir
 
-__all__ = ["TRAIN_ID_NAME", "cityscapes_label_map", "cityscapes_split", "register_cityscapes"]
-
 _NUM_LABEL_IDS = 34
 TRAIN_ID_NAME = "{city}/{id}_gtFine_labelTrainIds.png"
 _CURE = "datasets/README.md lists the official downloads; python datasets/prepare_cityscapes.py writes the train ids."

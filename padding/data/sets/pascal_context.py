@@ -28,21 +28,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.sets.voc import voc_palette
 from padding.errors import DataError, MissingFileError
 
-__all__ = [
-    "CONTEXT_FOLDER",
-    "CONTEXT_LABELS",
-    "ContextClass",
-    "context_classes",
-    "context_ids",
-    "context_label_map",
-    "context_lookup",
-    "context_split",
-    "context_tags",
-    "read_context_mat",
-    "read_label_names",
-    "register_pascal_context",
-]
-
 CONTEXT_FOLDER = Path("VOCdevkit") / "VOC2010"
 CONTEXT_LABELS = "SegmentationContext60"
 

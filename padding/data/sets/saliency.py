@@ -19,22 +19,6 @@ from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.sets.voc import VOC_NAMES
 from padding.errors import DataError, MissingFileError
 
-__all__ = [
-    "DERIVED_SETS",
-    "SALIENCY_SETS",
-    "SALIENT_CLASSES",
-    "Pairing",
-    "SaliencySet",
-    "load_derived_saliency",
-    "load_saliency",
-    "pair_saliency",
-    "register_derived_saliency",
-    "register_saliency",
-    "register_saliency_sets",
-    "registered_saliency",
-    "saliency_split",
-]
-
 # In order of preference, compared without regard to case; the archives' own names first.
 _IMAGES = ("images", "image", "imgs", "img", "dut-omron-image")
 _MASKS = ("masks", "mask", "ground_truth_mask", "gt", "pixelwisegt-new-png", "annotations")

@@ -21,17 +21,6 @@ from padding.data.scribbles.tags import ScribbleTags, read_tag_table
 from padding.data.sets.pascal_context import CONTEXT_FOLDER, context_label_map, context_tags
 from padding.data.sets.voc import VOC_FOLDER
 
-__all__ = [
-    "LENGTHS_PCT",
-    "SCRIBBLE_SETS",
-    "ScribbleSet",
-    "label_key",
-    "load_scribbles",
-    "register_scribble_sets",
-    "register_scribbles",
-    "scribble_tags",
-]
-
 
 @dataclass(frozen=True)
 class ScribbleSet:

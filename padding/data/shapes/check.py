@@ -17,8 +17,6 @@ import numpy.typing as npt
 from padding.data.shapes.classes import SPLITS, class_table, coarse_ids, shapes_split
 from padding.data.shapes.write import FOLDER, GENERATOR_VERSION, IMAGE_FOLDERS, file_digest
 
-__all__ = ["check_shapes"]
-
 _MEND = "run datasets/prepare_shapes.py again with the same parameters to mend it"
 
 

@@ -21,22 +21,6 @@ from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.roots import splits_dir
 from padding.errors import ConfigError
 
-__all__ = [
-    "COARSE_NAMES",
-    "COLOURS",
-    "LOOKS",
-    "PATTERNS",
-    "SHAPES",
-    "SPLITS",
-    "UNSEEN_FILE",
-    "ShapesConfig",
-    "class_table",
-    "coarse_ids",
-    "embed_classes",
-    "shapes_coarse_split",
-    "shapes_split",
-]
-
 SHAPES = ("disk", "square", "triangle", "star", "plus", "ring")
 LOOKS = ("red", "striped", "dotted", "checked", "magenta")
 COLOURS = ("grey", "brown", "teal", "olive")

@@ -25,8 +25,6 @@ from padding.data.shapes.textures import (
     smooth_field,
 )
 
-__all__ = ["RenderedImage", "Segment", "render_image"]
-
 _REACH = 1.15  # no outline leaves this many radii
 _PLACEMENT_TRIES = 12
 _BORDER_MARGIN = 0.7  # a centre keeps this many radii from the image border
