@@ -142,12 +142,7 @@ def run(form: Form, case: Case, inputs: tuple[Features, Labels]) -> tuple[float,
 
 
 def measure(case: Case, repeats: int) -> dict[str, float]:
-    """Time both forms in turn, once more to warm up, and compare loss, gradients and kept bytes.
-
-    Args:
-        case: what is computed.
-        repeats: timed runs of each form.
-    """
+    """Time both forms in turn, once more to warm up, and compare loss, gradients and kept bytes."""
     inputs = case.inputs()
     seconds: dict[str, list[float]] = {name: [] for name in FORMS}
     losses, gradients = {}, {}

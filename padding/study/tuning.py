@@ -161,11 +161,7 @@ def tune_and_report(
 
     ``tuning.json`` and ``tuning.md`` are written after every row.
 
-    Args:
-        rows: trained rows of Table 1.
-        studies: one for each segmentor.
-        seeds: of the second stage.
-        output: folder.
+    The rows are trained ones of Table 1, each study is one segmentor's, the seeds are those of the second stage.
 
     Returns:
         What the JSON holds.

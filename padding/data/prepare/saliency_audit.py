@@ -79,11 +79,7 @@ def _first(what: str, files: Sequence[str]) -> list[str]:
 
 
 def audit_saliency(entries: Sequence[Mapping[str, Any]], *, name: str = "saliency") -> SaliencyAudit:
-    """Decode every image and every saliency map.
-
-    Args:
-        entries: that ``read_saliency`` can read.
-        name: for the progress bar.
+    """Decode every image and every saliency map of entries that ``read_saliency`` can read.
 
     Returns:
         What was found; nothing is raised for a bad file.

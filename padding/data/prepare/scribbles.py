@@ -73,10 +73,7 @@ def tasks_of_dataset(
 ) -> tuple[list[ScribbleTask], LabelSpace]:
     """Images and classes of a registered data set with dense semantic labels.
 
-    Args:
-        name: of the data set.
-        tags: what tags mean in its annotation files.
-        with_dense: whether its label files are looked at.
+    ``tags`` say what those of its annotation files mean; label files are looked at ``with_dense`` only.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 

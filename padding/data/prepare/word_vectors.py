@@ -30,9 +30,7 @@ class WordVectors(Protocol):
 def read_word_vectors(path: str | Path, *, limit: int | None = None) -> WordVectors:
     """Read word vectors with gensim; binary where the name ends in ``.bin`` or ``.bin.gz``, text otherwise.
 
-    Args:
-        path: local file in word2vec format.
-        limit: read only the first (most frequent) words.
+    With ``limit`` only the first (most frequent) words are read.
 
     Raises:
         MissingFileError: no such file, with the cure.
