@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -113,10 +114,7 @@ def prepare(args: argparse.Namespace) -> int:
     return write(args.root, config, args.workers, args.overwrite)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    return run_preparation(prepare, parse_args, arguments)
-
+main = partial(run_preparation, prepare, parse_args)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -81,14 +82,9 @@ def build_classifier_options(node: CfgNode) -> ClassifierOptions:
     options = node.CLASSIFIER
     check_choice("MODEL.PADING.CLASSIFIER.INIT", options.INIT, ("pretrained", "random"))
     check_choice("MODEL.PADING.CLASSIFIER.UNSEEN_INIT", options.UNSEEN_INIT, UNSEEN_INITS)
+    given = _as_arguments(options)
     return ClassifierOptions(
-        unseen_weight=options.UNSEEN_WEIGHT,
-        no_object_weight=options.NO_OBJECT_WEIGHT,
-        classes_per_iter=options.CLASSES_PER_ITER,
-        num_per_class=options.NUM_PER_CLASS,
-        pretrained_rows=options.INIT == "pretrained",
-        unseen_init=options.UNSEEN_INIT,
-        official_head_pad=node.COMPAT.OFFICIAL_HEAD_PAD,
+        pretrained_rows=given.pop("init") == "pretrained", official_head_pad=node.COMPAT.OFFICIAL_HEAD_PAD, **given
     )
 
 
@@ -154,7 +150,7 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
     Raises:
         ConfigError: for an unknown choice, or choices that exclude each other; names the keys.
     """
-    align, weights = node.ALIGN, node.LOSS_WEIGHT
+    align = node.ALIGN
     check_choice("MODEL.PADING.ALIGN.TARGET", align.TARGET, ("raw", "projected"))
     generator, projection, primitives = _build_generator(node, channels, width)
     project_targets = align.TARGET == "projected"
@@ -163,14 +159,7 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
             "MODEL.PADING.ALIGN.TARGET is 'projected', but GENERATOR.NAME 'gmmn' projects nothing; use 'raw'."
         )
     structure = StructureObjective(
-        weights=LossWeights(
-            consistency=weights.CONSISTENCY,
-            structure=weights.STRUCTURE,
-            align=weights.ALIGN,
-            relation=weights.RELATION,
-            unrelated=weights.UNRELATED,
-            reconstruction=weights.RECONSTRUCTION,
-        ),
+        weights=LossWeights(**_as_arguments(node.LOSS_WEIGHT)),
         align=align.ENABLED,
         align_space=align.SPACE,
         divergence=DivergenceOptions(align.TEMPERATURE, align.DIRECTION, align.REDUCTION),
@@ -196,14 +185,12 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
 
 def _build_mmd_options(node: CfgNode) -> MmdOptions:
     """Options of MODEL.PADING.MMD; a batch from the bank is large enough to compare class by class."""
-    grouping = node.MMD.GROUPING
-    if grouping == "auto":
-        grouping = "per_class" if node.FEATURE_BANK.ENABLED else "batch"
-    return MmdOptions(
-        tuple(node.MMD.SIGMAS),
-        bandwidth=node.MMD.BANDWIDTH,
-        sqrt=node.MMD.SQRT,
-        unbiased=node.MMD.UNBIASED,
-        grouping=grouping,
-        normalize=node.MMD.NORMALIZE,
-    )
+    options = _as_arguments(node.MMD)
+    if options["grouping"] == "auto":
+        options["grouping"] = "per_class" if node.FEATURE_BANK.ENABLED else "batch"
+    return MmdOptions(**{**options, "sigmas": tuple(node.MMD.SIGMAS)})
+
+
+def _as_arguments(node: CfgNode) -> dict[str, Any]:
+    """Keys of a node as names of arguments: where both have the same names."""
+    return {key.lower(): getattr(node, key) for key in node}

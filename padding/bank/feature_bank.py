@@ -141,10 +141,11 @@ def _shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard_{shard:05d}.safetensors"
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings by their full names, such as "A.B"."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -163,7 +164,7 @@ def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
         found, complete = manifest["fingerprint"], bool(manifest["complete"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no manifest of a feature bank ({error}); delete the folder {folder}.") from error
-    found, expected = dict(_flat(found)), dict(_flat(expected))
+    found, expected = dict(flattened(found)), dict(flattened(expected))
     wrong = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
     if wrong:
         listed = "; ".join(f"{key}: {found.get(key)!r} there, {expected.get(key)!r} wanted" for key in wrong)

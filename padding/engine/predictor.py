@@ -32,16 +32,15 @@ def display_metadata(dataset_name: str, split: ClassSplit | None = None) -> Meta
     Raises:
         ConfigError: if the data set is not registered with class names.
     """
+    shown = Metadata(name=f"{dataset_name} (display)")
     if split is not None:
-        return _display_split(dataset_name, split)
+        marked, colors = _marked(split.names, split), list(split.colors)
+        return shown.set(thing_classes=marked, stuff_classes=marked, thing_colors=colors, stuff_colors=colors)
     source = MetadataCatalog.get(dataset_name)
     names = source.get("stuff_classes") or source.get("thing_classes")
     if not names:
         raise ConfigError(f"data set {dataset_name!r} (DATASETS.TEST) is not registered; its class names are needed")
-    split = source.get("class_split")
-    unseen = split.unseen_names if split is not None else frozenset()
-    marked = [f"{name}{UNSEEN_MARK}" if name in unseen else name for name in names]
-    shown = Metadata(name=f"{dataset_name} (display)")
+    marked = _marked(names, source.get("class_split"))
     shown.set(thing_classes=marked, stuff_classes=marked)
     for key in ("thing_colors", "stuff_colors"):
         if source.get(key):
@@ -49,11 +48,9 @@ def display_metadata(dataset_name: str, split: ClassSplit | None = None) -> Meta
     return shown
 
 
-def _display_split(name: str, split: ClassSplit) -> Metadata:
-    marked = [f"{name}{UNSEEN_MARK}" if name in split.unseen_names else name for name in split.names]
-    colors = list(split.colors)
-    shown = Metadata(name=f"{name} (display)")
-    return shown.set(thing_classes=marked, stuff_classes=marked, thing_colors=colors, stuff_colors=colors)
+def _marked(names: Sequence[str], split: ClassSplit | None) -> list[str]:
+    unseen = split.unseen_names if split is not None else frozenset()
+    return [f"{name}{UNSEEN_MARK}" if name in unseen else name for name in names]
 
 
 class Predictor:

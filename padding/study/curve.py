@@ -214,11 +214,9 @@ def draw_curve(path: str | Path, curves: Mapping[str, Sequence[tuple[float, floa
     ``curves``: label -> (seen, unseen) points in percent, ascending in gamma; the ending of ``path`` chooses the
     format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from padding.engine.picture_rows import new_figure  # pulls matplotlib in
 
-    figure = Figure(figsize=(5.5, 4.5), layout="constrained")  # without pyplot: no window system, no global state
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.5, 4.5)
     axes = figure.add_subplot()
     points = [point for line in curves.values() for point in line]
     limits = [1.05 * max([1.0, *(p[axis] for p in points if math.isfinite(p[axis]))]) for axis in (0, 1)]

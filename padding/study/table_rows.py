@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
+from padding.bank.feature_bank import flattened
 from padding.config import add_padding_config
 from padding.data.files import write_json
 from padding.engine.commands import load_config, load_model, method_configs, parse, training_parser
@@ -57,17 +58,9 @@ class Row(NamedTuple):
 
 def read_row(path: Path, label: str) -> Row:
     """Row of a YAML file without ``_BASE_``."""
-    leaves = dict(_leaves(yaml.safe_load(path.read_text())))
+    leaves = dict(flattened(yaml.safe_load(path.read_text())))
     options = tuple(str(word) for pair in leaves.items() for word in pair)
     return Row(label, path.stem, options, trained=leaves.get("MODEL.PADING.METHOD") != "supervised")
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
@@ -168,7 +161,7 @@ def _digest(cfg: CfgNode, *, everything: bool) -> str:
     """Short digest of weights and configuration, of ``everything`` in it or without what acts in evaluation only."""
     found = {
         key: repr(value)
-        for key, value in _leaves(cfg)
+        for key, value in flattened(cfg)
         if key in _own_keys() and (everything or not key.startswith(_NOT_TRAINING))
     }
     found.pop("OUTPUT_DIR", None)
@@ -182,7 +175,7 @@ def _digest(cfg: CfgNode, *, everything: bool) -> str:
 @functools.cache
 def _own_keys() -> frozenset[str]:
     """Keys that act on PADing; a new key of another method must not make finished trainings unknown."""
-    return frozenset(key for key, _ in _leaves(load_cfg("", [], (add_padding_config,))))
+    return frozenset(key for key, _ in flattened(load_cfg("", [], (add_padding_config,))))
 
 
 def _with_nan(value: Any) -> Any:

@@ -133,8 +133,8 @@ def split_lists(folder: Path, monkeypatch: pytest.MonkeyPatch, **lists: str) -> 
             (folder / name / table.name).write_bytes(table.read_bytes())
     for path, content in lists.items():
         (folder / f"{path.replace('__', '/')}.txt").write_text(content)
-    for module in ("voc", "pascal_context", "cityscapes", "scribble_sets"):
-        monkeypatch.setattr(f"padding.data.{module}.splits_dir", lambda: folder)
+    for module in ("voc", "pascal_context", "cityscapes", "scribbles"):
+        monkeypatch.setattr(f"padding.data.sets.{module}.splits_dir", lambda: folder)
 
 
 SCRIBBLESUP = """<annotation><size><width>80</width><height>60</height><depth>3</depth></size>

@@ -7,7 +7,7 @@ Both appear by rename, complete or not at all: a killed preparation leaves the o
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -55,6 +55,18 @@ def read_summary(target: Path, kind: type[Summary]) -> Summary | None:
     except (OSError, ValueError, TypeError):
         return None
     return summary if target.is_file() else None
+
+
+def finished_summary(target: Path, now: Summary) -> Summary | None:
+    """The summary beside ``target`` of an earlier run on the same input, which its fields without a default describe.
+
+    ``target`` must have the size that the field ``target_bytes`` says.
+    """
+    earlier = read_summary(target, type(now))
+    if earlier is None or asdict(earlier)["target_bytes"] != target.stat().st_size:
+        return None
+    inputs = [entry.name for entry in fields(now) if entry.default is entry.default_factory is MISSING]
+    return earlier if all(getattr(earlier, name) == getattr(now, name) for name in inputs) else None
 
 
 def _summary_file(target: Path) -> Path:

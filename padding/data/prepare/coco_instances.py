@@ -17,8 +17,8 @@ from typing import Any, Literal, TextIO
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
-from padding.data.prepare.annotation_file import read_summary, write_annotation_file, write_summary
-from padding.data.prepare.json_stream import JsonStreamError, stream_json
+from padding.data.prepare.annotation_file import finished_summary, write_annotation_file, write_summary
+from padding.data.prepare.json_stream import stream_json
 from padding.errors import PreparationError
 
 Kind = Literal["train", "gzsi", "unseen"]
@@ -118,8 +118,7 @@ def filter_instances(
     if not source.is_file():
         raise PreparationError(f"No file {source}: unpack annotations_trainval2014.zip as datasets/README.md shows.")
     summary = InstanceSummary(source.name, source.stat().st_size, kind, *_names(split))
-    earlier = None if overwrite else read_summary(target, InstanceSummary)
-    if earlier is not None and _same_input(earlier, summary) and earlier.target_bytes == target.stat().st_size:
+    if not overwrite and (earlier := finished_summary(target, summary)) is not None:
         return earlier
     sets = _find_images(source, split, summary)
     _assert_expected(summary, sets, expected_images, source)
@@ -223,16 +222,13 @@ def _keep(source: Path, split: ClassSplit, chosen: set[Any], summary: InstanceSu
 
 
 def _read(path: Path, title: str) -> Iterator[tuple[str, Any]]:
-    """`stream_json` with our kind of error and a progress bar."""
+    """`stream_json` with a progress bar."""
     if not path.is_file():
         raise PreparationError(f"No file {path}: prepare it first.")
-    try:
-        with tqdm(desc=title, **_BAR) as bar:
-            for key, value in stream_json(path, ("images", "annotations")):
-                bar.update(key in ("images", "annotations"))
-                yield key, value
-    except JsonStreamError as error:
-        raise PreparationError(str(error)) from error
+    with tqdm(desc=title, **_BAR) as bar:
+        for key, value in stream_json(path, ("images", "annotations")):
+            bar.update(key in ("images", "annotations"))
+            yield key, value
 
 
 def _assert_categories(categories: list[Mapping[str, Any]], split: ClassSplit, source: Path) -> None:
@@ -267,9 +263,3 @@ def _field(entry: Mapping[str, Any], name: str, source: Path) -> Any:
         return entry[name]
     except (KeyError, TypeError) as error:
         raise PreparationError(f"{source}: an entry lacks {name!r}; is it a COCO instance file?") from error
-
-
-def _same_input(earlier: InstanceSummary, now: InstanceSummary) -> bool:
-    return all(
-        getattr(earlier, key) == getattr(now, key) for key in ("source", "source_bytes", "kind", "seen", "unseen")
-    )

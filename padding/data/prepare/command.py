@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser, *names: str, **changes: str) ->
 def run_preparation(
     action: Callable[[argparse.Namespace], int],
     parse: Callable[[Sequence[str] | None], argparse.Namespace],
-    arguments: Sequence[str] | None,
+    arguments: Sequence[str] | None = None,
 ) -> int:
     """Run a script.
 

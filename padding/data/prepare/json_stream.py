@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from padding.errors import DataError
+from padding.errors import PreparationError
 
 _CHUNK_CHARS = 1 << 20
 _BLANKS = " \t\n\r"
 
 
-class JsonStreamError(DataError):
+class JsonStreamError(PreparationError):
     """A file that is not the JSON object it should be; the message names the file and the cure."""
 
 

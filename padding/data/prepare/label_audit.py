@@ -23,6 +23,7 @@ from tqdm import tqdm
 from padding.data.catalog import class_split_of, register_all
 from padding.data.folders import folder_classes, own_label_map
 from padding.data.loaders.listed_images import load_listed_images, read_id_list
+from padding.data.prepare.command import report
 from padding.data.registration import registered_names
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.semi_splits import select_entries
@@ -67,11 +68,16 @@ class LabelAudit:
         Args:
             all_labeled: every image needs labels; otherwise only an audit without any label file is a problem.
         """
-        found = [*_first("cannot be used as labels", self.unreadable), *_first("have another size", self.wrong_size)]
+        found = [
+            *listed_files("label files cannot be used as labels", self.unreadable),
+            *listed_files("label files have another size", self.wrong_size),
+        ]
         for value, files in sorted(self.outside.items()):
-            found += _first(f"hold {value}, which is neither one of the {len(self.names)} classes nor void", files)
+            found += listed_files(
+                f"label files hold {value}, which is neither one of the {len(self.names)} classes nor void", files
+            )
         if self.missing and (all_labeled or len(self.missing) == self.num_images):
-            found += _first("do not exist", self.missing)
+            found += listed_files("label files do not exist", self.missing)
         return found
 
     def lines(self) -> list[str]:
@@ -81,7 +87,9 @@ class LabelAudit:
             f"{self.num_images} images, {read} label files read ({self.palette_files} with a palette: its indices "
             f"count, not its colors), {len(self.missing)} images without labels"
         ]
-        text += [f"remark: {line}" for line in _first("hold void alone and teach nothing", self.all_void)]
+        text += [
+            f"remark: {line}" for line in listed_files("label files hold void alone and teach nothing", self.all_void)
+        ]
         total = max(int(self.pixels.sum()) + self.void_pixels, 1)
         shares = [*zip(self.names, self.pixels, strict=True), ("void", self.void_pixels)]
         width = max(len(name) for name, _ in shares)
@@ -90,9 +98,10 @@ class LabelAudit:
         return [*text, *([f"remark: no pixel of {', '.join(absent)}"] if absent else [])]
 
 
-def _first(what: str, files: Sequence[str]) -> list[str]:
+def listed_files(what: str, files: Sequence[str]) -> list[str]:
+    """How many files, what is the matter with them, and the first ones, in one line; no line without files."""
     shown = "; ".join(files[:_SHOWN])
-    return [f"{len(files)} label files {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
+    return [f"{len(files)} {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
 
 
 def audit_labels(
@@ -199,7 +208,4 @@ def _audit(arguments: Sequence[str] | None) -> int:
     args = parse_arguments(arguments)
     entries, names, label_map = _selected(args)
     audit = audit_labels(entries, names, label_map=label_map)
-    problems = audit.problems(all_labeled=args.list is not None)
-    report = [*audit.lines(), *(f"problem: {line}" for line in problems), f"{len(problems)} kinds of problems"]
-    print("\n".join(report))  # noqa: T201  (the command line's result)
-    return 1 if problems else 0
+    return report(audit.problems(all_labeled=args.list is not None), audit.lines())

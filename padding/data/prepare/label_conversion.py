@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from padding.data.files import TEMPORARY, save_png
+from padding.data.files import save_png
 from padding.data.prepare.command import report
 from padding.data.prepare.label_audit import audit_labels
-from padding.data.prepare.panoptic_audit import map_tasks
+from padding.data.prepare.panoptic_audit import make_target_folder, map_tasks
 from padding.data.sample import DatasetDict
 from padding.data.targets import read_label_map
 from padding.errors import PreparationError
@@ -101,9 +101,7 @@ def convert_labels(
     """
     if write:
         for folder in {pair.target.parent for pair in pairs}:
-            folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(TEMPORARY):
-                leftover.unlink(missing_ok=True)
+            make_target_folder(folder)
     one = partial(_convert_one, read=read, palette=palette, write=write, overwrite=overwrite)
     done = Conversion()
     places = {"missing": done.missing, "written": done.written, "kept": done.kept, "differs": done.differing}

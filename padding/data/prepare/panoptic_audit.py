@@ -102,7 +102,7 @@ def write_all_labels(
     for task, result in tqdm(results, total=total, desc=title, **_BAR):
         audit.add(task, result)
         written.add(task.semantic_file)
-    audit.strays = _strays(written)
+    audit.strays = stray_pngs(written)
     return audit
 
 
@@ -129,7 +129,7 @@ def check_all_labels(
         leaked = sorted({split.names[s.class_id] for s in task.segments if s.class_id in unseen})
         if leaked and not unseen_allowed:
             problems.append(f"{task.json_file}: {task.panoptic_file.name} is trained on and holds unseen {leaked}")
-    problems += [f"{stray}: belongs to no image of the JSON; delete it." for stray in _strays(expected)]
+    problems += [f"{stray}: belongs to no image of the JSON; delete it." for stray in stray_pngs(expected)]
     return len(expected), problems
 
 
@@ -144,10 +144,17 @@ def map_tasks(function: Callable[[Task], T], tasks: Iterable[Task], *, num_worke
             yield from pool.map(function, batch, chunksize=8)
 
 
-def _strays(expected: set[Path]) -> list[str]:
+def stray_pngs(expected: set[Path]) -> list[str]:
     """PNGs beside the expected ones, by path."""
     folders = {path.parent for path in expected}
     return sorted(str(path) for folder in folders for path in folder.glob("[!.]*.png") if path not in expected)
+
+
+def make_target_folder(folder: Path) -> None:
+    """Make a folder, and sweep away what killed runs left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(TEMPORARY):
+        leftover.unlink(missing_ok=True)
 
 
 def _write(task: LabelTask) -> tuple[LabelTask, LabelResult]:
@@ -159,13 +166,11 @@ def _check(task: LabelTask) -> tuple[LabelTask, list[str]]:
 
 
 def _folders_made(tasks: Iterable[LabelTask]) -> Iterator[LabelTask]:
-    """Make target folders, and sweep away what killed runs left in them, once each."""
+    """Make the target folders, once each."""
     made: set[Path] = set()
     for task in tasks:
         for path in (task.semantic_file, task.masked_file):
             if path is not None and path.parent not in made:
                 made.add(path.parent)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                for leftover in path.parent.glob(TEMPORARY):
-                    leftover.unlink(missing_ok=True)
+                make_target_folder(path.parent)
         yield task

@@ -11,10 +11,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from padding.data.prepare.label_audit import displayed_size
+from padding.data.prepare.label_audit import displayed_size, listed_files
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
-
-_SHOWN = 3
 
 
 @dataclass
@@ -50,14 +48,14 @@ class SaliencyAudit:
     def problems(self) -> list[str]:
         """What training or evaluation would fail on, or learn wrongly, a line each."""
         return [
-            *_first("files cannot be used", self.unreadable),
-            *_first("maps have another size than their images", self.wrong_size),
-            *_first("maps hold 0 and 1, not 0 and 255; multiply them", self.zero_one),
+            *listed_files("files cannot be used", self.unreadable),
+            *listed_files("maps have another size than their images", self.wrong_size),
+            *listed_files("maps hold 0 and 1, not 0 and 255; multiply them", self.zero_one),
         ]
 
     def remarks(self) -> list[str]:
         """What is unusual, but no obstacle."""
-        return _first("maps have no salient pixel", self.empty)
+        return listed_files("maps have no salient pixel", self.empty)
 
     def row(self) -> dict[str, Any]:
         """Numbers for a table; shares in percent."""
@@ -71,11 +69,6 @@ class SaliencyAudit:
             "unknown %": round(100 * (self.pixels - self.known) / max(self.pixels, 1), 2),
             "empty": len(self.empty),
         }
-
-
-def _first(what: str, files: Sequence[str]) -> list[str]:
-    shown = "; ".join(files[:_SHOWN])
-    return [f"{len(files)} {what}: {shown}{' ...' if len(files) > _SHOWN else ''}"] if files else []
 
 
 def audit_saliency(entries: Sequence[Mapping[str, Any]], *, name: str = "saliency") -> SaliencyAudit:

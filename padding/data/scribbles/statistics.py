@@ -53,19 +53,9 @@ class ScribbleStatistics:
     @classmethod
     def empty(cls, num_classes: int) -> ScribbleStatistics:
         """Counts of no image."""
-
-        def zeros() -> Counts:
-            return np.zeros(num_classes, np.int64)
-
-        return cls(
-            images=0,
-            pixels=0,
-            labeled=zeros(),
-            images_with=zeros(),
-            dense_images_with=zeros(),
-            missed_images_with=zeros(),
-            contradictions=zeros(),
-        )
+        names = ("labeled", "images_with", "dense_images_with", "missed_images_with", "contradictions")
+        counts: dict[str, Any] = {name: np.zeros(num_classes, np.int64) for name in names}
+        return cls(images=0, pixels=0, **counts)
 
     def add(self, other: ScribbleStatistics) -> None:
         """Count another's images too."""
