@@ -12,14 +12,14 @@ one. ``forward`` is measured as in inference, without gradients; ``backward`` is
 import argparse
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.in_turn import add_numbers, relative_difference, time_in_turn
+from benchmarks.in_turn import add_numbers, relative_difference
 from padding.modeling.deformable_attention import SpatialShapes, embedding_bag_attention, grid_sample_attention
 from padding.modeling.pixel_decoder import pixel_centres
 
@@ -66,19 +66,28 @@ def measure(spatial_shapes: SpatialShapes, inputs: tuple[Tensor, Tensor, Tensor]
     """
     value, locations, weights = inputs
     probe = torch.randn(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-    calls = {name: partial(form, value, spatial_shapes, locations, weights) for name, form in _FORMULATIONS.items()}
-    with torch.no_grad():
-        forward, _ = time_in_turn(calls, repeats, clock=time.perf_counter)
-    results = {name: call() for name, call in calls.items()}
-    steps = {name: partial(torch.autograd.grad, result, inputs, probe, True) for name, result in results.items()}
-    backward, gradients = time_in_turn(steps, repeats, clock=time.perf_counter)
-    tensors = {name: (result.detach(), *gradients[name]) for name, result in results.items()}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    tensors: dict[str, Sequence[Tensor]] = {}
+    for repeat in range(repeats + 1):
+        for name, formulation in _FORMULATIONS.items():
+            start = time.perf_counter()
+            with torch.no_grad():
+                formulation(value, spatial_shapes, locations, weights)
+            forward_end = time.perf_counter()
+            result = formulation(value, spatial_shapes, locations, weights)
+            backward_start = time.perf_counter()
+            gradients = torch.autograd.grad(result, inputs, probe)
+            backward_end = time.perf_counter()
+            tensors[name] = (result.detach(), *gradients)
+            if repeat:
+                seconds.setdefault((name, "forward"), []).append(forward_end - start)
+                seconds.setdefault((name, "backward"), []).append(backward_end - backward_start)
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
     return {
-        "forward_ratio": round(forward["grid_sample"] / forward["embedding_bag"], 3),
-        "backward_ratio": round(backward["grid_sample"] / backward["embedding_bag"], 3),
+        "forward_ratio": round(medians["grid_sample", "forward"] / medians["embedding_bag", "forward"], 3),
+        "backward_ratio": round(medians["grid_sample", "backward"] / medians["embedding_bag", "backward"], 3),
         "max_relative_error": relative_difference(tensors["embedding_bag"], tensors["grid_sample"]),
-        **{f"{name}_forward_ms": round(1e3 * median, 2) for name, median in forward.items()},
-        **{f"{name}_backward_ms": round(1e3 * median, 2) for name, median in backward.items()},
+        **{f"{name}_{step}_ms": round(1e3 * median, 2) for (name, step), median in medians.items()},
     }
 
 

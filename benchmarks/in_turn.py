@@ -12,10 +12,8 @@ from torch import Tensor
 Result = TypeVar("Result")
 
 
-def time_in_turn(
-    forms: Mapping[str, Callable[[], Result]], repeats: int, *, clock: Callable[[], float] = time.process_time
-) -> tuple[dict[str, float], dict[str, Result]]:
-    """Median seconds and last result of some functions; one more call of each warms up.
+def time_in_turn(forms: Mapping[str, Callable[[], Result]], repeats: int) -> tuple[dict[str, float], dict[str, Result]]:
+    """Median CPU seconds and last result of some functions; one more call of each warms up.
 
     They alternate, so that a busy machine slows all of them alike.
     """
@@ -23,10 +21,10 @@ def time_in_turn(
     results: dict[str, Result] = {}
     for repeat in range(repeats + 1):
         for name, form in forms.items():
-            start = clock()
+            start = time.process_time()
             results[name] = form()
             if repeat:
-                seconds[name].append(clock() - start)
+                seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}, results
 
 
