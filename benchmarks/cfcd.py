@@ -88,21 +88,13 @@ FORMS: dict[str, Form] = {"loop": loop_consistency, "vectorised": vectorised_con
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed.
+    """What is computed."""
 
-    Attributes:
-        size: height and width of the images.
-        batch: B.
-        classes: K.
-        channels: of the two students' features.
-        stride: image pixels per cell of the common grid.
-    """
-
-    size: int
-    batch: int
-    classes: int
-    channels: tuple[int, int]
-    stride: int
+    size: int  # height and width of the images
+    batch: int  # B
+    classes: int  # K
+    channels: tuple[int, int]  # of the two students' features
+    stride: int  # image pixels per cell of the common grid
 
     def inputs(self) -> tuple[Features, Labels]:
         """Random features, those of the CNN as after a ReLU, and labels in blocks on which the students half agree."""

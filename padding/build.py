@@ -23,54 +23,31 @@ UNSEEN_INITS = ("pretrained", "random", "zeros")
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """How the new classifier is trained.
+    """How the new classifier is trained."""
 
-    Attributes:
-        unseen_weight: weight of unseen classes in the cross-entropy; seen classes have 1.
-        no_object_weight: weight of unmatched queries.
-        classes_per_iter: unseen classes drawn in each iteration; 0 for all.
-        num_per_class: synthetic features of each.
-        pretrained_rows: the classifier starts from the class rows of the segmentor.
-        unseen_init: rows of unseen classes at that start: ``pretrained``, ``random`` or ``zeros``.
-        official_head_pad: narrow heads are widened as by the released converter, no-object misplaced.
-    """
-
-    unseen_weight: float
-    no_object_weight: float
-    classes_per_iter: int
-    num_per_class: int
-    pretrained_rows: bool
-    unseen_init: str = "pretrained"
-    official_head_pad: bool = False
+    unseen_weight: float  # weight of unseen classes in the cross-entropy; seen classes have 1
+    no_object_weight: float  # weight of unmatched queries
+    classes_per_iter: int  # unseen classes drawn in each iteration; 0 for all
+    num_per_class: int  # synthetic features of each
+    pretrained_rows: bool  # the classifier starts from the class rows of the segmentor
+    unseen_init: str = "pretrained"  # rows of unseen classes at that start: ``pretrained``, ``random`` or ``zeros``
+    official_head_pad: bool = False  # narrow heads are widened as by the released converter, no-object misplaced
 
 
 @dataclass(frozen=True)
 class Generation:
-    """The trainable parts of METHOD "generative" and their losses.
+    """The trainable parts of METHOD "generative" and their losses."""
 
-    Attributes:
-        generator: (n, D) conditions and (P, D) primitives -> (n, D); a ``Gmmn`` takes the (n, E) embeddings.
-        projection: class embeddings -> conditions, (n, E) -> (n, D); None for a ``Gmmn``.
-        primitives: the P primitives; None for a ``Gmmn``.
-        disentangle: encoders and decoder; None when switched off.
-        structure: losses of alignment and disentanglement.
-        mmd: how distributions are compared.
-        project_targets: the semantic side of the losses is ``projection(a)`` instead of a.
-        detach_targets: no gradient into that side.
-        use_real_seen: real features of seen classes join the synthetic ones in the structure losses.
-        consistency_among_all: the consistency loss scores against all classes and no-object, not the seen ones only.
-    """
-
-    generator: nn.Module
-    projection: nn.Linear | None
-    primitives: nn.Embedding | None
-    disentangle: DisentangleModules | None
-    structure: StructureObjective
-    mmd: MmdOptions
-    project_targets: bool
-    detach_targets: bool
-    use_real_seen: bool
-    consistency_among_all: bool
+    generator: nn.Module  # (n, D) conditions and (P, D) primitives -> (n, D); a ``Gmmn`` takes the (n, E) embeddings
+    projection: nn.Linear | None  # class embeddings -> conditions, (n, E) -> (n, D); None for a ``Gmmn``
+    primitives: nn.Embedding | None  # the P primitives; None for a ``Gmmn``
+    disentangle: DisentangleModules | None  # encoders and decoder; None when switched off
+    structure: StructureObjective  # losses of alignment and disentanglement
+    mmd: MmdOptions  # how distributions are compared
+    project_targets: bool  # the semantic side of the losses is ``projection(a)`` instead of a
+    detach_targets: bool  # no gradient into that side
+    use_real_seen: bool  # real features of seen classes join the synthetic ones in the structure losses
+    consistency_among_all: bool  # the consistency loss scores against all classes and no-object, not the seen ones only
 
 
 def build_classifier_options(node: CfgNode) -> ClassifierOptions:

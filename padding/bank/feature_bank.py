@@ -79,29 +79,18 @@ def weights_digest(modules: Sequence[nn.Module]) -> str:
 
 @dataclass(frozen=True)
 class BankSpec:
-    """What a bank holds.
+    """What a bank holds."""
 
-    Attributes:
-        num_images: size N of the training set.
-        num_classes: K of the label space.
-        views: passes over the set, each with its own augmentation.
-        no_object_per_image: unmatched queries kept of an image; 0 keeps all.
-        images_per_shard: images in one file.
-        batch_size: images extracted at once.
-        dtype: ``float16`` or ``float32`` on disk.
-        seed: of the choice of unmatched queries and of the matching.
-        origin: what else the features depend on (digest of the segmentor, data set, classes, configuration); plain
-            values, compared when the bank is opened.
-    """
-
-    num_images: int
-    num_classes: int
-    views: int
-    no_object_per_image: int
-    images_per_shard: int
-    batch_size: int
-    dtype: str
-    seed: int
+    num_images: int  # size N of the training set
+    num_classes: int  # K of the label space
+    views: int  # passes over the set, each with its own augmentation
+    no_object_per_image: int  # unmatched queries kept of an image; 0 keeps all
+    images_per_shard: int  # images in one file
+    batch_size: int  # images extracted at once
+    dtype: str  # ``float16`` or ``float32`` on disk
+    seed: int  # of the choice of unmatched queries and of the matching
+    # What else the features depend on (digest of the segmentor, data set, classes, configuration); plain values,
+    # compared when the bank is opened.
     origin: Mapping[str, Any]
 
     def __post_init__(self) -> None:

@@ -55,16 +55,11 @@ class View:
 
 @dataclass(frozen=True)
 class AugmentationPlan:
-    """What happens to a sample between reading and padding.
+    """What happens to a sample between reading and padding."""
 
-    Attributes:
-        geometric: Detectron2 augmentations that move pixels, in order.
-        photometric: augmentations of the image alone, after the geometry.
-        output_size: (H, W) to which everything is padded; None: as large as the geometry leaves it.
-    """
-
-    geometric: tuple[Any, ...]
-    photometric: tuple[Any, ...] = ()
+    geometric: tuple[Any, ...]  # Detectron2 augmentations that move pixels, in order
+    photometric: tuple[Any, ...] = ()  # augmentations of the image alone, after the geometry
+    # (H, W) to which everything is padded; None: as large as the geometry leaves it.
     output_size: tuple[int, int] | None = None
 
     def __call__(self, view: View) -> None:

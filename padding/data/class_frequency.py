@@ -38,19 +38,12 @@ OVER = ("labeled", "all")
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Pixels of a data set.
+    """Pixels of a data set."""
 
-    Attributes:
-        names: of the K classes.
-        pixels: of each class.
-        void: pixels without a class.
-        images: images counted.
-    """
-
-    names: tuple[str, ...]
-    pixels: tuple[int, ...]
-    void: int
-    images: int
+    names: tuple[str, ...]  # of the K classes
+    pixels: tuple[int, ...]  # of each class
+    void: int  # pixels without a class
+    images: int  # images counted
 
     def shares(self, over: Over = "labeled") -> npt.NDArray[np.float64]:
         """Share of each class (K,) among the labeled pixels, or among all pixels, void included.

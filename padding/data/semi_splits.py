@@ -23,19 +23,12 @@ LISTS = ("labeled.txt", "unlabeled.txt")
 
 @dataclass(frozen=True)
 class SemiSplit:
-    """Ids of the labeled and of the unlabeled images.
+    """Ids of the labeled and of the unlabeled images."""
 
-    Attributes:
-        name: as the key DATASETS.SPLIT has it.
-        labeled: unique ids.
-        unlabeled: unique ids, none of them labeled.
-        digest: first 16 digits of the SHA-256 of both lists, to be quoted beside a result.
-    """
-
-    name: str
-    labeled: tuple[str, ...]
-    unlabeled: tuple[str, ...]
-    digest: str
+    name: str  # as the key DATASETS.SPLIT has it
+    labeled: tuple[str, ...]  # unique ids
+    unlabeled: tuple[str, ...]  # unique ids, none of them labeled
+    digest: str  # first 16 digits of the SHA-256 of both lists, to be quoted beside a result
 
     def __str__(self) -> str:
         return f"{self.name}: {len(self.labeled)} labeled, {len(self.unlabeled)} unlabeled, lists {self.digest}"

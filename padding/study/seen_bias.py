@@ -76,14 +76,10 @@ class QueryPrediction:
 
 @dataclass(frozen=True)
 class SegmentorOutput:
-    """What the frozen part of the network says of one image; any classifier can be put on top.
-
-    Attributes:
-        outputs: of ``predict_queries``, a batch of one.
-    """
+    """What the frozen part of the network says of one image; any classifier can be put on top."""
 
     image_id: int | str
-    outputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]  # of ``predict_queries``, a batch of one
     padded_size: tuple[int, int]
     image_size: tuple[int, int]
     output_size: tuple[int, int]

@@ -41,19 +41,12 @@ Measure = Callable[[CfgNode, MaskFormer], dict[str, Any]]
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        label: its name in the table.
-        name: its name in folders.
-        options: KEY, VALUE, ... put behind the configuration.
-        trained: False if the segmentor is evaluated as it is.
-    """
-
-    label: str
-    name: str
-    options: tuple[str, ...] = ()
-    trained: bool = True
+    label: str  # its name in the table
+    name: str  # its name in folders
+    options: tuple[str, ...] = ()  # KEY, VALUE, ... put behind the configuration
+    trained: bool = True  # False if the segmentor is evaluated as it is
 
 
 def read_row(path: Path, label: str) -> Row:
@@ -107,17 +100,11 @@ def _without_evaluation(trainer_class: type[Any]) -> type[Any]:
 
 @dataclass(frozen=True)
 class Study:
-    """Rows on top of one configuration.
+    """Rows on top of one configuration."""
 
-    Attributes:
-        config_file: YAML of the second stage.
-        options: KEY, VALUE, ... of the user, in every row; a row's own come later.
-        output: folder of trainings and results.
-    """
-
-    config_file: str
-    options: tuple[str, ...]
-    output: Path
+    config_file: str  # YAML of the second stage
+    options: tuple[str, ...]  # KEY, VALUE, ... of the user, in every row; a row's own come later
+    output: Path  # folder of trainings and results
 
     def configure(self, row: Row, seed: int, *more: str) -> CfgNode:
         """The configuration of one run."""

@@ -86,19 +86,12 @@ class QueryMasks(TypedDict):
 
 @dataclass
 class InstanceSweep:
-    """Detections of all gammas, evaluated when they are asked for.
+    """Detections of all gammas, evaluated when they are asked for."""
 
-    Attributes:
-        gammas: ascending.
-        detect_at: gamma -> function from class logits to detections; see ``Detect``.
-        truth: ground truth of the images.
-        images: what is kept of each image.
-    """
-
-    gammas: tuple[float, ...]
-    detect_at: Callable[[float], Detect]
-    truth: InstanceGroundTruth
-    images: list[QueryMasks]
+    gammas: tuple[float, ...]  # ascending
+    detect_at: Callable[[float], Detect]  # gamma -> function from class logits to detections; see ``Detect``
+    truth: InstanceGroundTruth  # ground truth of the images
+    images: list[QueryMasks]  # what is kept of each image
     _scores: dict[str, list[DetectionScores]] = field(default_factory=dict, init=False)
 
     @property

@@ -51,19 +51,12 @@ _THRESHOLD = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for a row on half A.
+    """What was chosen for a row on half A."""
 
-    Attributes:
-        options: KEY, VALUE, ... of its training.
-        threshold: probability from which a query is a segment.
-        gamma: the best one of ``TUNING_GAMMAS``; the report chooses its own for each run.
-        hm: harmonic mean of PQ on half A, percent.
-    """
-
-    options: tuple[str, ...]
-    threshold: float
-    gamma: float
-    hm: float
+    options: tuple[str, ...]  # KEY, VALUE, ... of its training
+    threshold: float  # probability from which a query is a segment
+    gamma: float  # the best one of ``TUNING_GAMMAS``; the report chooses its own for each run
+    hm: float  # harmonic mean of PQ on half A, percent
 
 
 def settings_of(row: Row) -> tuple[tuple[str, ...], ...]:

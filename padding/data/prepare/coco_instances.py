@@ -33,36 +33,22 @@ _BAR: dict[str, Any] = {"unit": "entries", "mininterval": 1.0, "dynamic_ncols": 
 
 @dataclass
 class InstanceSummary:
-    """What the filter did; stands beside the written JSON as ``*.summary.json``.
+    """What the filter did; stands beside the written JSON as ``*.summary.json``."""
 
-    Attributes:
-        source: name of the JSON that was read.
-        source_bytes: its size.
-        kind: one of ``KINDS``.
-        seen, unseen: class names in the order of the split.
-        num_images: images in the source.
-        with_unseen: those that hold an unseen object.
-        without_unseen: the others; ``num_kept`` of the kind "train" leaves out those without any seen object.
-        num_kept: images written.
-        num_objects: objects written.
-        objects_outside: objects of classes outside the split, in kept images.
-        images_with_class: unseen class to number of source images that hold it.
-        target_bytes: size of the written JSON.
-    """
-
-    source: str
-    source_bytes: int
-    kind: str
-    seen: list[str]
-    unseen: list[str]
-    num_images: int = 0
-    with_unseen: int = 0
-    without_unseen: int = 0
-    num_kept: int = 0
-    num_objects: int = 0
-    objects_outside: int = 0
+    source: str  # name of the JSON that was read
+    source_bytes: int  # its size
+    kind: str  # one of ``KINDS``
+    seen: list[str]  # class names in the order of the split
+    unseen: list[str]  # likewise
+    num_images: int = 0  # images in the source
+    with_unseen: int = 0  # those that hold an unseen object
+    without_unseen: int = 0  # the others; ``num_kept`` of the kind "train" leaves out those without any seen object
+    num_kept: int = 0  # images written
+    num_objects: int = 0  # objects written
+    objects_outside: int = 0  # objects of classes outside the split, in kept images
+    # Unseen class to number of source images that hold it.
     images_with_class: dict[str, int] = field(default_factory=dict)
-    target_bytes: int = 0
+    target_bytes: int = 0  # size of the written JSON
 
     def lines(self) -> list[str]:
         """The summary for a reader."""

@@ -43,35 +43,22 @@ class PanopticFiles:
 
 @dataclass
 class FilterSummary:
-    """What the filter did; stands beside the written JSON as ``*.summary.json``.
+    """What the filter did; stands beside the written JSON as ``*.summary.json``."""
 
-    Attributes:
-        source: name of the JSON that was read.
-        source_bytes: its size.
-        policy: one of `POLICIES`.
-        unseen: names of the unseen classes.
-        num_images: images in the source.
-        num_kept: images written.
-        num_segments: segments written.
-        num_ignored_segments: unseen segments turned into void (``ignore_pixels``).
-        images_with_class: unseen class to number of source images that hold it.
-        empty_images: annotations without any segment in the source, by file name; kept: they hold nothing unseen.
-        unannotated_images: images of the source without an annotation; not kept.
-        target_bytes: size of the written JSON.
-    """
-
-    source: str
-    source_bytes: int
-    policy: str
-    unseen: list[str]
-    num_images: int = 0
-    num_kept: int = 0
-    num_segments: int = 0
-    num_ignored_segments: int = 0
+    source: str  # name of the JSON that was read
+    source_bytes: int  # its size
+    policy: str  # one of `POLICIES`
+    unseen: list[str]  # names of the unseen classes
+    num_images: int = 0  # images in the source
+    num_kept: int = 0  # images written
+    num_segments: int = 0  # segments written
+    num_ignored_segments: int = 0  # unseen segments turned into void (``ignore_pixels``)
+    # Unseen class to number of source images that hold it.
     images_with_class: dict[str, int] = field(default_factory=dict)
+    # Annotations without any segment in the source, by file name; kept: they hold nothing unseen.
     empty_images: list[str] = field(default_factory=list)
-    unannotated_images: int = 0
-    target_bytes: int = 0
+    unannotated_images: int = 0  # images of the source without an annotation; not kept
+    target_bytes: int = 0  # size of the written JSON
 
     def lines(self) -> list[str]:
         """The summary for a reader."""

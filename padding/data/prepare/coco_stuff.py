@@ -35,21 +35,14 @@ _BAR: dict[str, Any] = {"unit": "img", "mininterval": 1.0, "dynamic_ncols": True
 
 @dataclass(frozen=True)
 class StuffTask:
-    """What it takes to write the labels of one image.
+    """What it takes to write the labels of one image."""
 
-    Attributes:
-        source: official PNG.
-        target: PNG to write, uint8 (h, w).
-        image_file: the image, whose size must be that of the PNG.
-        lookup: (256,) int16, value in the official PNG -> label in the wide space, 255 for unlabelled, -1: impossible.
-        num_visible: labels from this number on (those of unseen classes) become void; K keeps all.
-    """
-
-    source: Path
-    target: Path
-    image_file: Path
+    source: Path  # official PNG
+    target: Path  # PNG to write, uint8 (h, w)
+    image_file: Path  # the image, whose size must be that of the PNG
+    # (256,) int16, value in the official PNG -> label in the wide space, 255 for unlabelled, -1: impossible.
     lookup: npt.NDArray[np.int16]
-    num_visible: int
+    num_visible: int  # labels from this number on (those of unseen classes) become void; K keeps all
 
 
 @dataclass(frozen=True)
@@ -63,25 +56,16 @@ class StuffResult:
 
 @dataclass
 class StuffAudit:
-    """Counts over everything that will be trained on or evaluated.
+    """Counts over everything that will be trained on or evaluated."""
 
-    Attributes:
-        num_classes: labels that may occur are 0 to ``num_classes`` - 1.
-        num_images: images looked at.
-        written: PNGs written by this run; the others were valid already.
-        clean_images: images that show no unseen class; what the policy ``drop_image`` keeps.
-        pixels: (256,) int64 pixels of each label.
-        hidden_pixels: pixels of unseen classes that became void.
-        strays: PNGs in the target folder of no image.
-    """
-
-    num_classes: int
-    num_images: int = 0
-    written: int = 0
-    clean_images: int = 0
+    num_classes: int  # labels that may occur are 0 to ``num_classes`` - 1
+    num_images: int = 0  # images looked at
+    written: int = 0  # PNGs written by this run; the others were valid already
+    clean_images: int = 0  # images that show no unseen class; what the policy ``drop_image`` keeps
+    # (256,) int64 pixels of each label.
     pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
-    hidden_pixels: int = 0
-    strays: list[str] = field(default_factory=list)
+    hidden_pixels: int = 0  # pixels of unseen classes that became void
+    strays: list[str] = field(default_factory=list)  # PNGs in the target folder of no image
 
     @property
     def leaked_pixels(self) -> int:

@@ -36,30 +36,19 @@ _ORIENTATION = 0x0112  # tag of EXIF; 5 to 8 swap height and width
 
 @dataclass
 class LabelAudit:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        names: of the classes; label n is ``names[n]``.
-        num_images: images looked at.
-        pixels: (K,) int64 pixels of each class; void ones are in ``void_pixels``.
-        void_pixels: pixels that mean nothing.
-        palette_files: label images with a palette, whose indices are the labels.
-        missing: images without a label file.
-        unreadable: message for each label file that holds colours or is damaged.
-        wrong_size: message for each label file of another size than its image.
-        all_void: label files in which nothing is labeled.
-        outside: value that is neither class nor void -> files that hold it.
-    """
-
-    names: tuple[str, ...]
-    num_images: int = 0
+    names: tuple[str, ...]  # of the classes; label n is ``names[n]``
+    num_images: int = 0  # images looked at
+    # (K,) int64 pixels of each class; void ones are in ``void_pixels``.
     pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    void_pixels: int = 0
-    palette_files: int = 0
-    missing: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    wrong_size: list[str] = field(default_factory=list)
-    all_void: list[str] = field(default_factory=list)
+    void_pixels: int = 0  # pixels that mean nothing
+    palette_files: int = 0  # label images with a palette, whose indices are the labels
+    missing: list[str] = field(default_factory=list)  # images without a label file
+    unreadable: list[str] = field(default_factory=list)  # message for each label file that holds colours or is damaged
+    wrong_size: list[str] = field(default_factory=list)  # message for each label file of another size than its image
+    all_void: list[str] = field(default_factory=list)  # label files in which nothing is labeled
+    # Value that is neither class nor void -> files that hold it.
     outside: dict[int, list[str]] = field(default_factory=dict)
 
     def problems(self, *, all_labeled: bool = False) -> list[str]:

@@ -41,19 +41,13 @@ class LabelPair:
 
 @dataclass
 class Conversion:
-    """What a run did to the label images.
+    """What a run did to the label images."""
 
-    Attributes:
-        missing: not there or unreadable, and not written either, because nothing was to be written.
-        written: made anew.
-        kept: right already.
-        differing: hold other labels than their source, and were left alone.
-    """
-
+    # Not there or unreadable, and not written either, because nothing was to be written.
     missing: list[Path] = field(default_factory=list)
-    written: list[Path] = field(default_factory=list)
-    kept: list[Path] = field(default_factory=list)
-    differing: list[Path] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)  # made anew
+    kept: list[Path] = field(default_factory=list)  # right already
+    differing: list[Path] = field(default_factory=list)  # hold other labels than their source, and were left alone
 
 
 def existing_pairs(pairs: Sequence[LabelPair], *, subset: bool, cure: str) -> list[LabelPair]:

@@ -30,24 +30,16 @@ Task = TypeVar("Task")
 
 @dataclass
 class LeakAudit:
-    """Counts over everything that will be trained on (or evaluated, where unseen classes are welcome).
+    """Counts over everything that will be trained on (or evaluated, where unseen classes are welcome)."""
 
-    Attributes:
-        split: all classes, seen and unseen.
-        num_images: images looked at.
-        num_segments: segments in the JSON.
-        unseen_segments: those of an unseen class.
-        written: semantic PNGs written by this run; the others were valid already.
-        pixels: (256,) int64 pixels of each label value.
-        strays: PNGs in the target folder of no image in the JSON; a loader that lists the folder reads them.
-    """
-
-    split: ClassSplit
-    num_images: int = 0
-    num_segments: int = 0
-    unseen_segments: int = 0
-    written: int = 0
+    split: ClassSplit  # all classes, seen and unseen
+    num_images: int = 0  # images looked at
+    num_segments: int = 0  # segments in the JSON
+    unseen_segments: int = 0  # those of an unseen class
+    written: int = 0  # semantic PNGs written by this run; the others were valid already
+    # (256,) int64 pixels of each label value.
     pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    # PNGs in the target folder of no image in the JSON; a loader that lists the folder reads them.
     strays: list[str] = field(default_factory=list)
 
     def add(self, task: LabelTask, result: LabelResult) -> None:

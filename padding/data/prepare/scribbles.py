@@ -44,16 +44,11 @@ class ScribbleTask:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes, and how the dense label files number them.
+    """The classes, and how the dense label files number them."""
 
-    Attributes:
-        split: the classes; that of the name "background" is eroded more.
-        tags: names in XML files.
-        label_map: value in the dense file -> class id or 255; None: the values are class ids and 255.
-    """
-
-    split: ClassSplit
-    tags: ScribbleTags
+    split: ClassSplit  # the classes; that of the name "background" is eroded more
+    tags: ScribbleTags  # names in XML files
+    # Value in the dense file -> class id or 255; None: the values are class ids and 255.
     label_map: Mapping[int, int] | None = None
 
     @property

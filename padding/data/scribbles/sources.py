@@ -43,17 +43,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ScribbleSource:
-    """Scribble files by image id.
+    """Scribble files by image id."""
 
-    Attributes:
-        path: folder or zip file.
-        format: one of ``FORMATS``.
-        members: image id -> path inside, relative.
-    """
-
-    path: Path
-    format: str
-    members: Mapping[str, str]
+    path: Path  # folder or zip file
+    format: str  # one of ``FORMATS``
+    members: Mapping[str, str]  # image id -> path inside, relative
 
     def read(self, key: str) -> tuple[bytes, str]:
         """Content of an image's file, and its name for messages.
@@ -139,23 +133,15 @@ def _suffix(name: str) -> str:
 
 @dataclass(frozen=True)
 class ScribbleReader:
-    """Turns the files of a source into label maps.
+    """Turns the files of a source into label maps."""
 
-    Attributes:
-        source: the files.
-        tags: what tags mean (XML), and how many classes there are.
-        width: pixels across a line (XML, HDF5).
-        first_label: class drawn below all others (XML, HDF5); None: in the order of the file.
-        value_map: value in the file -> class id or 255 (PNG, HDF5); None: the values are class ids.
-        rescale: whether scribbles made on another size of the image are fitted to it; else that is an error.
-    """
-
-    source: ScribbleSource
-    tags: ScribbleTags
-    width: int = DEFAULT_WIDTH
-    first_label: int | None = None
+    source: ScribbleSource  # the files
+    tags: ScribbleTags  # what tags mean (XML), and how many classes there are
+    width: int = DEFAULT_WIDTH  # pixels across a line (XML, HDF5)
+    first_label: int | None = None  # class drawn below all others (XML, HDF5); None: in the order of the file
+    # Value in the file -> class id or 255 (PNG, HDF5); None: the values are class ids.
     value_map: Mapping[int, int] | None = None
-    rescale: bool = False
+    rescale: bool = False  # whether scribbles made on another size of the image are fitted to it; else that is an error
 
     def label_map(self, key: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         """Scribbles of an image as (h, w) uint8 labels: class ids, 255 where nothing is labelled.

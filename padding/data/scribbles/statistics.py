@@ -20,35 +20,20 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass
 class ScribbleStatistics:
-    """Counts over images; ``a.add(b)`` joins two of them.
+    """Counts over images; ``a.add(b)`` joins two of them."""
 
-    Attributes:
-        images: images counted.
-        pixels: their pixels.
-        labeled: (K,) scribble pixels of each class.
-        images_with: (K,) images in which the class is scribbled.
-        images_without: names of images without any label.
-        dense_images: images that were compared with dense labels; what follows is counted on them.
-        dense_images_with: (K,) of these, images whose dense labels show the class.
-        missed_images_with: (K,) of these, images whose scribbles do not.
-        contradictions: (K,) pixels scribbled as the class whose dense label is another class.
-        on_void: scribble pixels whose dense label is void.
-        margin: sum over scribble pixels of the distance to the nearest border between dense labels.
-        dense_labeled: scribble pixels that this sum has.
-    """
-
-    images: int
-    pixels: int
-    labeled: Counts
-    images_with: Counts
-    dense_images_with: Counts
-    missed_images_with: Counts
-    contradictions: Counts
-    images_without: list[str] = field(default_factory=list)
-    dense_images: int = 0
-    on_void: int = 0
-    margin: float = 0.0
-    dense_labeled: int = 0
+    images: int  # images counted
+    pixels: int  # their pixels
+    labeled: Counts  # (K,) scribble pixels of each class
+    images_with: Counts  # (K,) images in which the class is scribbled
+    dense_images_with: Counts  # (K,) of the ``dense_images``, those whose dense labels show the class
+    missed_images_with: Counts  # (K,) of the ``dense_images``, those whose scribbles do not show it
+    contradictions: Counts  # (K,) pixels scribbled as the class whose dense label is another class
+    images_without: list[str] = field(default_factory=list)  # names of images without any label
+    dense_images: int = 0  # images that were compared with dense labels; contradictions and margin are theirs
+    on_void: int = 0  # scribble pixels whose dense label is void
+    margin: float = 0.0  # sum over scribble pixels of the distance to the nearest border between dense labels
+    dense_labeled: int = 0  # scribble pixels that this sum has
 
     @classmethod
     def empty(cls, num_classes: int) -> ScribbleStatistics:

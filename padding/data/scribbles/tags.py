@@ -15,14 +15,10 @@ from padding.errors import DataError, MissingFileError
 
 @dataclass(frozen=True)
 class ScribbleTags:
-    """Which class a tag of an annotation file means.
+    """Which class a tag of an annotation file means."""
 
-    Attributes:
-        names: per class id, the tag that is written.
-        ids: tag without case, blanks, hyphens and underscores -> class id; several tags may mean one class.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # per class id, the tag that is written
+    # Tag without case, blanks, hyphens and underscores -> class id; several tags may mean one class.
     ids: Mapping[str, int]
 
     @classmethod

@@ -39,21 +39,13 @@ _CURE = "datasets/README.md lists the official downloads; python datasets/prepar
 
 @dataclass(frozen=True)
 class ContextClass:
-    """One row of ``datasets/splits/pascal_context/classes.tsv``.
+    """One row of ``datasets/splits/pascal_context/classes.tsv``."""
 
-    Attributes:
-        name: our name, FCN's.
-        tag: in ScribbleSup's XML files.
-        alphabetical_index: in the order of the Detail API and mmsegmentation.
-        raw_name: in the data set's ``labels.txt``.
-        raw_id: value in ``LabelMap``; 0 for the background, which stands for all other values.
-    """
-
-    name: str
-    tag: str
-    alphabetical_index: int
-    raw_name: str
-    raw_id: int
+    name: str  # our name, FCN's
+    tag: str  # in ScribbleSup's XML files
+    alphabetical_index: int  # in the order of the Detail API and mmsegmentation
+    raw_name: str  # in the data set's ``labels.txt``
+    raw_id: int  # value in ``LabelMap``; 0 for the background, which stands for all other values
 
 
 @cache
