@@ -57,12 +57,8 @@ def sweep_semantic(
 ) -> AccumulatedSweep:
     """Semantic scores at every gamma, in one pass over cached predictions.
 
-    Args:
-        predictions: image id and whatever ``label_map_at`` works on; each image once.
-        label_map_at: gamma -> function that turns a cached prediction into labels (h, w) at the original size. It
-            subtracts gamma from the seen logits only.
-        truth: ground truth of the same images.
-        gammas: ascending.
+    Each image comes once. ``label_map_at`` gives a function from a cached prediction to labels (h, w) at the original
+    size; it subtracts its gamma from the seen logits only.
     """
     functions = [label_map_at(gamma) for gamma in gammas]
     num_classes = truth.groups.num_classes
@@ -134,10 +130,6 @@ def sweep_instances(
 ) -> InstanceSweep:
     """Instance scores at every gamma, from cached predictions.
 
-    Args:
-        images: each image once.
-        detect_at: gamma -> detections of an image; subtracts gamma from the seen logits only.
-        truth: ground truth of the same images.
-        gammas: ascending.
+    Each image comes once; ``detect_at`` gives the detections at a gamma, subtracted from the seen logits only.
     """
     return InstanceSweep(tuple(gammas), detect_at, truth, list(images))
