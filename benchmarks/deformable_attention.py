@@ -34,12 +34,7 @@ def draw_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random values, locations around each token's own place, and weights that sum to 1.
 
-    Args:
-        spatial_shapes: (H, W) of each level.
-        num_heads: A.
-        num_points: P.
-        channels_per_head: D.
-        spread_px: standard deviation of the sampling offsets, in pixels of the sampled map.
+    ``spread_px`` is the standard deviation of the sampling offsets, in pixels of the sampled map.
 
     Returns:
         (1, N, A, D), (1, N, A, L, P, 2) and (1, N, A, L, P) float32, all requiring gradients.

@@ -25,7 +25,6 @@ if __name__ == "__main__":
 
 from padding.data.prepare.command import add_options, preparation_parser, run_preparation
 from padding.data.shapes.classes import ShapesConfig
-from padding.errors import DataError
 
 _SHOWN_PROBLEMS = 20
 _PREVIEW_GRID = (4, 6)
@@ -49,19 +48,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def draw_preview(config: ShapesConfig, path: Path) -> None:
     """Write a sheet of validation images."""
-    import cv2
     import numpy as np
 
+    from padding.data.prepare.scribble_preview import write_sheet
     from padding.data.shapes.render import render_image
 
     rows, columns = _PREVIEW_GRID
     frame = ((2, 2), (2, 2), (0, 0))
     images = [render_image(config, "val", index).image for index in range(rows * columns)]
-    framed = [np.pad(image, frame, constant_values=255) for image in images]
-    sheet = np.vstack([np.hstack(framed[row * columns : (row + 1) * columns]) for row in range(rows)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.ascontiguousarray(sheet[..., ::-1])):
-        raise DataError(f"{path}: could not be written; is its ending one of .png, .jpg?")
+    write_sheet(path, [np.pad(image, frame, constant_values=255) for image in images], columns)
     print(f"{rows * columns} validation images drawn to {path}")
 
 

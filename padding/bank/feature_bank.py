@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from padding.data.files import replacing, write_json
+from padding.data.streams import epoch_order
 from padding.engine.random_state import preserved_random_state
 from padding.errors import ConfigError, DataError, check_choice
 
@@ -350,13 +351,12 @@ class FeatureStream:
     """
 
     def __init__(self, open_bank: Callable[[], FeatureBank], *, images_per_batch: int, seed: int) -> None:
-        """Remember how to open the bank, at the first batch, and the seed of the images' order; nothing is read before."""
+        """Remember how to open the bank, at the first batch; nothing is read before. The seed orders the images."""
         self._open_bank = open_bank
         self._bank: FeatureBank | None = None
         self._images_per_batch = images_per_batch
         self._seed = seed
         self._position = 0
-        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         while True:
@@ -377,6 +377,4 @@ class FeatureStream:
 
     def _image_at(self, index: int, size: int) -> int:
         epoch, place = divmod(index, size)
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self._seed, epoch)).permutation(size))
-        return int(self._order[1][place])
+        return int(epoch_order(self._seed, epoch, size)[place])

@@ -288,11 +288,8 @@ def with_rotation(
 ) -> AugmentationPlan:
     """The plan with a random rotation before its crop, or at its end if there is none.
 
-    Args:
-        plan: without rotation.
-        degrees: largest angle to either side.
-        image_border: value of each channel where the rotated image does not reach, usually the mean pixel.
-        label_border: label there, usually the one that is ignored; never a class.
+    ``degrees`` is the largest angle to either side. Where the rotated image does not reach, channels have
+    ``image_border``, usually the mean pixel, and labels ``label_border``, usually the ignored one; never a class.
     """
     rotation = RandomBorderedRotation(degrees, image_border=image_border, label_border=label_border)
     crops = [i for i, step in enumerate(plan.geometric) if isinstance(step, _CROPS)]

@@ -226,11 +226,7 @@ def read_word2vec_csv(path: str | Path, names: Sequence[str]) -> tuple[FloatArra
 def nearest_known_classes(
     embeddings: npt.ArrayLike, names: Sequence[str], known_names: Sequence[str], top_k: int = 3
 ) -> dict[str, list[tuple[str, float]]]:
-    """For every class that is not known, the ``top_k`` known ones of highest cosine similarity of (K, E) embeddings.
-
-    Returns:
-        Class name to (known class, cosine in [-1, 1]), best first.
-    """
+    """For every class that is not known, the ``top_k`` known ones of highest cosine in (K, E) rows, best first."""
     unit = normalise_rows(embeddings)
     row_of = {name: row for row, name in enumerate(names)}
     known = [name for name in known_names if name in row_of]

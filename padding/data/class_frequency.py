@@ -94,10 +94,8 @@ def class_counts(source: str | CfgNode, *, cache: str | Path | None) -> ClassCou
 
     A cache is stale, and is replaced, if the set, its classes or any label file has changed (by name, size or time of
     change). It is written complete or not at all. With several processes one counts for all of them: call it in each.
-
-    Args:
-        source: see ``class_weights``.
-        cache: JSON file, by convention ``class_frequency.json`` in OUTPUT_DIR; None: count every time.
+    By convention the cache is ``class_frequency.json`` in OUTPUT_DIR; None: count every time. For the source see
+    ``class_weights``.
 
     Raises:
         ValueError: unknown set, or labels that are no class.

@@ -35,10 +35,7 @@ class SemiSplit:
 
 
 def read_semi_split(name: str) -> SemiSplit:
-    """Read a shipped split by its name, or the lists of any folder.
-
-    Args:
-        name: "voc/cps_blender/1_8", or the path of a folder with both lists.
+    """Read a shipped split by its name, such as "voc/cps_blender/1_8", or both lists of any folder by its path.
 
     Raises:
         MissingFileError: no such split; names the shipped ones of the same data.

@@ -57,6 +57,12 @@ def derived_seed(seed: int, which: int) -> int:
     return int(np.random.SeedSequence((seed, which)).generate_state(1)[0])
 
 
+@lru_cache(maxsize=6)  # two epochs of each of three streams
+def epoch_order(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
+    """The shuffled indices (size,) of one pass over a data set."""
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
 class _SampleAtPosition(Dataset[dict[str, Any]]):
     """The mapped sample at every position >= 0 of an endless sequence of shuffled epochs."""
 
@@ -65,18 +71,6 @@ class _SampleAtPosition(Dataset[dict[str, Any]]):
         self.mapper = mapper
         self.seed = seed
         self.avoided = avoided
-        self.permutation = lru_cache(maxsize=2)(self._permutation)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Where workers are spawned the data set travels by pickle, which the cache cannot.
-        return {key: value for key, value in vars(self).items() if key != "permutation"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.permutation = lru_cache(maxsize=2)(self._permutation)
-
-    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
 
     def entry_index(self, position: int, attempt: int) -> int:
         """Entry for a position; attempts after the first draw another one, since the first may never be usable."""
@@ -90,7 +84,7 @@ class _SampleAtPosition(Dataset[dict[str, Any]]):
         if attempt:
             return int(np.random.default_rng((self.seed, position, attempt)).integers(len(self.dataset)))
         epoch, place = divmod(position, len(self.dataset))
-        return int(self.permutation(epoch)[place])
+        return int(epoch_order(self.seed, epoch, len(self.dataset))[place])
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         for attempt in range(_MAX_ATTEMPTS):
@@ -305,9 +299,8 @@ def _init_worker(worker_id: int) -> None:
 def load_training_entries(names: Sequence[str], *, filter_empty: bool) -> list[dict[str, Any]]:
     """Entries of some registered data sets, one after the other.
 
-    Args:
-        names: registered data sets, all with the same classes in the same order.
-        filter_empty: drop images without a segment or object that could be a target (entries with neither are kept).
+    All have the same classes in the same order. ``filter_empty`` drops images without a segment or object that could be
+    a target (entries with neither are kept).
 
     Raises:
         ConfigError: nothing is left, or the label spaces differ.

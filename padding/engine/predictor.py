@@ -25,9 +25,7 @@ UNSEEN_MARK = "*"
 def display_metadata(dataset_name: str, split: ClassSplit | None = None) -> Metadata:
     """Copy what the visualizer needs from a data set's metadata; names of unseen classes end with ``*``.
 
-    Args:
-        dataset_name: registered data set.
-        split: label space to show instead of the data set's, for a model that knows further classes.
+    ``split`` is shown instead of the data set's label space, for a model that knows further classes.
 
     Raises:
         ConfigError: if the data set is not registered with class names.
@@ -122,13 +120,8 @@ class Predictor:
     def add_classes(self, names: Sequence[str], embeddings: Any = None, **options: Any) -> Any:
         """Teach the model new classes by their names, without images; see ``padding.extension.add_classes_to``.
 
-        Args:
-            names: new class names.
-            embeddings: npz table or (A, E) array; None: the table of the configuration.
-            options: ``stuff``, ``statistics``, ``refit``.
-
-        Returns:
-            A report; ``str()`` is a table.
+        ``embeddings`` are an npz table or an (A, E) array; None: the table of the configuration. ``options``:
+        ``stuff``, ``statistics``, ``refit``. ``str()`` of the report is a table.
 
         Raises:
             TypeError: if the model cannot learn from names.
@@ -150,13 +143,9 @@ class Predictor:
     ) -> npt.NDArray[np.uint8]:
         """Draw a prediction over its image: the panoptic map if there is one, else instances, else semantic labels.
 
-        Args:
-            image: (h, w, 3) uint8, RGB.
-            prediction: what calling the predictor returned.
-            confidence: least score of a drawn instance; panoptic segments are filtered by the model's own threshold.
-
-        Returns:
-            (h, w, 3) uint8, RGB.
+        Image and picture are (h, w, 3) uint8, RGB; the prediction is what calling the predictor returned.
+        ``confidence`` is the least score of a drawn instance; panoptic segments are filtered by the model's own
+        threshold.
         """
         from detectron2.utils.visualizer import Visualizer
 

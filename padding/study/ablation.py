@@ -185,11 +185,7 @@ def cost_table(study: Study, rows: Mapping[str, Row], seeds: Sequence[int]) -> s
 
 
 def run_table(table: str, study: Study, rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:
-    """Train and measure all rows of a table; write ``table<N>.md`` and ``table<N>.json`` after every row.
-
-    Returns:
-        What the JSON holds.
-    """
+    """Train and measure all rows of a table; after every one write ``table<N>.md`` and ``.json``, which is returned."""
     name, measure, more = ("tasks", task_results, _TASKS_ON) if table == "2" else ("sweep", dataset_sweep, ())
     markdown: Callable[..., str] = task_table if table == "2" else sweep_table
     results: dict[str, list[dict[str, Any]]] = {}

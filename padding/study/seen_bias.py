@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,14 @@ QUANTITIES = {
 }
 
 
+class Sizes(TypedDict):
+    """(height, width) of the padded image, of the image in it, and of the original, as post-processing takes them."""
+
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class QueryPrediction:
     """What the network says of one image: class logits (Q, K+1), mask logits (Q, H', W') at its own resolution."""
@@ -58,15 +66,11 @@ class QueryPrediction:
     image_id: int | str
     class_logits: Tensor
     mask_logits: Tensor
-    padded_size: tuple[int, int]
-    image_size: tuple[int, int]
-    output_size: tuple[int, int]
+    sizes: Sizes
 
     def full_masks(self) -> Tensor:
         """(Q, h, w) mask logits at the original size."""
-        return resize_logits(
-            self.mask_logits, image_size=self.image_size, output_size=self.output_size, padded_size=self.padded_size
-        )
+        return resize_logits(self.mask_logits, **self.sizes)
 
     def as_raw(self) -> RawPrediction:
         """On the CPU, masks at the original size."""
@@ -80,21 +84,13 @@ class SegmentorOutput:
 
     image_id: int | str
     outputs: dict[str, Tensor]  # of ``predict_queries``, a batch of one
-    padded_size: tuple[int, int]
-    image_size: tuple[int, int]
-    output_size: tuple[int, int]
+    sizes: Sizes
 
     @torch.no_grad()
     def classified(self, model: MaskFormer) -> QueryPrediction:
         """With the class logits of ``model``, whose segmentor must be the one of these outputs."""
-        return QueryPrediction(
-            image_id=self.image_id,
-            class_logits=model.class_logits(self.outputs)[0],
-            mask_logits=self.outputs["pred_masks"][0].float(),
-            padded_size=self.padded_size,
-            image_size=self.image_size,
-            output_size=self.output_size,
-        )
+        class_logits, mask_logits = model.class_logits(self.outputs)[0], self.outputs["pred_masks"][0].float()
+        return QueryPrediction(self.image_id, class_logits, mask_logits, self.sizes)
 
 
 @torch.no_grad()
@@ -105,13 +101,10 @@ def segmentor_outputs(model: MaskFormer, loader: Iterable[list[dict[str, Any]]])
         outputs = {name: value for name, value in model.predict_queries(images).items() if isinstance(value, Tensor)}
         height, width = images.tensor.shape[-2:]
         for i, (sample, size) in enumerate(zip(batch, images.image_sizes, strict=True)):
-            yield SegmentorOutput(
-                image_id=sample["image_id"],
-                outputs={name: value[i : i + 1] for name, value in outputs.items()},
-                padded_size=(height, width),
-                image_size=(size[0], size[1]),
-                output_size=(sample["height"], sample["width"]),
-            )
+            own = {name: value[i : i + 1] for name, value in outputs.items()}
+            output_size = (sample["height"], sample["width"])
+            sizes = Sizes(padded_size=(height, width), image_size=(size[0], size[1]), output_size=output_size)
+            yield SegmentorOutput(sample["image_id"], own, sizes)
 
 
 def query_predictions(model: MaskFormer, loader: Iterable[list[dict[str, Any]]]) -> Iterator[QueryPrediction]:
@@ -153,9 +146,7 @@ def label_map_with_bias(
             raw.mask_logits,
             options=options,
             thing_ids=model.thing_ids,
-            padded_size=raw.padded_size,
-            image_size=raw.image_size,
-            output_size=raw.output_size,
+            **raw.sizes,
         )
         return prediction["sem_seg"].max(dim=0).indices.cpu().numpy()
 

@@ -137,11 +137,7 @@ class HalfMeasures:
 
 
 def choose(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Choice:
-    """The setting, threshold and gamma with the best harmonic mean; of equal ones the first.
-
-    Args:
-        results: settings of the training -> what ``HalfMeasures.on_half_a`` returned.
-    """
+    """Setting, threshold and gamma of the best harmonic mean in results of ``on_half_a``; of equal ones the first."""
     known = [(options, point) for options, result in results.items() for point in result["points"]]
     options, best = max(known, key=lambda entry: entry[1]["hm"] if entry[1]["hm"] == entry[1]["hm"] else -1.0)
     return Choice(options, best["threshold"], best["gamma"], best["hm"])

@@ -23,12 +23,8 @@ _COPIED_CHARS = 1 << 20
 def write_annotation_file(target: Path, write_entries: Callable[[TextIO], Mapping[str, Any]]) -> int:
     """Write a JSON whose array ``annotations`` need not fit into memory, and which stands behind all other keys.
 
-    Args:
-        target: JSON to write.
-        write_entries: writes the annotations as JSON texts, with ", " between them, and returns the other keys.
-
-    Returns:
-        Size of the file in bytes.
+    ``write_entries`` writes the annotations as JSON texts, with ", " between them, and returns the other keys. Returned
+    is the size of the file in bytes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile("w+", encoding="utf-8", dir=target.parent) as entries:

@@ -114,13 +114,8 @@ def filter_instances(
 def audit_instances(target: Path, split: ClassSplit, *, source: Path | None = None) -> list[str]:
     """Look for unseen classes in a training JSON, as it stands on disk.
 
-    Args:
-        target: the training JSON.
-        split: all classes.
-        source: the official JSON; given, the images of ``target`` are also looked up there.
-
-    Returns:
-        One line for each problem; empty: nothing that will be trained on shows an unseen class.
+    With the official JSON as ``source`` the images of ``target`` are also looked up there. One line for each problem;
+    empty: nothing that will be trained on shows an unseen class.
     """
     unseen = {split.dataset_ids[i]: split.names[i] for i in split.unseen_ids}
     problems: list[str] = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,13 +184,11 @@ def _selected(args: argparse.Namespace) -> tuple[list[Any], tuple[str, ...], Map
     return entries, class_split_of(args.dataset).names, label_map
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_command(_audit, arguments, failure=2)
-
-
 def _audit(arguments: Sequence[str] | None) -> int:
     args = parse_arguments(arguments)
     entries, names, label_map = _selected(args)
     audit = audit_labels(entries, names, label_map=label_map)
     return report(audit.problems(all_labeled=args.list is not None), audit.lines())
+
+
+main = partial(run_command, _audit, failure=2)

@@ -146,11 +146,7 @@ def convert_scribbles(
 def check_scribbles(
     tasks: Sequence[ScribbleTask], space: LabelSpace, folder: ScribbleFolder, *, num_workers: int = 0
 ) -> tuple[ScribbleStatistics, list[str]]:
-    """Read every label PNG; nothing is written.
-
-    Returns:
-        The statistics, and what training would fail on or learn wrongly, a line each.
-    """
+    """Statistics of all label PNGs, and what training would fail on or learn wrongly, a line each; writes nothing."""
     problems: list[str] = []
     statistics = ScribbleStatistics.empty(space.split.num_classes)
     results = map_tasks(partial(_check, space=space, folder=folder), tasks, num_workers=num_workers)

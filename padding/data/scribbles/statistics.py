@@ -109,13 +109,9 @@ class ScribbleStatistics:
 def count_image(
     raster: npt.NDArray[np.uint8], num_classes: int, *, key: str, dense: npt.NDArray[np.uint8] | None = None
 ) -> ScribbleStatistics:
-    """Counts of one image.
+    """Counts of one image from its scribbles (h, w): class ids and 255.
 
-    Args:
-        raster: (h, w) scribbles: class ids and 255.
-        num_classes: K.
-        key: name of the image.
-        dense: (h, w) dense labels, class ids below K, anything else void; None: nothing to compare with.
+    ``dense`` are (h, w) labels, class ids below K, anything else void; None: nothing to compare with.
     """
     counts = ScribbleStatistics.empty(num_classes)
     counts.images, counts.pixels = 1, raster.size

@@ -25,9 +25,7 @@ class ScribbleTags:
     def of(cls, split: ClassSplit, tags: Mapping[str, str] | None = None) -> ScribbleTags:
         """Tags of a label space: the class names and, where there are any, their other spellings.
 
-        Args:
-            split: the classes.
-            tags: class name -> tag that annotation files use instead; the class name stays valid.
+        ``tags``: class name -> tag that annotation files use instead; the class name stays valid.
 
         Raises:
             DataError: a class is unknown, or one tag means two classes.
