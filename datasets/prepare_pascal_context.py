@@ -23,7 +23,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.prepare.command import add_options, preparation_parser, run_preparation
-from padding.errors import DataError, MissingFileError, PreparationError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,24 +46,16 @@ def lookup_of(folder: Path) -> npt.NDArray[np.uint8]:
     return context_lookup(read_label_names(names) if names.is_file() else None)
 
 
-def read_labels(path: Path, lookup: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Labels of one file, see ``read_context_mat``.
-
-    Raises:
-        PreparationError: it cannot be used.
-    """
-    from padding.data.sets.pascal_context import read_context_mat
-
-    try:
-        return read_context_mat(path, lookup)
-    except (MissingFileError, DataError) as error:
-        raise PreparationError(str(error)) from error
-
-
 def prepare(args: argparse.Namespace) -> int:
     """Write or compare, then read everything once more; returns the exit status."""
-    from padding.data.prepare.label_conversion import LabelPair, convert_data_set
-    from padding.data.sets.pascal_context import CONTEXT_FOLDER, CONTEXT_LABELS, context_ids, context_split
+    from padding.data.prepare.label_conversion import LabelPair, convert_data_set, labeled_image
+    from padding.data.sets.pascal_context import (
+        CONTEXT_FOLDER,
+        CONTEXT_LABELS,
+        context_ids,
+        context_split,
+        read_context_mat,
+    )
     from padding.data.sets.voc import voc_palette
 
     folder = args.root / CONTEXT_FOLDER
@@ -73,15 +64,8 @@ def prepare(args: argparse.Namespace) -> int:
     return convert_data_set(
         args,
         [LabelPair(folder / "trainval" / f"{i}.mat", folder / CONTEXT_LABELS / f"{i}.png") for i in ids],
-        partial(read_labels, lookup=lookup_of(folder)),
-        entries=lambda pairs: [
-            {
-                "file_name": str(folder / "JPEGImages" / f"{pair.target.stem}.jpg"),
-                "sem_seg_file_name": str(pair.target),
-                "image_id": pair.target.stem,
-            }
-            for pair in pairs
-        ],
+        partial(read_context_mat, lookup=lookup_of(folder)),
+        entries=lambda pairs: [labeled_image(folder / "JPEGImages" / f"{p.target.stem}.jpg", p.target) for p in pairs],
         names=context_split().names,
         palette=voc_palette(),
         title=CONTEXT_LABELS,

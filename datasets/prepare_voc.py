@@ -42,17 +42,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def images_with_labels(folder: Path, pairs: Sequence[LabelPair], *, subset: bool) -> list[DatasetDict]:
     """Training images of the pairs, and validation images (with ``subset``, those whose labels are there)."""
     from padding.data.loaders.listed_images import read_id_list
+    from padding.data.prepare.label_conversion import labeled_image
 
     files = [folder / "SegmentationClass" / f"{i}.png" for i in read_id_list(splits_dir() / "voc" / "val.txt")]
     files = [*(pair.target for pair in pairs), *(path for path in files if not subset or path.is_file())]
-    return [
-        {
-            "file_name": str(folder / "JPEGImages" / f"{path.stem}.jpg"),
-            "sem_seg_file_name": str(path),
-            "image_id": path.stem,
-        }
-        for path in files
-    ]
+    return [labeled_image(folder / "JPEGImages" / f"{path.stem}.jpg", path) for path in files]
 
 
 def prepare(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> ExtensionReport:
     )
     save_extended(output, model, statistics)
     print(f"{report}\n\nwritten to {output}; use it as MODEL.WEIGHTS with {args.config_file}")  # noqa: T201
-    print(json.dumps(report.as_dict()))  # noqa: T201
+    print(json.dumps(asdict(report)))  # noqa: T201
     return report
 
 

@@ -9,9 +9,8 @@ import colorsys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,10 +95,6 @@ class ExtensionReport:
     before: Balance | None = None  # false alarms and misses of the old unseen classes; None where nothing was fitted
     after: Balance | None = None  # those of the new classes
     shift: float = 0.0  # added to the logits of all new classes to balance them; 0 with ``refit``
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
     def __str__(self) -> str:
         rows = [

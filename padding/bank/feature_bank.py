@@ -114,17 +114,8 @@ class BankSpec:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the content depends on, JSON values only."""
-        return {
-            "format": FORMAT_VERSION,
-            "num_images": self.num_images,
-            "num_classes": self.num_classes,
-            "views": self.views,
-            "no_object_per_image": self.no_object_per_image,
-            "images_per_shard": self.images_per_shard,
-            "dtype": self.dtype,
-            "seed": self.seed,
-            **self.origin,
-        }
+        fields = {name: value for name, value in vars(self).items() if name not in ("batch_size", "origin")}
+        return {"format": FORMAT_VERSION, **fields, **self.origin}
 
 
 def _shard_path(folder: Path, shard: int) -> Path:

@@ -199,7 +199,7 @@ class TrainStream:
             self._samples,
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self._num_workers,
-            collate_fn=_as_list,
+            collate_fn=list,
             worker_init_fn=_init_worker,
             # Without its own generator the loader draws a seed from the global one.
             generator=torch.Generator(),
@@ -285,10 +285,6 @@ class PairedStream:
                 )
             for name, stream in own.items():
                 stream.load_state_dict(saved[name])
-
-
-def _as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return samples
 
 
 def _init_worker(worker_id: int) -> None:

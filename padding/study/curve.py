@@ -224,8 +224,6 @@ def draw_curve(path: str | Path, curves: Mapping[str, Sequence[tuple[float, floa
 
 
 def _area_label(seen: Sequence[float], unseen: Sequence[float]) -> str:
-    return (
-        f"AUSUC {area_under_curve(seen, unseen):.3f}"
-        if len(seen) > 1
-        else f"HM {harmonic_mean(seen[0], unseen[0]):.1f}"
-    )
+    if len(seen) > 1:
+        return f"AUSUC {area_under_curve(seen, unseen):.3f}"
+    return f"HM {harmonic_mean(seen[0], unseen[0]):.1f}"

@@ -39,7 +39,7 @@ from padding.modeling.postprocessing import predict_image
 from padding.study.curve import GAMMAS, Postprocess, RawPrediction, Sweep, draw_curve
 from padding.study.curve import sweep_results as results_of
 from padding.study.panoptic_sweep import Setting, sweep_settings
-from padding.study.task_sweeps import Detect, QueryMasks, sweep_instances, sweep_semantic
+from padding.study.task_sweeps import Detect, InstanceSweep, QueryMasks, sweep_semantic
 
 # Meta-architectures with a class and a mask for each query.
 QUERY_MODELS = ("PADing", "MaskFormer")
@@ -221,7 +221,8 @@ def _instances(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[fl
             }
 
     at = partial(detect_with_bias, model, truth.groups.seen_ids)
-    return sweep_instances(_with_progress(kept(), len(truth.image_ids)), at, truth, gammas), truth.groups
+    images = list(_with_progress(kept(), len(truth.image_ids)))
+    return InstanceSweep(tuple(gammas), at, truth, images), truth.groups
 
 
 def _with_progress(items: Iterable[Any], total: int) -> Iterable[Any]:

@@ -82,10 +82,10 @@ class QueryMasks(TypedDict):
 
 @dataclass
 class InstanceSweep:
-    """Detections of all gammas, evaluated when they are asked for."""
+    """Detections of all gammas from cached predictions, each image once, evaluated when they are asked for."""
 
     gammas: tuple[float, ...]  # ascending
-    detect_at: Callable[[float], Detect]  # gamma -> function from class logits to detections; see ``Detect``
+    detect_at: Callable[[float], Detect]  # gamma, subtracted from the seen logits only -> ``Detect``
     truth: InstanceGroundTruth  # ground truth of the images
     images: list[QueryMasks]  # what is kept of each image
     _scores: dict[str, list[DetectionScores]] = field(default_factory=dict, init=False)
@@ -120,16 +120,3 @@ class InstanceSweep:
                     shape = image["shapes"][query]
                     entries.append({"image_id": image["image_id"], "category_id": category, "score": score, **shape})
         return entries
-
-
-def sweep_instances(
-    images: Iterable[QueryMasks],
-    detect_at: Callable[[float], Detect],
-    truth: InstanceGroundTruth,
-    gammas: Sequence[float] = GAMMAS,
-) -> InstanceSweep:
-    """Instance scores at every gamma, from cached predictions.
-
-    Each image comes once; ``detect_at`` gives the detections at a gamma, subtracted from the seen logits only.
-    """
-    return InstanceSweep(tuple(gammas), detect_at, truth, list(images))

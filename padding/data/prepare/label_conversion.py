@@ -116,6 +116,11 @@ def _convert_one(pair: LabelPair, *, read: Reader, palette: Palette, write: bool
     return "written"
 
 
+def labeled_image(image: Path, labels: Path) -> DatasetDict:
+    """Entry of an image and its label file, which has the image's name."""
+    return {"file_name": str(image), "sem_seg_file_name": str(labels), "image_id": image.stem}
+
+
 def convert_data_set(
     args: argparse.Namespace,
     pairs: Sequence[LabelPair],

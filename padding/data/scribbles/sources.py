@@ -60,7 +60,7 @@ class ScribbleSource:
         name = self.members[key]
         if self.path.is_dir():
             return (self.path / name).read_bytes(), str(self.path / name)
-        return _opened_zip(self.path).read(name), f"{self.path}:{name}"
+        return _opened_zip(self.path, os.getpid()).read(name), f"{self.path}:{name}"
 
     def only(self, key: str) -> ScribbleSource:
         """The source of this image alone, small enough to be sent to a worker."""
@@ -68,14 +68,10 @@ class ScribbleSource:
 
 
 @lru_cache(maxsize=2)
-def _opened_zip_of(path: Path, process: int) -> zipfile.ZipFile:
+def _opened_zip(path: Path, process: int) -> zipfile.ZipFile:
     # Reading the directory of ten thousand entries takes longer than one image; a worker keeps the file open.
     del process  # a forked child would share the position in the file with its parent
     return zipfile.ZipFile(path)
-
-
-def _opened_zip(path: Path) -> zipfile.ZipFile:
-    return _opened_zip_of(path, os.getpid())
 
 
 def find_scribbles(path: str | Path, *, below: str = "", wanted_format: str = "") -> ScribbleSource:
@@ -123,7 +119,7 @@ def _names_in(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: neither a folder nor a zip file; unpack it first")
     # Archives made on a Mac carry a hidden twin of every file.
-    names = _opened_zip(path).namelist()
+    names = _opened_zip(path, os.getpid()).namelist()
     return [name for name in names if not name.endswith("/") and not PurePosixPath(name).name.startswith(".")]
 
 

@@ -30,12 +30,9 @@ _CURE = "datasets/README.md says where CamVid comes from; python datasets/prepar
 
 def camvid_split() -> ClassSplit:
     """The 11 classes in the order of the label values."""
-    names, colors = zip(*_CLASSES, strict=True)
-    return ClassSplit(
-        names=names,
-        is_thing=tuple(name in _THINGS for name in names),
-        dataset_ids=tuple(range(len(names))),
-        colors=colors,
+    classes = enumerate(_CLASSES)
+    return ClassSplit.from_categories(
+        [{"id": i, "name": name, "isthing": name in _THINGS, "color": color} for i, (name, color) in classes]
     )
 
 

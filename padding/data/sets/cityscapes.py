@@ -22,12 +22,7 @@ def cityscapes_split() -> ClassSplit:
     from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
     classes = sorted((c for c in CITYSCAPES_CATEGORIES if 0 <= c["trainId"] < 255), key=lambda c: c["trainId"])
-    return ClassSplit(
-        names=tuple(c["name"] for c in classes),
-        is_thing=tuple(bool(c["isthing"]) for c in classes),
-        dataset_ids=tuple(c["id"] for c in classes),
-        colors=tuple((c["color"][0], c["color"][1], c["color"][2]) for c in classes),
-    )
+    return ClassSplit.from_categories(classes)
 
 
 def cityscapes_label_map(ignore_label: int = 255) -> dict[int, int]:
