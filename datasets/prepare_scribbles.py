@@ -171,15 +171,8 @@ def convert(args: argparse.Namespace, target: Target) -> tuple[ScribbleStatistic
         value_map=values,
         rescale=args.rescale,
     )
-    return convert_scribbles(
-        target.tasks,
-        target.space,
-        reader,
-        target.folder,
-        missing_as_empty=args.missing_as_empty,
-        num_workers=args.num_workers,
-        overwrite=args.overwrite,
-    )
+    how = {name: getattr(args, name) for name in ("missing_as_empty", "num_workers", "overwrite")}
+    return convert_scribbles(target.tasks, target.space, reader, target.folder, **how)
 
 
 def _value_pair(text: str) -> tuple[int, int]:

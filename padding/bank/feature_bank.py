@@ -156,21 +156,16 @@ def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
     return complete
 
 
-def build_feature_bank(
-    folder: str | Path,
-    spec: BankSpec,
-    extract: Callable[[list[dict[str, Any]]], FeatureBatch],
-    open_stream: Callable[[int, int], Iterator[list[dict[str, Any]]]],
-) -> "FeatureBank":
+# Samples of n images -> the embeddings of n * Q queries, image by image.
+Extract = Callable[[list[dict[str, Any]]], FeatureBatch]
+# (start, batch size) -> batches of the training stream from that position on, whatever the rank.
+OpenStream = Callable[[int, int], Iterator[list[dict[str, Any]]]]
+
+
+def build_feature_bank(folder: str | Path, spec: BankSpec, extract: Extract, open_stream: OpenStream) -> "FeatureBank":
     """Write what is missing of a bank and open it. Shards are shared out over the ranks; collective.
 
     A stopped run goes on with the first missing shard, and each shard is the same whichever run writes it.
-
-    Args:
-        folder: made when missing.
-        spec: what the bank holds.
-        extract: samples of n images to the embeddings of n * Q queries, image by image.
-        open_stream: (start, batch size) to batches of the training stream from that position on, whatever the rank.
 
     Raises:
         ValueError: if the folder holds a stale bank.
@@ -191,22 +186,11 @@ def build_feature_bank(
     return FeatureBank(folder, spec)
 
 
-def _write_missing_shards(
-    folder: Path,
-    spec: BankSpec,
-    extract: Callable[[list[dict[str, Any]]], FeatureBatch],
-    open_stream: Callable[[int, int], Iterator[list[dict[str, Any]]]],
-) -> None:
+def _write_missing_shards(folder: Path, spec: BankSpec, extract: Extract, open_stream: OpenStream) -> None:
     mine = range(comm.get_rank(), spec.num_shards, comm.get_world_size())
     missing = [shard for shard in mine if not _shard_path(folder, shard).is_file()]
-    logging.getLogger(__name__).info(
-        "Extracting features of %d x %d images into %s: %d of %d shards to write on this rank",
-        spec.views,
-        spec.num_images,
-        folder,
-        len(missing),
-        len(mine),
-    )
+    message = "Extracting features of %d x %d images into %s: %d of %d shards to write on this rank"
+    logging.getLogger(__name__).info(message, spec.views, spec.num_images, folder, len(missing), len(mine))
     with tqdm(desc="features", unit="image", disable=not comm.is_main_process(), mininterval=5.0) as progress:
         for shard in missing:
             with preserved_random_state():
@@ -219,11 +203,7 @@ def _write_missing_shards(
 
 
 def _shard_content(
-    spec: BankSpec,
-    shard: int,
-    extract: Callable[[list[dict[str, Any]]], FeatureBatch],
-    open_stream: Callable[[int, int], Iterator[list[dict[str, Any]]]],
-    progress: tqdm,
+    spec: BankSpec, shard: int, extract: Extract, open_stream: OpenStream, progress: tqdm
 ) -> dict[str, npt.NDArray[Any]]:
     """Rows of the images [start, stop) as arrays, with the first row of each image in ``offsets``."""
     start = shard * spec.images_per_shard

@@ -159,10 +159,8 @@ def best_harmonic_mean(half_a: SeenUnseenCurve, half_b: SeenUnseenCurve) -> Best
     """
     if half_a.gammas != half_b.gammas:
         raise ValueError("the two halves were swept over different gammas; sweep both over the same")
-    known = [
-        (hm, -abs(gamma), i) for i, (hm, gamma) in enumerate(zip(half_a.harmonic_means, half_a.gammas, strict=True))
-    ]
-    known = [entry for entry in known if not math.isnan(entry[0])]
+    points = enumerate(zip(half_a.harmonic_means, half_a.gammas, strict=True))
+    known = [(hm, -abs(gamma), i) for i, (hm, gamma) in points if not math.isnan(hm)]
     if not known:
         return BestHarmonicMean(*([float("nan")] * 5))
     hm_a, _, index = max(known)

@@ -213,12 +213,8 @@ def _instances(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[fl
         for raw in query_predictions(model, loader):
             masks, scores = binary_masks(raw.full_masks())
             shapes = mask_entries(masks.cpu(), truth.image(raw.image_id))
-            yield {
-                "image_id": raw.image_id,
-                "class_logits": raw.class_logits.cpu(),
-                "shapes": shapes,
-                "mask_scores": scores.cpu(),
-            }
+            logits = raw.class_logits.cpu()
+            yield QueryMasks(image_id=raw.image_id, class_logits=logits, shapes=shapes, mask_scores=scores.cpu())
 
     at = partial(detect_with_bias, model, truth.groups.seen_ids)
     images = list(_with_progress(kept(), len(truth.image_ids)))
@@ -252,10 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     name, main_result = next(iter(results.items()))
     points = [(point["seen"], point["unseen"]) for point in main_result["curve"]]
     draw_curve(folder / "seen_unseen_curve.png", {Path(args.config_file).stem: points}, name)
-    logging.getLogger("padding").info(
-        "%s: AUSUC %.4f, best harmonic mean %.2f (seen %.2f, unseen %.2f) at gamma %g; written to %s",
-        name,
-        *(main_result[key] for key in ("AUSUC", "best_hm", "best_hm_seen", "best_hm_unseen", "best_hm_gamma")),
-        folder,
-    )
+    message = "%s: AUSUC %.4f, best harmonic mean %.2f (seen %.2f, unseen %.2f) at gamma %g; written to %s"
+    numbers = [main_result[key] for key in ("AUSUC", "best_hm", "best_hm_seen", "best_hm_unseen", "best_hm_gamma")]
+    logging.getLogger("padding").info(message, name, *numbers, folder)
     return results

@@ -100,7 +100,8 @@ def filter_instances(
     """
     if not source.is_file():
         raise PreparationError(f"No file {source}: unpack annotations_trainval2014.zip as datasets/README.md shows.")
-    summary = InstanceSummary(source.name, source.stat().st_size, kind, *_names(split))
+    seen, unseen = ([split.names[i] for i in ids] for ids in (split.seen_ids, split.unseen_ids))
+    summary = InstanceSummary(source.name, source.stat().st_size, kind, seen, unseen)
     if not overwrite and (earlier := finished_summary(target, summary)) is not None:
         return earlier
     sets = _find_images(source, split, summary)
@@ -230,10 +231,6 @@ def _assert_expected(summary: InstanceSummary, sets: _ImageSets, expected: int, 
             f"the published split has {expected}. Compare the lists in datasets/splits with the repository, fetch the "
             "JSON again; --any-count goes on without this check."
         )
-
-
-def _names(split: ClassSplit) -> tuple[list[str], list[str]]:
-    return [split.names[i] for i in split.seen_ids], [split.names[i] for i in split.unseen_ids]
 
 
 def _field(entry: Mapping[str, Any], name: str, source: Path) -> Any:

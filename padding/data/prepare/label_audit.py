@@ -58,14 +58,11 @@ class LabelAudit:
         Args:
             all_labeled: every image needs labels; otherwise only an audit without any label file is a problem.
         """
-        found = [
-            *listed_files("label files cannot be used as labels", self.unreadable),
-            *listed_files("label files have another size", self.wrong_size),
-        ]
+        found = listed_files("label files cannot be used as labels", self.unreadable)
+        found += listed_files("label files have another size", self.wrong_size)
         for value, files in sorted(self.outside.items()):
-            found += listed_files(
-                f"label files hold {value}, which is neither one of the {len(self.names)} classes nor void", files
-            )
+            what = f"label files hold {value}, which is neither one of the {len(self.names)} classes nor void"
+            found += listed_files(what, files)
         if self.missing and (all_labeled or len(self.missing) == self.num_images):
             found += listed_files("label files do not exist", self.missing)
         return found
@@ -77,9 +74,8 @@ class LabelAudit:
             f"{self.num_images} images, {read} label files read ({self.palette_files} with a palette: its indices "
             f"count, not its colors), {len(self.missing)} images without labels"
         ]
-        text += [
-            f"remark: {line}" for line in listed_files("label files hold void alone and teach nothing", self.all_void)
-        ]
+        remarks = listed_files("label files hold void alone and teach nothing", self.all_void)
+        text += [f"remark: {line}" for line in remarks]
         total = max(int(self.pixels.sum()) + self.void_pixels, 1)
         shares = [*zip(self.names, self.pixels, strict=True), ("void", self.void_pixels)]
         width = max(len(name) for name, _ in shares)

@@ -138,15 +138,8 @@ def convert_data_set(
     there -> every image with its label file. For the others see ``convert_labels`` and ``existing_pairs``.
     """
     pairs = existing_pairs(pairs, subset=args.subset, cure=cure)
-    done = convert_labels(
-        pairs,
-        read,
-        palette=palette,
-        write=not args.check,
-        overwrite=args.overwrite,
-        num_workers=args.num_workers,
-        title=title,
-    )
+    how = {"write": not args.check, "overwrite": args.overwrite, "num_workers": args.num_workers}
+    done = convert_labels(pairs, read, palette=palette, title=title, **how)
     audit = audit_labels(entries(pairs), names)
     problems = audit.problems(all_labeled=True)
     if done.differing:

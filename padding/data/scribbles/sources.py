@@ -88,7 +88,11 @@ def find_scribbles(path: str | Path, *, below: str = "", wanted_format: str = ""
     """
     path = Path(path)
     names = [name for name in _names_in(path) if not below or f"/{name}".find(f"/{below.strip('/')}/") >= 0]
-    formats = {name: _FORMAT_OF_SUFFIX[suffix] for name in names if (suffix := _suffix(name)) in _FORMAT_OF_SUFFIX}
+    formats = {
+        name: _FORMAT_OF_SUFFIX[suffix]
+        for name in names
+        if (suffix := PurePosixPath(name).suffix.lower()) in _FORMAT_OF_SUFFIX
+    }
     counts = Counter(formats.values())
     if wanted_format:
         counts = Counter({wanted_format: counts[wanted_format]})
@@ -121,10 +125,6 @@ def _names_in(path: Path) -> list[str]:
     # Archives made on a Mac carry a hidden twin of every file.
     names = _opened_zip(path, os.getpid()).namelist()
     return [name for name in names if not name.endswith("/") and not PurePosixPath(name).name.startswith(".")]
-
-
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
 
 
 @dataclass(frozen=True)
