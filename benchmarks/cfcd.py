@@ -41,8 +41,13 @@ DECODER_STRIDE = 4
 def loop_similarity(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Cosine of each pixel with its class's mean, class by class (IFVD's form of Eq. 5 and 6).
 
-    Features (B, D, h, w), labels (B, H, W) int64 -> (B, h, w) float32; ignored pixels keep their own feature, so that
-    their cosine is 1.
+    Args:
+        features: (B, D, h, w) float.
+        labels: (B, H, W) int64; ignored pixels keep their own feature, so that their cosine is 1.
+        num_classes: K.
+
+    Returns:
+        (B, h, w) float32.
     """
     size = (features.shape[2], features.shape[3])
     resized = F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact").expand_as(features)

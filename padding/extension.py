@@ -181,7 +181,10 @@ def new_class_embeddings(
 def find_statistics(cfg: CfgNode, model: PADing, given: str | Path | None = None) -> SeenStatistics:
     """Seen statistics of a model: the given ones, those in its checkpoint, beside it, or from a feature bank.
 
-    ``given`` is a file written in training, or the folder of a feature bank.
+    Args:
+        cfg: names MODEL.WEIGHTS and the bank.
+        model: with those weights.
+        given: a file written in training, or the folder of a feature bank.
 
     Raises:
         DataError: if there are none, or they belong to another segmentor.
@@ -317,9 +320,14 @@ def add_classes_to(
 ) -> ExtensionReport:
     """Add classes to a trained model, in place.
 
-    MODEL.WEIGHTS of ``cfg`` are loaded; ``embeddings`` and ``statistics`` see ``new_class_embeddings`` and
-    ``find_statistics``. Names that are not ``stuff`` are things. ``refit`` fits all rows of the classifier; by default
-    the old ones stay.
+    Args:
+        model: built from ``cfg``, with MODEL.WEIGHTS loaded.
+        cfg: its configuration.
+        names: new class names.
+        embeddings: see ``new_class_embeddings``.
+        stuff: those of ``names`` that are stuff; the others are things.
+        statistics: see ``find_statistics``.
+        refit: fit all rows of the classifier; by default the old ones stay.
 
     Raises:
         MissingFileError, ConfigError: saying what is missing.

@@ -67,8 +67,15 @@ def with_added_rows(old: Rows, added: Rows) -> Rows:
 def fit_added_rows(old: Rows, data: WeightedFeatures, num_added: int, *, weight_decay: float, iterations: int) -> Rows:
     """Minimise the weighted cross-entropy over all classes in the added rows alone.
 
-    ``old`` (K+1, D), no-object last, is constant. Returned are the added ones, (A, D) and (A,). The
-    weight decay acts on them as in the classifier's optimiser; the iterations are those of L-BFGS.
+    Args:
+        old: (K+1, D), no-object last; constant.
+        data: features of every class.
+        num_added: A.
+        weight_decay: of the added rows, as the classifier's optimiser has it.
+        iterations: of L-BFGS.
+
+    Returns:
+        (A, D) and (A,).
     """
     num_old = len(old.bias) - 1
     with torch.no_grad():
@@ -129,9 +136,14 @@ def score_group(
 ) -> GroupScores:
     """Logits of a classifier, as far as ``balance`` needs them.
 
-    Confusion within the group, or with classes that are no rivals, is left out: a common shift does not mend it. Rows
-    are (K+1, D), the group (G,) holds ids of unseen classes, the rivals are the seen ones and no-object; ``synthetic``
-    has each class of the group as often as any other.
+    Confusion within the group, or with classes that are no rivals, is left out: a common shift does not mend it.
+
+    Args:
+        rows: (K+1, D).
+        group: (G,) int64 ids of unseen classes.
+        rivals: ids of the seen classes and no-object.
+        real: features of the rivals.
+        synthetic: features of the group, each class as often as any other.
     """
 
     def odds(features: Tensor) -> Tensor:
@@ -164,8 +176,12 @@ def balancing_shift(scores: GroupScores, target: float) -> float:
 def largest_logit_change(before: Rows, after: Rows, features: Tensor) -> float:
     """Largest change of a logit over features and rows: max |x (w' - w) + b' - b|.
 
-    The difference of the rows is taken first, so that equal rows give 0 and not a rounding error. Both rows (K+1, D)
-    are of the same classes in the same order, features are (n, D).
+    The difference of the rows is taken first, so that equal rows give 0 and not a rounding error.
+
+    Args:
+        before: (K+1, D).
+        after: the same classes, in the same order.
+        features: (n, D).
     """
     change = Rows(after.weight.double() - before.weight.double(), after.bias.double() - before.bias.double())
     return float(change.logits(features.double()).abs().max())

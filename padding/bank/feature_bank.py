@@ -322,7 +322,13 @@ class FeatureStream:
     """
 
     def __init__(self, open_bank: Callable[[], FeatureBank], *, images_per_batch: int, seed: int) -> None:
-        """Remember how to open the bank, at the first batch; nothing is read before. The seed orders the images."""
+        """Remember how to open the bank; nothing is read before the first batch.
+
+        Args:
+            open_bank: called once, at the first batch.
+            images_per_batch: images whose rows make a batch.
+            seed: of the order of images.
+        """
         self._open_bank = open_bank
         self._bank: FeatureBank | None = None
         self._images_per_batch = images_per_batch

@@ -36,7 +36,7 @@ def bank_origin(
     class_ids: Sequence[int],
     entries: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Identity of the features that a segmentor gives for a training set: JSON values, part of a bank's fingerprint.
+    """Identity of the features that a segmentor gives for a training set.
 
     Args:
         cfg: the full configuration.
@@ -44,6 +44,9 @@ def bank_origin(
         label_space: of the labels in the bank.
         class_ids: per training class its id in ``label_space``.
         entries: the training set, in order.
+
+    Returns:
+        JSON values, part of the fingerprint of a bank.
     """
     return {
         "segmentor": weights_digest(segmentor),

@@ -46,7 +46,15 @@ class SeenStatistics:
     def __init__(
         self, names: tuple[str, ...], *, per_class: int, no_object: int, origin: str = "", seed: int = 0
     ) -> None:
-        """Start empty; ``per_class`` rows are kept of each class, ``no_object`` of no-object, sampled by the seed."""
+        """Start empty.
+
+        Args:
+            names: of the K classes.
+            per_class: rows kept of each class.
+            no_object: rows kept of no-object.
+            origin: digest of the segmentor.
+            seed: of the sampling.
+        """
         if per_class < 1 or no_object < 1:
             raise ConfigError(
                 f"MODEL.PADING.STATISTICS.PER_CLASS is {per_class} and NO_OBJECT {no_object}; expected at least 1 each"

@@ -161,7 +161,11 @@ class ResizeByFactor(T.Augmentation):
     """Scale an image by a random factor of its own size."""
 
     def __init__(self, factors: Sequence[float], sampling: str = "choice") -> None:
-        """Take the factors: candidates for the sampling "choice", the two ends for "range".
+        """Take the factors.
+
+        Args:
+            factors: candidates, or the two ends.
+            sampling: "choice" or "range".
 
         Raises:
             ConfigError: for another sampling, no factor or one that is not positive.
@@ -193,7 +197,12 @@ def scale_and_crop(
     """Scale by a factor, crop at a random place, pad what is too small: the setting of CPS and its successors.
 
     Rows and columns of the crop are drawn apart; Detectron2's ``FixedSizeCrop`` draws one number for both.
-    ``crop_size`` is the (height, width) of the output in pixels; for the factors see ``ResizeByFactor``.
+
+    Args:
+        factors: see ``ResizeByFactor``.
+        sampling: likewise.
+        crop_size: (height, width) of the output in pixels.
+        flip: "horizontal", "vertical" or "none".
     """
     height, width = (int(n) for n in crop_size)
     geometric = (ResizeByFactor(factors, sampling), T.RandomCrop("absolute", (height, width)), *_flip(flip))

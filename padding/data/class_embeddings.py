@@ -140,9 +140,16 @@ def select_rows(table: EmbeddingTable, names: Sequence[str], where: str) -> Floa
 def load_class_embeddings(
     path: str | Path, names: Sequence[str], *, l2_normalize: bool, width: int | None = None
 ) -> FloatArray:
-    """Embeddings (len(names), E) float32 of the named classes, all different, in the order of ``names``.
+    """Embeddings of the named classes, in the order of ``names``.
 
-    The table may hold more classes than asked for. ``width``: E that the caller is built for; None accepts any.
+    Args:
+        path: npz table; it may hold more classes than asked for.
+        names: class names, all different.
+        l2_normalize: divide every row by its norm.
+        width: width E the caller is built for; None accepts any.
+
+    Returns:
+        (len(names), E) float32.
 
     Raises:
         MissingFileError: no such file.
@@ -183,10 +190,17 @@ def save_class_embeddings(path: str | Path, names: Sequence[str], embeddings: np
 
 
 def random_class_embeddings(names: Sequence[str], width: int, seed: int) -> FloatArray:
-    """Unit vectors (len(names), width) float32 drawn for each name on its own, for trials without text embeddings.
+    """Unit vectors drawn for each name on its own, for trials without text embeddings.
 
-    The row of a class depends on its name, the width and the seed only, not on the other classes. ``width`` is at least
-    1; the ``seed``, >= 0, is added to the CRC-32 of the name.
+    The row of a class depends on its name, the width and the seed only, not on the other classes.
+
+    Args:
+        names: class names.
+        width: E >= 1.
+        seed: added to the CRC-32 of the name; >= 0.
+
+    Returns:
+        (len(names), width) float32, rows of norm 1.
     """
     if width < 1 or seed < 0:
         raise ConfigError(f"width must be >= 1 and seed >= 0, got width={width}, seed={seed}")

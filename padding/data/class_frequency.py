@@ -74,13 +74,16 @@ def inverse_log_weights(shares: npt.NDArray[np.float64], *, offset: float = 1.02
 
 
 def class_weights(source: str | CfgNode, *, cache: str | Path | None, over: Over = "labeled") -> torch.Tensor:
-    """Class weights (K,) float32 of a registered semantic set, or of the labeled images of a configuration.
+    """Class weights of a registered semantic set, or of the labeled images of a configuration.
 
     Args:
         source: name of the set; or a configuration: the images of DATASETS.TRAIN that DATASETS.SPLIT calls labeled, for
             the labels of the others are not known in training.
         cache: JSON that keeps the counts, see ``class_counts``; None: count every time.
         over: shares of "labeled" pixels, or of "all".
+
+    Returns:
+        (K,) float32.
 
     Raises:
         ValueError, FileNotFoundError: see ``class_counts``.
@@ -133,8 +136,10 @@ def _label_map(name: str) -> Mapping[int, int] | None:
 def count_classes(entries: Entries, names: Sequence[str], *, label_map: Mapping[int, int] | None = None) -> ClassCounts:
     """Count the pixels of each class in the label files of some images.
 
-    Entries have ``sem_seg_file_name``. ``label_map``: value in the file -> class or 255; None: the values are classes
-    and 255.
+    Args:
+        entries: with ``sem_seg_file_name``.
+        names: of the K classes.
+        label_map: value in the file -> class or 255; None: the values are classes and 255.
 
     Raises:
         ValueError: an entry has no label file, or a file holds what is no class.

@@ -67,8 +67,11 @@ def select_entries(
 ) -> list[dict[str, Any]]:
     """Entries of some images, in the order of the ids.
 
-    An entry of the training set is found by its ``image_id`` or by the name of its file without ending; ``split`` and
-    ``data`` are names for the message.
+    Args:
+        entries: of the whole training set, each with ``image_id`` and ``file_name``.
+        ids: image ids; an entry is found by its ``image_id`` or by the name of its file without ending.
+        split: name of the split, for the message.
+        data: names of the data sets, for the message.
 
     Raises:
         ValueError: ids that the data do not have, or that two images share.

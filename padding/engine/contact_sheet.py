@@ -33,7 +33,7 @@ def draw_panoptic(
     *,
     scale: float = 1.0,
 ) -> npt.NDArray[np.uint8]:
-    """Draw segments and class names over an image: (h * scale, w * scale, 3) uint8, RGB.
+    """Draw segments and class names over an image.
 
     Args:
         image: (h, w, 3) uint8, RGB.
@@ -41,6 +41,9 @@ def draw_panoptic(
         segments: dicts with ``id``, ``category_id`` (contiguous) and ``isthing``.
         metadata: class names and colours, usually ``predictor.display_metadata``.
         scale: enlargement before drawing; small images need it for legible names.
+
+    Returns:
+        (h * scale, w * scale, 3) uint8, RGB.
     """
     from detectron2.utils.visualizer import Visualizer
 

@@ -60,7 +60,13 @@ def class_colors(metadata: Metadata) -> list[tuple[int, int, int]]:
 
 
 def write_label_map(path: Path, labels: npt.NDArray[np.uint8], colors: Sequence[tuple[int, int, int]]) -> None:
-    """Write labels (h, w) uint8 as a palette PNG: RGB from 0 on, and a colour of its own for ``UNLABELED``."""
+    """Write labels as a palette PNG.
+
+    Args:
+        path: ends with .png.
+        labels: (h, w) uint8.
+        colors: RGB of the labels from 0 on; ``UNLABELED`` has a colour of its own.
+    """
     palette = np.zeros((256, 3), dtype=np.uint8)
     palette[: len(colors)] = colors
     palette[UNLABELED] = _UNLABELED_COLOR

@@ -31,9 +31,15 @@ Titled = tuple[str, Image]
 
 
 def labels_over_image(image: Image, labels: Labels, colors: npt.NDArray[np.uint8]) -> Image:
-    """Labels (h, w) in the colors (K, 3) of their classes, opaque, on the image (h, w, 3), pale and grey; uint8 RGB.
+    """Labels in the colors of their classes, opaque, on the image, pale and grey, where nothing is labeled.
 
-    What is no class in [0, K) is unlabeled and shows the image.
+    Args:
+        image: (h, w, 3) uint8, RGB.
+        labels: (h, w) integer; what is no class in [0, K) is unlabeled.
+        colors: (K, 3) uint8, RGB.
+
+    Returns:
+        (h, w, 3) uint8, RGB.
     """
     shade = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     pale = 255 - (255 - shade.astype(np.int64)) * 2 // 5  # classes may be grey themselves

@@ -12,7 +12,15 @@ COLORS = "inferno"  # as bright as it is salient, so that it reads in grey as we
 def draw_saliency(
     image: npt.NDArray[np.uint8], saliency: Tensor | npt.NDArray[np.floating], *, alpha: float = 0.7
 ) -> npt.NDArray[np.uint8]:
-    """Draw saliency (h, w) in [0, 1], on the CPU, over its image (h, w, 3) uint8, RGB; ``alpha`` is its opacity.
+    """Draw saliency over its image.
+
+    Args:
+        image: (h, w, 3) uint8, RGB.
+        saliency: (h, w) float in [0, 1], a tensor on the CPU or an array.
+        alpha: opacity of the heat map, 0 shows the image alone.
+
+    Returns:
+        (h, w, 3) uint8, RGB.
 
     Raises:
         ValueError: if sizes differ or a value leaves [0, 1].

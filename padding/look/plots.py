@@ -131,10 +131,17 @@ def _observe(
 def draw_figures(
     cfg: CfgNode, model: MaskFormer, folder: Path, only: Sequence[str] = FIGURES, *, seed: int = 0
 ) -> list[str]:
-    """Draw figures of a model on the first of DATASETS.TEST, a panoptic one; returns the names of those drawn.
+    """Draw figures of a model.
 
-    Names of ``FIGURES`` that the method has nothing for are left out with a message. The seed is that of noise and
-    t-SNE.
+    Args:
+        cfg: the full configuration; the first of DATASETS.TEST is a panoptic data set.
+        model: trained; put into evaluation mode.
+        folder: made if missing.
+        only: names of ``FIGURES``; those that the method has nothing for are left out with a message.
+        seed: of noise and t-SNE.
+
+    Returns:
+        The names of the figures drawn.
 
     Raises:
         ValueError: if the data set has no panoptic ground truth.

@@ -79,8 +79,12 @@ def _run_with(hooks: Sequence[RemovableHandle], generate: Callable[[], Any]) -> 
 def characteristic_primitives(weights: Tensor, count: int) -> Tensor:
     """Primitives that tell the classes apart: those whose weight varies most from class to class.
 
-    Of weights (K, P), at most ``count`` int64, ordered by the class that uses each most, so that a heat map shows
-    blocks.
+    Args:
+        weights: (K, P).
+        count: how many at most.
+
+    Returns:
+        (count,) int64, ordered by the class that uses each most, so that a heat map shows blocks.
     """
     chosen = weights.std(dim=0).topk(min(count, weights.shape[1])).indices
     owner = weights[:, chosen].argmax(dim=0)

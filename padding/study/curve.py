@@ -123,7 +123,14 @@ def half_of_images(image_ids: Sequence[Any]) -> dict[Any, int]:
 def seen_unseen_curve(
     gammas: Sequence[float], scores: Sequence[ClassScores], groups: ClassGroups, quantity: str = "pq"
 ) -> SeenUnseenCurve:
-    """Average a ``quantity``, such as "pq", "iou" or "ap50", of seen and of unseen classes at each ascending gamma."""
+    """Average the seen and the unseen classes at each gamma.
+
+    Args:
+        gammas: G numbers, ascending.
+        scores: G per-class scores.
+        groups: seen and unseen classes.
+        quantity: name of the (K,) fractions among the scores, such as "pq", "iou" or "ap50".
+    """
     means = [
         group_means(100 * getattr(score, quantity), score.present, groups.seen_ids, groups.unseen_ids)
         for score in scores
@@ -176,7 +183,10 @@ def best_harmonic_mean(half_a: SeenUnseenCurve, half_b: SeenUnseenCurve) -> Best
 def sweep_results(sweep: Sweep, groups: ClassGroups, quantity: str = "pq") -> dict[str, Any]:
     """Numbers of a sweep, ready for JSON.
 
-    ``quantity`` is the name of the (K,) fractions among the scores: "pq", "sq", "rq"; "iou"; "ap50", "ap", "recall".
+    Args:
+        sweep: of any task.
+        groups: seen and unseen classes.
+        quantity: name of the (K,) fractions among the scores: "pq", "sq", "rq"; "iou"; "ap50", "ap", "recall".
 
     Returns:
         ``AUSUC`` (all images), ``best_hm``, ``best_hm_seen``, ``best_hm_unseen`` (half B, percent), ``best_hm_gamma``,

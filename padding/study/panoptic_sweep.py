@@ -73,8 +73,12 @@ def sweep_settings(
 ) -> AccumulatedSweep:
     """Panoptic quality at every setting on each half of the images (``sweep.half_of_images``).
 
-    Each image comes once, with no-object as its last logit; ``overlap_threshold``: see
-    ``inference.panoptic_inference``.
+    Args:
+        predictions: each image once; no-object is the last logit.
+        truth: ground truth of these images, and which classes are seen.
+        settings: any number.
+        thing_ids: ids of countable classes.
+        overlap_threshold: see ``inference.panoptic_inference``.
 
     Returns:
         Accumulators in the order of ``settings``; ``gammas`` are those of the settings.

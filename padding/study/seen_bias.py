@@ -164,9 +164,16 @@ def sweep_model(
 ) -> tuple[Sweep, ClassGroups]:
     """Sweep gamma on the first test set, in the measure that its evaluator type asks for.
 
-    Classes that were added to the model compete, but are no part of the results. MODEL.PADING.TEST.SEEN_BIAS should be
-    0, it is added to every gamma; the model is left in evaluation mode. ``evaluator_type`` asks for another measure
-    than the data set's own: panoptic data also holds labels and instances.
+    Classes that were added to the model compete, but are no part of the results.
+
+    Args:
+        cfg: the full configuration; MODEL.PADING.TEST.SEEN_BIAS should be 0, it is added to every gamma.
+        model: trained; left in evaluation mode.
+        gammas: ascending.
+        evaluator_type: another measure than the data set's own: panoptic data also holds labels and instances.
+
+    Returns:
+        The sweep and the groups of its classes.
 
     Raises:
         ValueError: for a data set of another type.

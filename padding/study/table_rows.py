@@ -59,7 +59,10 @@ def read_row(path: Path, label: str) -> Row:
 def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
     """Train one configuration unless it is finished, without evaluating it; go on if it was interrupted.
 
-    ``output`` is OUTPUT_DIR; the same folder always means the same training. The path of the final weights is returned.
+    ``output`` is OUTPUT_DIR; the same folder always means the same training.
+
+    Returns:
+        Path of the final weights.
     """
     final, stamp = output / "model_final.pth", output / "finished.json"
     if final.exists() and stamp.exists():

@@ -57,8 +57,12 @@ def sweep_semantic(
 ) -> AccumulatedSweep:
     """Semantic scores at every gamma, in one pass over cached predictions.
 
-    Each image comes once. ``label_map_at`` gives a function from a cached prediction to labels (h, w) at the original
-    size; it subtracts its gamma from the seen logits only.
+    Args:
+        predictions: image id and whatever ``label_map_at`` works on; each image once.
+        label_map_at: gamma -> function that turns a cached prediction into labels (h, w) at the original size. It
+            subtracts gamma from the seen logits only.
+        truth: ground truth of the same images.
+        gammas: ascending.
     """
     functions = [label_map_at(gamma) for gamma in gammas]
     num_classes = truth.groups.num_classes

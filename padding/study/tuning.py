@@ -150,8 +150,10 @@ def tune_and_report(
 
     ``tuning.json`` and ``tuning.md`` are written after every row.
 
-    The rows are trained ones of Table 1, each study is one segmentor's, the seeds are those of the second stage. What
-    the JSON holds is returned.
+    The rows are trained ones of Table 1, each study is one segmentor's, the seeds are those of the second stage.
+
+    Returns:
+        What the JSON holds.
     """
     measures = HalfMeasures()
     chosen: dict[str, Choice] = {}

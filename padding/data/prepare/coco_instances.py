@@ -95,6 +95,9 @@ def filter_instances(
             counted with or without those that hold no object at all.
         overwrite: write again although a matching result exists.
 
+    Returns:
+        The counts.
+
     Raises:
         PreparationError: missing or damaged source, other categories, or another number of images than expected.
     """

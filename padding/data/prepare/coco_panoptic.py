@@ -82,7 +82,15 @@ def filter_panoptic_json(
 ) -> FilterSummary:
     """Write the training JSON without unseen classes; done already for the same input: only the summary is read.
 
-    The source may have any order of its keys; the target appears by rename when it is complete.
+    Args:
+        source: COCO panoptic JSON, any order of its keys.
+        target: JSON to write, by rename when it is complete.
+        split: all classes of the source.
+        policy: ``drop_image`` or ``ignore_pixels``.
+        overwrite: write again although a matching result exists.
+
+    Returns:
+        The counts.
 
     Raises:
         PreparationError: missing or damaged source, unknown category, or a full train2017 that does not give the
@@ -104,8 +112,11 @@ def label_tasks(
 ) -> Iterator[LabelTask]:
     """Walk a panoptic JSON and say for each image which labels to write.
 
-    Semantic PNGs go to ``semantic_dir``, panoptic PNGs without ignored segments to ``masked_dir``; None: none is
-    written.
+    Args:
+        files: JSON, panoptic PNGs, images.
+        split: all classes of the JSON.
+        semantic_dir: where the semantic PNGs go.
+        masked_dir: where the panoptic PNGs without ignored segments go; None: none is written.
 
     Raises:
         PreparationError: damaged JSON, unknown category, annotation without image, doubled ids.

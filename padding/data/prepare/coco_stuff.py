@@ -103,9 +103,14 @@ def label_lookup(split: ClassSplit) -> npt.NDArray[np.int16]:
 def stuff_tasks(
     *, source_dir: Path, target_dir: Path, image_dir: Path, split: ClassSplit, hide_unseen: bool
 ) -> list[StuffTask]:
-    """One task for each official PNG of a folder, sorted by name; the images are ``.jpg``.
+    """One task for each official PNG of a folder, sorted by name.
 
-    In the split seen classes come first; ``hide_unseen`` makes the unseen ones void (training).
+    Args:
+        source_dir: official PNGs.
+        target_dir: where ours go.
+        image_dir: images, ``.jpg``.
+        split: all classes, seen ones first.
+        hide_unseen: whether unseen classes become void (training).
 
     Raises:
         PreparationError: a folder is missing or empty, or unseen classes come before seen ones.
@@ -142,7 +147,11 @@ def write_stuff(
 def check_stuff(
     tasks: list[StuffTask], image_list: Path, *, num_workers: int, title: str = "check"
 ) -> tuple[StuffAudit, list[str]]:
-    """Recompute every label, compare with PNGs and image list, a line for each problem; nothing is written."""
+    """Recompute every label, compare with the PNGs and the image list; nothing is written.
+
+    Returns:
+        The audit, and one line for each problem.
+    """
     audit, entries, problems = _audited(_check, tasks, num_workers=num_workers, title=title)
     problems += [f"{stray}: belongs to no image; delete it." for stray in audit.strays]
     if audit.leaked_pixels:

@@ -25,7 +25,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def preparation_parser(description: str | None, *, root: str = "", below: str = "") -> argparse.ArgumentParser:
     """Parser whose help shows the description as it is written.
 
-    ``root`` is the help of ``--root``, "" for no such option; its default is the folder ``below`` the data root.
+    Args:
+        description: of the script.
+        root: help of ``--root``; "": no such option.
+        below: folder in the data root that is the default.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(DEBUG_OPTION, action="store_true", help="show where an error comes from")
@@ -35,9 +38,12 @@ def preparation_parser(description: str | None, *, root: str = "", below: str = 
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **changes: str) -> None:
-    """Add common options, such as ``--num-workers``.
+    """Add common options.
 
-    ``changes`` are helps in place of the common ones, by name without dashes in front and with underscores.
+    Args:
+        parser: of a script or of one of its commands.
+        names: of the options, such as ``--num-workers``.
+        changes: help in place of the common one, by name without dashes in front and with underscores.
     """
     for name in names:
         help_text = changes.get(name[2:].replace("-", "_"), _OPTIONS[name]["help"])
@@ -49,18 +55,25 @@ def run_preparation(
     parse: Callable[[Sequence[str] | None], argparse.Namespace],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Exit status of a script: what ``action`` returns, 2 after an error of the user, 130 after Ctrl-C."""
+    """Run a script.
+
+    Returns:
+        The exit status: what ``action`` returns, 2 after an error of the user, 130 after Ctrl-C.
+    """
     return run_command(lambda words: action(parse(words)), arguments, failure=2, interrupted=_INTERRUPTED)
 
 
 def report(problems: Sequence[str], lines: Sequence[str] = (), *, sound: str = "") -> int:
-    """Print lines, then problems; returns the exit status.
+    """Print lines, then problems.
 
     Args:
         problems: a line each.
         lines: before them.
         sound: the last line where nothing is wrong, of a script that counts single problems and shows the first ones;
             "": all are shown, and are kinds of problems.
+
+    Returns:
+        The exit status.
     """
     shown = problems[:_SHOWN] if sound else problems
     number = f"{len(problems)} problems" if sound else f"{len(problems)} kinds of problems"

@@ -93,10 +93,15 @@ def listed_files(what: str, files: Sequence[str]) -> list[str]:
 def audit_labels(
     entries: Sequence[DatasetDict], names: Sequence[str], *, label_map: Mapping[int, int] | None = None
 ) -> LabelAudit:
-    """Read every label file of a semantic data set; nothing is raised for a bad one.
+    """Read every label file of a semantic data set.
 
-    Entries have ``file_name`` and ``sem_seg_file_name``. ``label_map``: value in the file -> class or 255; None: the
-    values are classes and 255.
+    Args:
+        entries: with ``file_name`` and ``sem_seg_file_name``.
+        names: of the K classes.
+        label_map: value in the file -> class or 255; None: the values are classes and 255.
+
+    Returns:
+        What was found; nothing is raised for a bad file.
     """
     audit = LabelAudit(names=tuple(names), pixels=np.zeros(len(names), np.int64))
     for entry in tqdm(entries, desc="labels", unit="img", disable=None):

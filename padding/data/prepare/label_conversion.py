@@ -81,9 +81,14 @@ def convert_labels(
 ) -> Conversion:
     """Write the label images of some pairs.
 
-    ``read``: source -> (h, w) uint8 labels, a function that can be sent to another process. ``palette``: colors of the
-    written images, which then are palette images; (): grey. Without ``write`` they are only compared, with
-    ``overwrite`` those that differ are replaced. 0 workers: this process.
+    Args:
+        pairs: what to do.
+        read: source to (h, w) uint8 labels; a function that can be sent to another process.
+        palette: colors of the written images, which then are palette images; (): grey.
+        write: False compares and writes nothing.
+        overwrite: replace label images that differ.
+        num_workers: processes; 0: this one.
+        title: of the progress bar.
 
     Raises:
         PreparationError: a source cannot be used.
@@ -132,10 +137,20 @@ def convert_data_set(
     title: str,
     cure: str,
 ) -> int:
-    """Convert a data set as its script was told to, then read all that will be used once more; returns the exit status.
+    """Convert a data set as its script was told to, then read everything that will be used once more.
 
-    ``args`` hold ``subset``, ``check``, ``overwrite`` and ``num_workers`` of the script. ``entries``: pairs that are
-    there -> every image with its label file. For the others see ``convert_labels`` and ``existing_pairs``.
+    Args:
+        args: ``subset``, ``check``, ``overwrite`` and ``num_workers`` of the script.
+        pairs: of the whole data set.
+        read: see ``convert_labels``.
+        entries: pairs that are there -> every image with its label file.
+        names: of the classes.
+        palette: see ``convert_labels``.
+        title: of the progress bar.
+        cure: see ``existing_pairs``.
+
+    Returns:
+        The exit status.
     """
     pairs = existing_pairs(pairs, subset=args.subset, cure=cure)
     how = {"write": not args.check, "overwrite": args.overwrite, "num_workers": args.num_workers}

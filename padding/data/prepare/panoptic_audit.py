@@ -106,7 +106,11 @@ def check_all_labels(
     num_workers: int = 1,
     total: int | None = None,
 ) -> tuple[int, list[str]]:
-    """Compare JSON, panoptic and semantic PNG of all tasks without writing: number of images, a line per problem."""
+    """Compare JSON, panoptic PNG and semantic PNG of all tasks without writing.
+
+    Returns:
+        Number of images looked at, and one line for each problem.
+    """
     unseen = set(split.unseen_ids)
     problems: list[str] = []
     expected: set[Path] = set()

@@ -68,7 +68,10 @@ def read_ids(path: Path) -> npt.NDArray[np.int32]:
 
 
 def semantic_labels(ids: npt.NDArray[np.int32], task: LabelTask) -> npt.NDArray[np.uint8]:
-    """Class (h, w) uint8 of ids (h, w), 255 where void or ignored; the PNG must agree with the JSON's ``task``.
+    """Class of every pixel from ids (h, w), 255 where void or ignored; the PNG must agree with the JSON's ``task``.
+
+    Returns:
+        (h, w) uint8.
 
     Raises:
         PreparationError: another size than in the JSON, ids without a segment, or segments without a pixel.

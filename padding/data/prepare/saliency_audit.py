@@ -59,7 +59,11 @@ class SaliencyAudit:
 
 
 def audit_saliency(entries: Sequence[Mapping[str, Any]], *, name: str = "saliency") -> SaliencyAudit:
-    """Decode every image and map of entries that ``read_saliency`` can read; nothing is raised for a bad file."""
+    """Decode every image and every saliency map of entries that ``read_saliency`` can read.
+
+    Returns:
+        What was found; nothing is raised for a bad file.
+    """
     audit = SaliencyAudit()
     for entry in tqdm(entries, desc=name, unit="img", disable=None):
         audit.num_images += 1

@@ -23,7 +23,10 @@ _TILE = (360, 480)
 def draw_preview(
     tasks: Sequence[ScribbleTask], folder: ScribbleFolder, palette: Sequence[Sequence[int]], path: Path
 ) -> int:
-    """Draw up to twelve images, spread over the data set, in the ``palette``'s RGB of each class; returns their number.
+    """Draw up to twelve images, evenly spread over the data set, in the ``palette``'s RGB of each class.
+
+    Returns:
+        Number of images drawn.
 
     Raises:
         PreparationError: there are no scribbles, or a file cannot be read or written.

@@ -120,8 +120,17 @@ def convert_scribbles(
 ) -> tuple[ScribbleStatistics, int]:
     """Write the label PNGs of published scribbles, and compare them with dense labels where there are any.
 
-    With ``missing_as_empty`` images without a file get a label map without labels. Returned are the statistics, and the
-    number of images written.
+    Args:
+        tasks: the images.
+        space: the classes.
+        reader: of the published files.
+        folder: where the PNGs go.
+        missing_as_empty: images without a file get a label map without labels.
+        num_workers: processes; 0: this one.
+        overwrite: replace what is there.
+
+    Returns:
+        The statistics, and the number of images written.
 
     Raises:
         PreparationError: files are missing or cannot be read, or the folder belongs to something else.

@@ -152,8 +152,15 @@ def draw_labeled(image_ids: Iterable[str], count: int, *, seed: int) -> tuple[tu
     """Draw the labeled images as the lists of CamVid and shapes were drawn.
 
     ``RandomState(seed).choice`` without replacement on the sorted ids: NumPy keeps what it draws for all time, and with
-    one seed a small set is part of every larger one. The ids may come in any order, ``count`` is at least 1 and less
-    than their number, the seed >= 0; labeled and unlabeled ids are sorted.
+    one seed a small set is part of every larger one.
+
+    Args:
+        image_ids: ids of all images, in any order.
+        count: number of labeled images, at least 1 and fewer than there are.
+        seed: >= 0.
+
+    Returns:
+        Labeled and unlabeled ids, both sorted.
 
     Raises:
         DataError: the count is out of range.
@@ -166,7 +173,10 @@ def draw_labeled(image_ids: Iterable[str], count: int, *, seed: int) -> tuple[tu
 
 
 def labeled_by_files(image_ids: Iterable[str], label_folder: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Labeled are the images with a PNG of their name in a folder, unlabeled the others; both sorted.
+    """Labeled are the images with a PNG of their name in a folder, unlabeled the others.
+
+    Returns:
+        Labeled and unlabeled ids, both sorted.
 
     Raises:
         MissingFileError: there is no such folder.

@@ -122,8 +122,11 @@ def class_text_embeddings(
 ) -> FloatArray:
     """One embedding for each class text, (K, E) float32, rows of norm 1.
 
-    ``names`` may hold synonyms behind commas; ``encode``: texts -> (N, E) normalised embeddings; ``templates`` have one
-    ``{}`` each. The cache keeps finished classes; None: nothing does.
+    Args:
+        names: class texts, possibly with synonyms behind commas.
+        encode: texts to (N, E) normalised embeddings.
+        templates: prompts with one ``{}`` each.
+        cache: where finished classes are kept; None: nowhere.
     """
     rows = []
     for name in names:

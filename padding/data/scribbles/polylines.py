@@ -124,7 +124,7 @@ def draw_scribbles(
     first_label: int | None = None,
     ignore_label: int = IGNORE_LABEL,
 ) -> npt.NDArray[np.uint8]:
-    """Label map (h, w) uint8 of some scribbles.
+    """Label map of some scribbles.
 
     Args:
         scribbles: in drawing order; where they cross the later one is seen.
@@ -132,6 +132,9 @@ def draw_scribbles(
         width: pixels across the lines that state no width of their own, >= 1.
         first_label: class drawn below all others, usually the background; None: all in their order.
         ignore_label: value between the lines.
+
+    Returns:
+        (h, w) uint8.
     """
     canvas = np.full(size, ignore_label, np.uint8)
     for scribble in sorted(scribbles, key=lambda s: s.label != first_label):

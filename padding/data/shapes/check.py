@@ -23,8 +23,12 @@ _MEND = "run datasets/prepare_shapes.py again with the same parameters to mend i
 def check_shapes(root: str | Path, *, on_progress: Callable[[int], None] | None = None) -> list[str]:
     """Everything wrong with ``<root>/shapes``; empty when the data set is complete and sound.
 
-    A line per problem names the file; ends early when the manifest or an annotation file is unusable. ``on_progress``
-    gets the number of images just checked.
+    Args:
+        root: data root that holds the folder ``shapes``.
+        on_progress: called with the number of images just checked.
+
+    Returns:
+        One line per problem, each naming the file; ends early when the manifest or an annotation file is unusable.
     """
     folder = Path(root) / FOLDER
     manifest_path = folder / "manifest.json"

@@ -176,10 +176,12 @@ def _attribute_rows() -> npt.NDArray[np.float64]:
 
 
 def embed_classes(config: ShapesConfig) -> npt.NDArray[np.float32]:
-    """Class embeddings (42, E) float32 in the order of ``class_table``: one-hot attributes, turned, and a little noise.
+    """Class embeddings: one-hot attributes, turned into a wider space, with a little noise.
 
-    Two things that share one attribute have a cosine of about 2/3, two that share none 1/3, a thing and stuff 0. Rows
-    have length 1.
+    Two things that share one attribute have a cosine of about 2/3, two that share none 1/3, a thing and stuff 0.
+
+    Returns:
+        (42, E) float32 with rows of length 1, in the order of ``class_table``.
     """
     # Four words set this stream apart from those of the images, which are (seed, split, index).
     rng = np.random.default_rng((config.seed, 0, 0, 3))

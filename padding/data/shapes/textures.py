@@ -134,7 +134,11 @@ def _checks(u: FloatArray, v: FloatArray, period: float) -> FloatArray:
 def fill_look(
     look: str, u: FloatArray, v: FloatArray, *, radius: float, period: float, brightness: float, hue_turns: float
 ) -> FloatArray:
-    """Colours (3, h, w), about [0, 1], of a thing at positions (u, v) from its centre, in pixels along its own axes."""
+    """Colours of a thing's surface at positions (u, v) relative to its centre, in pixels along its own axes.
+
+    Returns:
+        (3, h, w) float32, about [0, 1].
+    """
     amount: _Floats
     ground, ink = jitter_colours(np.array(_LOOK_PALETTE[look]), brightness, hue_turns)
     if look == "striped":
@@ -167,7 +171,11 @@ def smooth_field(rng: np.random.Generator, size: int, sigma_px: float, channels:
 def fill_pattern(
     colour: str, pattern: str, x: FloatArray, y: FloatArray, rng: np.random.Generator, *, brightness: float, hue: float
 ) -> FloatArray:
-    """Colours (3, h, h), about [0, 1], of a background region at pixel positions (x, y), both (h, h)."""
+    """Colours of a background region at pixel positions (x, y), both (h, h).
+
+    Returns:
+        (3, h, h) float32, about [0, 1].
+    """
     (ground,) = jitter_colours(np.array([_STUFF_COLOUR[colour]]), brightness, hue)
     if pattern == "plain":
         return np.broadcast_to(ground[:, None, None], (3, *x.shape))
