@@ -132,7 +132,12 @@ def run(form: Form, case: Case, inputs: tuple[Features, Labels]) -> tuple[Tensor
 
 
 def measure(case: Case, repeats: int) -> dict[str, float]:
-    """Time both forms in turn, and compare loss, gradients and kept bytes."""
+    """Time both forms in turn and compare loss, gradients and kept bytes.
+
+    Args:
+        case: what is computed.
+        repeats: timed runs of each form.
+    """
     inputs = case.inputs()
     medians, results = time_in_turn({name: partial(run, form, case, inputs) for name, form in FORMS.items()}, repeats)
     (expected_loss, expected_gradients), (loss, gradients) = (results[name] for name in ("loop", "vectorised"))

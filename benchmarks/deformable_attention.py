@@ -54,7 +54,10 @@ def draw_inputs(
 def measure(spatial_shapes: SpatialShapes, inputs: tuple[Tensor, Tensor, Tensor], repeats: int) -> dict[str, float]:
     """Time both formulations in turn and compare their results and gradients.
 
-    The inputs are value, locations and weights; of each one run more than ``repeats`` warms up.
+    Args:
+        spatial_shapes: (H, W) of each level.
+        inputs: value, locations and weights.
+        repeats: timed runs of each; one more run warms up.
 
     Returns:
         Ratios, median milliseconds, and the largest difference of any result or gradient, relative to its maximum.

@@ -69,7 +69,12 @@ def seconds_per_iteration(trainer: GeneratorClassifierTrainer, iterations: int) 
 def measure(config: str, root: Path, options: Sequence[object], *, batch: int, iterations: int) -> dict[str, float]:
     """Time one configuration without and with the bank.
 
-    ``batch`` images make an iteration in both cases; with the bank at least ``BANK_ITERATIONS`` are timed.
+    Args:
+        config: name in ``configs``.
+        root: folder of the data.
+        options: KEY, VALUE, ...
+        batch: images per iteration, in both cases.
+        iterations: timed without the bank; at least ``BANK_ITERATIONS`` with it.
     """
     bank = ("MODEL.PADING.FEATURE_BANK.IMAGES_PER_BATCH", batch, "MODEL.PADING.FEATURE_BANK.ENABLED")
     torch.manual_seed(0)

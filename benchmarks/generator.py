@@ -28,7 +28,10 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 def expanded_forward(generator: PrimitiveTransformer, conditions: Tensor, primitives: Tensor) -> Tensor:
     """The generator with its own primitives for each condition: (n, D), (P, D) -> (n, D).
 
-    The generator has no noise; a condition is a sequence of length 1, the primitives are repeated n times.
+    Args:
+        generator: without noise.
+        conditions: (n, D), each a sequence of length 1 in a batch of n.
+        primitives: (P, D), repeated n times.
     """
     x = conditions[None]
     memory = primitives[:, None].repeat(1, len(conditions), 1)
@@ -55,7 +58,14 @@ def run(
 
 
 def measure(generator: PrimitiveTransformer, conditions: Tensor, primitives: Tensor, repeats: int) -> dict[str, float]:
-    """Time both forms in turn, without noise and dropout, on (n, D) and (P, D), once more to warm up; compare them."""
+    """Time both forms in turn, once more to warm up, and compare them.
+
+    Args:
+        generator: without noise and dropout.
+        conditions: (n, D).
+        primitives: (P, D).
+        repeats: timed runs of each form.
+    """
     forms: dict[str, Forward] = {
         "expanded": lambda conditions, primitives: expanded_forward(generator, conditions, primitives),
         "shared": generator,

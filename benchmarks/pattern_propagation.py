@@ -64,7 +64,12 @@ def peak_of(backend: str, size: int, channels: int, batch: int) -> float:
 def compare(names: Sequence[str], size: int, channels: int, batch: int, repeats: int) -> dict[str, dict[str, float]]:
     """Time back ends in turn and compare their results.
 
-    The others are compared with the first one; one more step of each warms up.
+    Args:
+        names: of back ends; the first is what the others are compared with.
+        size: rows and columns of nodes.
+        channels: C.
+        batch: B.
+        repeats: timed steps of each; one more warms up.
 
     Returns:
         For each name ``seconds`` and ``difference`` from the first.

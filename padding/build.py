@@ -51,7 +51,10 @@ class Generation:
 
 
 def build_classifier_options(node: CfgNode) -> ClassifierOptions:
-    """Options of ``node.CLASSIFIER``, where ``node`` is ``MODEL.PADING``, here and below.
+    """Options of ``MODEL.PADING.CLASSIFIER``.
+
+    Args:
+        node: ``MODEL.PADING``.
 
     Raises:
         ConfigError: for an unknown INIT or UNSEEN_INIT.
@@ -72,7 +75,12 @@ def find_embeddings(path: str) -> Path:
 
 
 def load_embeddings(node: CfgNode, split: ClassSplit) -> Tensor:
-    """Class embeddings (K, E) in the order of a label space."""
+    """Class embeddings (K, E) in the order of a label space.
+
+    Args:
+        node: ``MODEL.PADING``.
+        split: the label space.
+    """
     if not node.EMBEDDINGS.PATH:
         raise ConfigError(
             f"MODEL.PADING.EMBEDDINGS.PATH is empty, but METHOD '{node.METHOD}' needs class embeddings; name an npz "
@@ -122,7 +130,12 @@ def _build_disentangle(node: CfgNode, channels: int, width: int) -> DisentangleM
 
 
 def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
-    """Parts of METHOD "generative" for features of width D (``channels``) and class embeddings of width E.
+    """Parts of METHOD "generative".
+
+    Args:
+        node: ``MODEL.PADING``.
+        channels: D, width of the features.
+        width: E, width of the class embeddings.
 
     Raises:
         ConfigError: for an unknown choice, or choices that exclude each other; names the keys.

@@ -115,7 +115,12 @@ class ExtensionReport:
 
 
 def extended_split(split: ClassSplit, names: Sequence[str], stuff: Sequence[str] = ()) -> ClassSplit:
-    """The label space with unseen classes behind the present ones, some of them stuff; colours follow from the names.
+    """The label space with unseen classes behind the present ones; colours follow from the names.
+
+    Args:
+        split: present label space.
+        names: new classes.
+        stuff: those of ``names`` that are stuff.
 
     Raises:
         ConfigError: for an empty, repeated or known name, or stuff that is not among ``names``.
@@ -231,7 +236,12 @@ def extend_model(
 ) -> ExtensionReport:
     """Widen a trained model by the classes that ``split`` has behind the present ones, in place.
 
-    ``split`` is that of ``extended_split``, ``embeddings`` are (A, E), ``statistics`` those of the model's training.
+    Args:
+        model: trained.
+        split: see ``extended_split``.
+        embeddings: (A, E) of the new classes.
+        statistics: of the training of ``model``.
+        options: how to fit.
     """
     start = time.perf_counter()
     old_split = model.label_space

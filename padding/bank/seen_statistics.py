@@ -129,7 +129,11 @@ class SeenStatistics:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], where: str) -> "SeenStatistics":
-        """What ``state_dict`` described; ``where`` is the file named in the error.
+        """What ``state_dict`` described.
+
+        Args:
+            state: its result.
+            where: file named in the error.
 
         Raises:
             DataError: if it is something else.

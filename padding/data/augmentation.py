@@ -324,7 +324,10 @@ def with_labeled_crops(plan: AugmentationPlan, *, min_labeled: int, ignore_label
 
 
 def strong_colors(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Jitter colours (probability 0.8), turn grey (0.2), blur (0.5) uint8 RGB (h, w, 3): UniMatch's strong view.
+    """Jitter colours (probability 0.8), turn grey (0.2), blur (0.5): the strong view of UniMatch.
+
+    Args:
+        image: (h, w, 3) uint8, RGB.
 
     Returns:
         The same shape; geometry is unchanged, so that labels and masks stay true.

@@ -59,7 +59,12 @@ def normalise_rows(embeddings: npt.ArrayLike) -> FloatArray:
 
 
 def validate_table(names: Sequence[str], embeddings: npt.ArrayLike, where: str) -> FloatArray:
-    """Check a table of K names and (K, E) numbers, return these as float32; ``where`` stands in the errors.
+    """Check a table and return its numbers as float32.
+
+    Args:
+        names: K class names.
+        embeddings: (K, E) numbers.
+        where: file or command named in the errors.
 
     Raises:
         DataError: naming the classes whose name is doubled or whose row is not finite or all zero.
@@ -171,9 +176,13 @@ def load_class_embeddings(
 
 
 def save_class_embeddings(path: str | Path, names: Sequence[str], embeddings: npt.ArrayLike, source: str = "") -> None:
-    """Write a table ``*.npz`` as float32; a killed process leaves the old file or none, equal tables give equal bytes.
+    """Write a table; a killed process leaves the old file or none, equal tables give equal bytes.
 
-    Missing folders are made. ``source`` is one line that says where the numbers come from.
+    Args:
+        path: target, ``*.npz``; missing folders are made.
+        names: K class names, all different.
+        embeddings: (K, E) numbers, stored as float32.
+        source: one line that says where the numbers come from.
 
     Raises:
         DataError: if the table is invalid.
@@ -214,6 +223,10 @@ def read_word2vec_csv(path: str | Path, names: Sequence[str]) -> tuple[FloatArra
     The file has E rows and 1 + K columns; column 0 is the background, the others follow the class list, seen classes
     first. Nothing in the file names the columns, so their number is all that can be checked here.
 
+    Args:
+        path: text file.
+        names: K class names in the order of the columns.
+
     Returns:
         Embeddings (K, E) and the background vector (E,), float32.
 
@@ -240,7 +253,17 @@ def read_word2vec_csv(path: str | Path, names: Sequence[str]) -> tuple[FloatArra
 def nearest_known_classes(
     embeddings: npt.ArrayLike, names: Sequence[str], known_names: Sequence[str], top_k: int = 3
 ) -> dict[str, list[tuple[str, float]]]:
-    """For every class that is not known, the ``top_k`` known ones of highest cosine in (K, E) rows, best first."""
+    """For every class that is not known, the known classes of highest cosine similarity.
+
+    Args:
+        embeddings: (K, E) in the order of ``names``.
+        names: K class names.
+        known_names: the seen classes, each one of ``names``.
+        top_k: neighbours reported for a class.
+
+    Returns:
+        Class name to (known class, cosine in [-1, 1]), best first.
+    """
     unit = normalise_rows(embeddings)
     row_of = {name: row for row, name in enumerate(names)}
     known = [name for name in known_names if name in row_of]

@@ -31,7 +31,10 @@ def semantic_labels(scores: Tensor) -> Tensor:
 
 
 def label_map_of(prediction: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-    """Labels of a semantic prediction with ``sem_seg`` (K, h, w) scores, on the CPU.
+    """Labels of a semantic prediction.
+
+    Args:
+        prediction: with ``sem_seg`` (K, h, w) scores, on the CPU.
 
     Returns:
         (h, w) uint8, the best class, ``UNLABELED`` where all scores are 0.

@@ -77,7 +77,10 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """Segment one image (h, w, 3) uint8, RGB.
+        """Segment one image.
+
+        Args:
+            image: (h, w, 3) uint8, RGB.
 
         Returns:
             A Prediction (padding.data.sample) at the image's size, on the CPU.

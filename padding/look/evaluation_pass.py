@@ -21,7 +21,11 @@ from padding.study.seen_bias import raw_predictions
 
 
 def match_queries(masks: Tensor, truth: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pair queries (Q, h, w) and true segments (N, h, w) by their bool masks alone, at most one to one.
+    """Pair queries and true segments by their masks alone, at most one to one.
+
+    Args:
+        masks: (Q, h, w) bool.
+        truth: (N, h, w) bool.
 
     Returns:
         Indices of queries and of segments whose IoU exceeds 0.5, (M,) int64 each.
@@ -45,7 +49,13 @@ class Observation:
     """
 
     def __init__(self, truth: GroundTruth, postprocess: Postprocess, *, max_per_class: int) -> None:
-        """Start with nothing; of each class the first ``max_per_class`` embeddings will be kept."""
+        """Start with nothing.
+
+        Args:
+            truth: ground truth of the images to come.
+            postprocess: raw prediction -> panoptic segments.
+            max_per_class: embeddings kept of each class, the first ones.
+        """
         num_classes = truth.groups.num_classes
         self.quality = PanopticQuality(num_classes)
         self.confusion = PanopticConfusion(num_classes)
@@ -55,7 +65,11 @@ class Observation:
         self._embeddings: list[list[Tensor]] = [[] for _ in range(num_classes)]
 
     def watch(self, predictions: Iterable[tuple[RawPrediction, Tensor]]) -> Iterator[RawPrediction]:
-        """Take in each image of ``observed_predictions`` and hand its raw prediction on."""
+        """Take in each image and hand its raw prediction on.
+
+        Args:
+            predictions: of ``observed_predictions``.
+        """
         for raw, embeddings in predictions:
             gt_map, gt_segments = self._truth.read(raw["image_id"])
             pred_map, pred_segments = self._postprocess(raw)

@@ -58,7 +58,10 @@ def _distinct_colors(count: int) -> list[tuple[float, float, float]]:
 def draw_class_bars(path: str | Path, scores: PanopticScores, groups: ClassGroups) -> None:
     """Draw the PQ of every class as a bar, best first within seen and unseen, with the mean of each group.
 
-    The ending of ``path`` chooses the format, here and in the other figures.
+    Args:
+        path: image file; the ending chooses the format.
+        scores: per-class fractions.
+        groups: the classes.
     """
     percent = 100 * scores.pq
     means = group_means(percent, scores.present, groups.seen_ids, groups.unseen_ids)
@@ -89,6 +92,11 @@ def draw_confusion(path: str | Path, confusion: PanopticConfusion, groups: Class
     """Draw what became of the true segments of each class: shares of a row, right where the diagonal is.
 
     Classes without a true segment and never predicted are left out; seen classes come first.
+
+    Args:
+        path: image file.
+        confusion: the counts.
+        groups: the classes.
     """
     total = confusion.matrix.sum(axis=1) + confusion.missed
     used = (total > 0) | (confusion.matrix.sum(axis=0) > 0)
@@ -123,7 +131,11 @@ def draw_primitives(
 ) -> None:
     """Draw the attention of every class to some primitives, one heat map per layer.
 
-    ``weights`` are (layers, K, P), rows sum to 1; ``primitives`` are those shown of each layer, in order.
+    Args:
+        path: image file.
+        weights: (layers, K, P), rows sum to 1.
+        primitives: those shown of each layer, in order.
+        groups: the classes.
     """
     order = [*groups.seen_ids, *groups.unseen_ids]
     width = max(0.075 * len(primitives[0]), 2.0)
@@ -160,7 +172,12 @@ def draw_embedding_map(
 ) -> None:
     """Draw real and synthetic features of some classes, side by side with the same axes: one colour per class.
 
-    ``points`` (n, 2) lie in the plane, ``labels`` (n,) are their classes, ``synthetic`` (n,) is bool.
+    Args:
+        path: image file.
+        points: (n, 2) places in the plane.
+        labels: (n,) class of each.
+        synthetic: (n,) bool.
+        groups: the classes.
     """
     figure = new_figure(9.5, 5.6)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)

@@ -109,7 +109,11 @@ class AccumulatedSweep:
     half_b: list[Any]
 
     def scores(self, half: str) -> list[Any]:
-        """Per-class scores at each gamma, on half "a", half "b", or "all" for both together."""
+        """Per-class scores at each gamma.
+
+        Args:
+            half: "a", "b", or "all" for both together.
+        """
         if half == "all":
             return [copy.deepcopy(a).merge(b).compute() for a, b in zip(self.half_a, self.half_b, strict=True)]
         return [accumulator.compute() for accumulator in {"a": self.half_a, "b": self.half_b}[half]]
@@ -139,12 +143,16 @@ def seen_unseen_curve(
 
 
 def area_under_curve(seen: Sequence[float], unseen: Sequence[float]) -> float:
-    """Area under unseen over seen, both in percent (AUSUC): a number in [0, 1].
+    """Area under unseen over seen (AUSUC), a number in [0, 1].
 
     Trapezoids in the order given, which is that of ascending gamma: seen falls from its value without unseen classes to
     0 while unseen rises. No sorting and no hull: where seen rises for a few steps, as it may near minus infinity when
     forced seen labels replace "no object", that stretch counts negatively. The curve stays one line that is passed
     once, and a model gains nothing by a detour.
+
+    Args:
+        seen: percent, ascending in gamma.
+        unseen: percent, same length.
 
     Raises:
         ValueError: if the lengths differ or there are fewer than two points.
@@ -160,6 +168,10 @@ def best_harmonic_mean(half_a: SeenUnseenCurve, half_b: SeenUnseenCurve) -> Best
 
     Of equally good gammas the one nearest to 0 is taken. All numbers are NaN if half A has none, because it lacks seen
     or unseen classes.
+
+    Args:
+        half_a: curve of the images that gamma is chosen on.
+        half_b: curve of the other images, at the same gammas.
 
     Raises:
         ValueError: if the gammas differ.
@@ -209,8 +221,10 @@ def sweep_results(sweep: Sweep, groups: ClassGroups, quantity: str = "pq") -> di
 def draw_curve(path: str | Path, curves: Mapping[str, Sequence[tuple[float, float]]], quantity: str = "PQ") -> None:
     """Draw unseen over seen, one line per model, with the lines of equal harmonic mean behind them.
 
-    ``curves``: label -> (seen, unseen) points in percent, ascending in gamma; the ending of ``path`` chooses the
-    format.
+    Args:
+        path: image file; the ending chooses the format.
+        curves: label -> (seen, unseen) points in percent, ascending in gamma.
+        quantity: name on the axes.
     """
     from padding.engine.picture_rows import new_figure  # pulls matplotlib in
 

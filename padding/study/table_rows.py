@@ -59,7 +59,10 @@ def read_row(path: Path, label: str) -> Row:
 def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
     """Train one configuration unless it is finished, without evaluating it; go on if it was interrupted.
 
-    ``output`` is OUTPUT_DIR; the same folder always means the same training.
+    Args:
+        config_file: YAML.
+        options: KEY, VALUE, ...
+        output: OUTPUT_DIR; the same folder always means the same training.
 
     Returns:
         Path of the final weights.
@@ -125,7 +128,12 @@ class Study:
     def measure(self, row: Row, seed: int, name: str, measure: Measure, *more: str) -> dict[str, Any]:
         """Numbers of one run, taken now or earlier.
 
-        ``name`` is that of the numbers in file names; ``more`` are KEY, VALUE, ... of the evaluation only.
+        Args:
+            row: of the table.
+            seed: of the second stage.
+            name: of the numbers, in file names.
+            measure: takes them.
+            more: KEY, VALUE, ... of the evaluation only.
         """
         weights, folder = self.train(row, seed), self._folder(row, seed)
         cfg = self.configure(row, seed, *more, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(folder))
@@ -145,7 +153,12 @@ class Study:
 
 
 def _digest(cfg: CfgNode, *, everything: bool) -> str:
-    """Short digest of weights and configuration, of ``everything`` in it or without what acts in evaluation only."""
+    """Short digest of the configuration and of the weights it starts from.
+
+    Args:
+        cfg: full configuration.
+        everything: False to leave out what acts in evaluation only.
+    """
     found = {
         key: repr(value)
         for key, value in flattened(cfg)
@@ -193,7 +206,9 @@ def spread_text(values: Sequence[float], *, digits: int = 1) -> str:
 def sweep_table(results: Mapping[str, Sequence[Mapping[str, Any]]], style: str = "github") -> str:
     """Two lines a row: without gamma, and with gamma tuned on half A and reported on half B.
 
-    ``results``: label -> one ``seen_bias.sweep_summary`` for each seed; ``style`` is one of ``tabulate``.
+    Args:
+        results: label -> one ``seen_bias.sweep_summary`` for each seed.
+        style: of ``tabulate``.
     """
     quantities = list(next(iter(results.values()))[0])
     groups = ("seen", "unseen", "HM")

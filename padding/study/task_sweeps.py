@@ -100,7 +100,11 @@ class InstanceSweep:
         return self.truth.groups
 
     def scores(self, half: str) -> list[DetectionScores]:
-        """Per-class scores at each gamma, of masks, on half "a", half "b", or "all"."""
+        """Per-class scores at each gamma, of masks.
+
+        Args:
+            half: "a", "b", or "all".
+        """
         if half not in self._scores:
             half_of = half_of_images(self.truth.image_ids)
             wanted = {"a": (0,), "b": (1,), "all": (0, 1)}[half]

@@ -150,7 +150,11 @@ def tune_and_report(
 
     ``tuning.json`` and ``tuning.md`` are written after every row.
 
-    The rows are trained ones of Table 1, each study is one segmentor's, the seeds are those of the second stage.
+    Args:
+        rows: trained rows of Table 1.
+        studies: one for each segmentor.
+        seeds: of the second stage.
+        output: folder.
 
     Returns:
         What the JSON holds.

@@ -53,7 +53,10 @@ class Conversion:
 def existing_pairs(pairs: Sequence[LabelPair], *, subset: bool, cure: str) -> list[LabelPair]:
     """Pairs whose source exists.
 
-    With ``subset`` some may be missing; ``cure`` is a sentence for error messages: how the files are obtained.
+    Args:
+        pairs: of the whole data set.
+        subset: whether some may be missing.
+        cure: sentence for error messages: how the files are obtained.
 
     Raises:
         PreparationError: sources are missing, all of them or, without ``subset``, some.

@@ -68,7 +68,11 @@ def read_ids(path: Path) -> npt.NDArray[np.int32]:
 
 
 def semantic_labels(ids: npt.NDArray[np.int32], task: LabelTask) -> npt.NDArray[np.uint8]:
-    """Class of every pixel from ids (h, w), 255 where void or ignored; the PNG must agree with the JSON's ``task``.
+    """Contiguous class of every pixel, 255 where void or ignored; the PNG must agree with the JSON.
+
+    Args:
+        ids: (h, w) segment ids of the PNG.
+        task: the image's entry of the JSON.
 
     Returns:
         (h, w) uint8.

@@ -59,7 +59,11 @@ class SaliencyAudit:
 
 
 def audit_saliency(entries: Sequence[Mapping[str, Any]], *, name: str = "saliency") -> SaliencyAudit:
-    """Decode every image and every saliency map of entries that ``read_saliency`` can read.
+    """Decode every image and every saliency map.
+
+    Args:
+        entries: that ``read_saliency`` can read.
+        name: for the progress bar.
 
     Returns:
         What was found; nothing is raised for a bad file.

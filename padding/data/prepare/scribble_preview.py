@@ -23,7 +23,13 @@ _TILE = (360, 480)
 def draw_preview(
     tasks: Sequence[ScribbleTask], folder: ScribbleFolder, palette: Sequence[Sequence[int]], path: Path
 ) -> int:
-    """Draw up to twelve images, evenly spread over the data set, in the ``palette``'s RGB of each class.
+    """Draw up to twelve images, evenly spread over the data set.
+
+    Args:
+        tasks: the images.
+        folder: of their scribbles.
+        palette: RGB of each class.
+        path: image file to write.
 
     Returns:
         Number of images drawn.

@@ -68,7 +68,10 @@ def tasks_of_dataset(
 ) -> tuple[list[ScribbleTask], LabelSpace]:
     """Images and classes of a registered data set with dense semantic labels.
 
-    ``tags`` say what those of its annotation files mean; label files are looked at ``with_dense`` only.
+    Args:
+        name: of the data set.
+        tags: what tags mean in its annotation files.
+        with_dense: whether its label files are looked at.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 

@@ -79,7 +79,9 @@ def check_shipped_split(name: str) -> SplitReport:
 def check_split(folder: str | Path, *, image_ids: Sequence[str] | None = None) -> SplitReport:
     """Check a user's lists: readable, no id twice, no common id and, if these are given, exactly the images there are.
 
-    The folder has ``labeled.txt`` and ``unlabeled.txt``.
+    Args:
+        folder: with ``labeled.txt`` and ``unlabeled.txt``.
+        image_ids: ids of all images; None: not compared.
     """
     report = _report(str(Path(folder).resolve()), (), pool=image_ids)  # a shipped split may have the relative name
     return replace(report, name=str(folder))

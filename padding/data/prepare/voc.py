@@ -22,7 +22,12 @@ _DAMAGED = (OSError, ValueError, KeyError, AttributeError, NotImplementedError, 
 
 
 def voc_label_pairs(folder: Path, sbd: Path) -> list[LabelPair]:
-    """What ``SegmentationClassAug`` is made of, from ``VOC2012`` and ``benchmark_RELEASE``, in the list's order."""
+    """What ``SegmentationClassAug`` is made of, in the order of the list of training images.
+
+    Args:
+        folder: ``VOC2012``.
+        sbd: ``benchmark_RELEASE``.
+    """
     lists = splits_dir() / "voc"
     own = set(read_id_list(lists / "train.txt"))
     of_voc, of_sbd, target = folder / "SegmentationClass", sbd / SBD_LABELS, folder / "SegmentationClassAug"

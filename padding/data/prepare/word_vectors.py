@@ -30,7 +30,9 @@ class WordVectors(Protocol):
 def read_word_vectors(path: str | Path, *, limit: int | None = None) -> WordVectors:
     """Read word vectors with gensim; binary where the name ends in ``.bin`` or ``.bin.gz``, text otherwise.
 
-    With ``limit`` only the first (most frequent) words are read.
+    Args:
+        path: local file in word2vec format.
+        limit: read only the first (most frequent) words.
 
     Raises:
         MissingFileError: no such file, with the cure.

@@ -48,7 +48,10 @@ def parse_scribble_xml(content: bytes | str, tags: ScribbleTags, *, where: str) 
 
     A polygon may carry ``width``, an addition of ours for objects thinner than the usual line.
 
-    ``where`` is the file's name for messages.
+    Args:
+        content: the file.
+        tags: what its tags mean.
+        where: file name for messages.
 
     Raises:
         DataError: not such a file, an unknown tag, or a coordinate that is no number.

@@ -142,7 +142,9 @@ class ScribbleReader:
     def label_map(self, key: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         """Scribbles of an image as (h, w) uint8 labels: class ids, 255 where nothing is labelled.
 
-        ``key`` is the image's id, ``size`` its (h, w).
+        Args:
+            key: image id.
+            size: (h, w) of the image.
 
         Raises:
             MissingFileError: the image has no file.

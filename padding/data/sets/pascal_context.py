@@ -151,7 +151,11 @@ def context_lookup(names: Mapping[int, str] | None = None) -> npt.NDArray[np.uin
 
 
 def read_context_mat(path: str | Path, lookup: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Labels (h, w) uint8, 0 to 59 by ``context_lookup``, of one ``.mat`` file whose ``LabelMap`` holds 0 to 459.
+    """Labels of one ``.mat`` file in our order, (h, w) uint8, 0 to 59.
+
+    Args:
+        path: file with a ``LabelMap`` of values 0 to 459.
+        lookup: see ``context_lookup``.
 
     Raises:
         MissingFileError: there is no such file.

@@ -159,7 +159,9 @@ def load_saliency(
 def load_derived_saliency(dense: str, salient_classes: Sequence[int]) -> list[DatasetDict]:
     """Entries of a registered semantic set, with what ``read_saliency`` needs to make saliency of their labels.
 
-    The salient classes are contiguous ids of the semantic set ``dense``; the other classes are background.
+    Args:
+        dense: the semantic set.
+        salient_classes: contiguous ids; the other classes are background.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -193,7 +195,10 @@ def register_derived_saliency(name: str, *, dense: str, salient: Sequence[str]) 
 
     The metadata has ``dense_set`` and ``salient_classes``.
 
-    ``dense`` is a registered semantic set; a set called ``name`` that this project registered earlier is replaced.
+    Args:
+        name: new name; a set registered by this project earlier is replaced.
+        dense: registered semantic set.
+        salient: names of its salient classes.
 
     Raises:
         DataError: a class is unknown, or ``name`` belongs to somebody else.

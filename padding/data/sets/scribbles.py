@@ -87,7 +87,10 @@ def label_key(entry: DatasetDict) -> str:
 def load_scribbles(dense: str, *, label_root: str | Path, cure: str = "") -> list[DatasetDict]:
     """Images of a registered data set with scribbles as their labels.
 
-    ``label_root`` holds ``<label_key>.png``; ``cure`` is a sentence for error messages: how they are made.
+    Args:
+        dense: the data set.
+        label_root: folder of the scribbles, ``<label_key>.png``.
+        cure: sentence for error messages: how they are made.
 
     Raises:
         MissingFileError: an image has none; a training set without it would teach nothing.

@@ -115,7 +115,12 @@ def _dealt_class(ids: tuple[int, ...], config: ShapesConfig, split_idx: int, ind
 
 
 def render_image(config: ShapesConfig, split: str, index: int) -> RenderedImage:
-    """Image ``index`` >= 0 of ``"train"`` (seen classes only) or ``"val"``; the counts of ``config`` are not used.
+    """Image ``index`` of a split.
+
+    Args:
+        config: parameters; the counts are not used.
+        split: ``"train"`` (seen classes only) or ``"val"``.
+        index: >= 0.
 
     Raises:
         ValueError: unknown split or negative index.
