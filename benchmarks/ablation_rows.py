@@ -62,13 +62,14 @@ def run_row(config: Path, output: Path, options: Sequence[str]) -> dict[str, Any
     path = output / RESULT
     if path.is_file() and (kept := json.loads(path.read_text()))["identity"] == identity:
         return kept
-    if _belongs_to_another(output, identity):
+    mark = output / "row_identity.txt"
+    if mark.is_file() and mark.read_text() != identity:
         raise ConfigError(
             f"{output} holds a run of another configuration; remove it, or choose another folder with --output"
         )
     command = ["--config-file", str(config), "--resume", *words]
     print(f"\npython train_net.py {' '.join(command)}", flush=True)
-    write_text(output / "row_identity.txt", identity)
+    write_text(mark, identity)
     start, before = time.perf_counter(), process_cpu_seconds()
     metrics = train_net.main(train_net.parse_arguments(command))
     result = {
@@ -92,11 +93,6 @@ def identity_of(config: Path, options: Sequence[str]) -> str:
             node = node[name]
         node[leaf] = None
     return hashlib.sha256(cfg.dump().encode()).hexdigest()
-
-
-def _belongs_to_another(output: Path, identity: str) -> bool:
-    mark = output / "row_identity.txt"
-    return mark.is_file() and mark.read_text() != identity
 
 
 def metric_of(metrics: Mapping[str, Any], name: str) -> float | None:

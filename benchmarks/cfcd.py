@@ -19,16 +19,16 @@ with the last maps of the students (2048 and 512 channels), and as a detail stri
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.in_turn import add_numbers, relative_difference, time_in_turn
 from tcc.class_features import ConsistencyOptions, PixelLabels, class_similarity, feature_consistency, on_grid
 
 Features = tuple[Tensor, Tensor]
@@ -88,21 +88,13 @@ FORMS: dict[str, Form] = {"loop": loop_consistency, "vectorised": vectorised_con
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed.
+    """What is computed."""
 
-    Attributes:
-        size: height and width of the images.
-        batch: B.
-        classes: K.
-        channels: of the two students' features.
-        stride: image pixels per cell of the common grid.
-    """
-
-    size: int
-    batch: int
-    classes: int
-    channels: tuple[int, int]
-    stride: int
+    size: int  # height and width of the images
+    batch: int  # B
+    classes: int  # K
+    channels: tuple[int, int]  # of the two students' features
+    stride: int  # image pixels per cell of the common grid
 
     def inputs(self) -> tuple[Features, Labels]:
         """Random features, those of the CNN as after a ReLU, and labels in blocks on which the students half agree."""
@@ -132,40 +124,37 @@ def kept_bytes(form: Form, case: Case) -> int:
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def run(form: Form, case: Case, inputs: tuple[Features, Labels]) -> tuple[float, Tensor, tuple[Tensor, ...]]:
-    """CPU seconds of forward and backward, loss, gradients of the features."""
+def run(form: Form, case: Case, inputs: tuple[Features, Labels]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Loss, gradients of the features."""
     features, labels = inputs
-    start = time.process_time()
     loss = form(features, labels, case.classes)
-    gradients = torch.autograd.grad(loss, features)
-    return time.process_time() - start, loss.detach(), gradients
+    return loss.detach(), torch.autograd.grad(loss, features)
 
 
 def measure(case: Case, repeats: int) -> dict[str, float]:
-    """Time both forms in turn, once more to warm up, and compare loss, gradients and kept bytes.
+    """Time both forms in turn and compare loss, gradients and kept bytes.
 
     Args:
         case: what is computed.
         repeats: timed runs of each form.
     """
     inputs = case.inputs()
-    seconds: dict[str, list[float]] = {name: [] for name in FORMS}
-    losses, gradients = {}, {}
-    for repeat in range(repeats + 1):
-        for name, form in FORMS.items():
-            elapsed, losses[name], gradients[name] = run(form, case, inputs)
-            if repeat:
-                seconds[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    kept = {name: kept_bytes(form, case) for name, form in FORMS.items()}
+    medians, results = time_in_turn({name: partial(run, form, case, inputs) for name, form in FORMS.items()}, repeats)
+    (expected_loss, expected_gradients), (loss, gradients) = (results[name] for name in ("loop", "vectorised"))
     return {
         "time_ratio": round(medians["loop"] / medians["vectorised"], 1),
-        "memory_ratio": round(kept["loop"] / kept["vectorised"], 1),
-        "max_difference": max(float((losses["loop"] - losses["vectorised"]).abs()), map_difference(inputs, case)),
-        "max_gradient_difference": relative_difference(gradients["vectorised"], gradients["loop"]),
+        "max_difference": max(float((expected_loss - loss).abs()), map_difference(inputs, case)),
+        "max_gradient_difference": relative_difference(gradients, expected_gradients),
         **{f"{name}_seconds": round(median, 4) for name, median in medians.items()},
-        **{f"{name}_mib": round(size / 2**20, 1) for name, size in kept.items()},
+        **memory(case),
     }
+
+
+def memory(case: Case) -> dict[str, float]:
+    """Kept MiB of both forms, and their ratio."""
+    kept = {name: kept_bytes(form, case) for name, form in FORMS.items()}
+    mib = {f"{name}_mib": round(size / 2**20, 1) for name, size in kept.items()}
+    return {**mib, "memory_ratio": round(kept["loop"] / kept["vectorised"], 1)}
 
 
 def map_difference(inputs: tuple[Features, Labels], case: Case) -> float:
@@ -179,49 +168,29 @@ def map_difference(inputs: tuple[Features, Labels], case: Case) -> float:
         return max(float((loop - vectorised).abs().max()) for loop, vectorised in pairs)
 
 
-def relative_difference(computed: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference of tensors, each relative to the largest entry of what is expected."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(computed, expected, strict=True))
-
-
 def float64_differences(case: Case) -> dict[str, float]:
     """How far the gradients of both forms in float32 are from those of the loop in float64."""
     features, labels = case.inputs()
     doubled = (features[0].detach().double().requires_grad_(), features[1].detach().double().requires_grad_())
-    expected = run(loop_consistency, case, (doubled, labels))[2]
+    expected = run(loop_consistency, case, (doubled, labels))[1]
     return {
-        f"{name}_gradient_error": relative_difference(run(form, case, (features, labels))[2], expected)
+        f"{name}_gradient_error": relative_difference(run(form, case, (features, labels))[1], expected)
         for name, form in FORMS.items()
     }
-
-
-def memory_table(cases: Sequence[Case]) -> list[dict[str, object]]:
-    """Kept MiB of both forms for each case."""
-    rows: list[dict[str, object]] = []
-    for case in cases:
-        kept = {name: kept_bytes(form, case) for name, form in FORMS.items()}
-        mib = {f"{name}_mib": round(size / 2**20, 1) for name, size in kept.items()}
-        ratio = round(kept["loop"] / kept["vectorised"], 1)
-        rows.append({"stride": case.stride, "channels": case.channels, **mib, "memory_ratio": ratio})
-    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print details, then one JSON object."""
     parser = argparse.ArgumentParser(description="class by class against two matrix products, one thread")
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--classes", type=int, default=21)
+    add_numbers(parser, size=512, batch=2, classes=21, stride=16, repeats=7)
     parser.add_argument("--channels", type=int, nargs=2, default=(2048, 512), help="of CNN and transformer")
-    parser.add_argument("--stride", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     common = {"size": args.size, "batch": args.batch, "classes": args.classes}
     last = Case(**common, channels=tuple(args.channels), stride=args.stride)
     decoder = Case(**common, channels=DECODER_CHANNELS, stride=DECODER_STRIDE)
-    for row in memory_table([last, decoder, Case(**common, channels=DECODER_CHANNELS, stride=1)]):
-        print(json.dumps({"memory": row}))
+    for case in (last, decoder, Case(**common, channels=DECODER_CHANNELS, stride=1)):
+        print(json.dumps({"memory": {"stride": case.stride, "channels": case.channels, **memory(case)}}))
     print(json.dumps({"decoder": {"channels": DECODER_CHANNELS, "stride": DECODER_STRIDE, **measure(decoder, 1)}}))
     result = {**measure(last, args.repeats), **float64_differences(last)}
     print(json.dumps({**common, "channels": last.channels, "stride": last.stride, **result}))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.in_turn import add_numbers, relative_difference
 from padding.modeling.deformable_attention import SpatialShapes, embedding_bag_attention, grid_sample_attention
 from padding.modeling.pixel_decoder import pixel_centres
 
@@ -33,12 +34,7 @@ def draw_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random values, locations around each token's own place, and weights that sum to 1.
 
-    Args:
-        spatial_shapes: (H, W) of each level.
-        num_heads: A.
-        num_points: P.
-        channels_per_head: D.
-        spread_px: standard deviation of the sampling offsets, in pixels of the sampled map.
+    ``spread_px`` is the standard deviation of the sampling offsets, in pixels of the sampled map.
 
     Returns:
         (1, N, A, D), (1, N, A, L, P, 2) and (1, N, A, L, P) float32, all requiring gradients.
@@ -85,14 +81,10 @@ def measure(spatial_shapes: SpatialShapes, inputs: tuple[Tensor, Tensor, Tensor]
                 seconds.setdefault((name, "forward"), []).append(forward_end - start)
                 seconds.setdefault((name, "backward"), []).append(backward_end - backward_start)
     medians = {key: statistics.median(values) for key, values in seconds.items()}
-    errors = [
-        ((ours - theirs).abs().max() / theirs.abs().max()).item()
-        for ours, theirs in zip(tensors["embedding_bag"], tensors["grid_sample"], strict=True)
-    ]
     return {
         "forward_ratio": round(medians["grid_sample", "forward"] / medians["embedding_bag", "forward"], 3),
         "backward_ratio": round(medians["grid_sample", "backward"] / medians["embedding_bag", "backward"], 3),
-        "max_relative_error": max(errors),
+        "max_relative_error": relative_difference(tensors["embedding_bag"], tensors["grid_sample"]),
         **{f"{name}_{step}_ms": round(1e3 * median, 2) for (name, step), median in medians.items()},
     }
 
@@ -102,11 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="deformable attention: embedding_bag against grid_sample, one thread")
     parser.add_argument("--height", type=int, default=800, help="of the image, in pixels")
     parser.add_argument("--width", type=int, default=1333, help="of the image, in pixels")
-    parser.add_argument("--num-heads", type=int, default=8)
     parser.add_argument("--num-points", type=int, default=4, help="per head and level")
-    parser.add_argument("--channels-per-head", type=int, default=32)
+    add_numbers(parser, num_heads=8, channels_per_head=32, repeats=7)
     parser.add_argument("--spread-px", type=float, default=4.0, help="standard deviation of the sampling offsets")
-    parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -13,13 +13,13 @@ and dropout are off, both forms use the same parameters. ``ratio`` is the CPU ti
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.in_turn import add_numbers, time_in_turn
 from padding.generator import PrimitiveTransformer, PrimitiveTransformerLayer
 
 Forward = Callable[[Tensor, Tensor], Tensor]
@@ -49,14 +49,12 @@ def _as_layer(module: nn.Module) -> PrimitiveTransformerLayer:
 
 def run(
     forward: Forward, generator: PrimitiveTransformer, inputs: tuple[Tensor, Tensor], probe: Tensor
-) -> tuple[float, Tensor, list[Tensor]]:
-    """CPU seconds of forward and backward, output, and gradients of inputs and parameters."""
+) -> tuple[Tensor, list[Tensor]]:
+    """Output, and gradients of inputs and parameters."""
     # Of self-attention over one token, queries and keys get no gradient in the shared form and zeros in the other.
     wanted = [*inputs, *(p for name, p in generator.named_parameters() if "self_attn.in_proj" not in name)]
-    start = time.process_time()
     output = forward(*inputs)
-    gradients = torch.autograd.grad(output, wanted, probe)
-    return time.process_time() - start, output.detach(), list(gradients)
+    return output.detach(), list(torch.autograd.grad(output, wanted, probe))
 
 
 def measure(generator: PrimitiveTransformer, conditions: Tensor, primitives: Tensor, repeats: int) -> dict[str, float]:
@@ -74,19 +72,14 @@ def measure(generator: PrimitiveTransformer, conditions: Tensor, primitives: Ten
     }
     inputs = (conditions.requires_grad_(), primitives.requires_grad_())
     probe = torch.randn_like(conditions)
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-    outputs, gradients = {}, {}
-    for repeat in range(repeats + 1):
-        for name, forward in forms.items():
-            elapsed, outputs[name], gradients[name] = run(forward, generator, inputs, probe)
-            if repeat:
-                seconds[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    largest = max(float(gradient.abs().max()) for gradient in gradients["expanded"])
-    differences = [(a - b).abs().max() for a, b in zip(gradients["expanded"], gradients["shared"], strict=True)]
+    runs = {name: partial(run, forward, generator, inputs, probe) for name, forward in forms.items()}
+    medians, results = time_in_turn(runs, repeats)
+    (expected, expected_gradients), (output, gradients) = results["expanded"], results["shared"]
+    largest = max(float(gradient.abs().max()) for gradient in expected_gradients)
+    differences = [(a - b).abs().max() for a, b in zip(expected_gradients, gradients, strict=True)]
     return {
         "ratio": round(medians["expanded"] / medians["shared"], 2),
-        "max_difference": float((outputs["expanded"] - outputs["shared"]).abs().max()),
+        "max_difference": float((expected - output).abs().max()),
         "max_gradient_difference": float(max(differences)) / largest,
         **{f"{name}_ms": round(1e3 * median, 2) for name, median in medians.items()},
     }
@@ -95,13 +88,7 @@ def measure(generator: PrimitiveTransformer, conditions: Tensor, primitives: Ten
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description="primitives repeated per condition against one shared set, one thread")
-    parser.add_argument("--conditions", type=int, default=130)
-    parser.add_argument("--primitives", type=int, default=400)
-    parser.add_argument("--channels", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--ffn-channels", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
+    add_numbers(parser, conditions=130, primitives=400, channels=256, layers=3, heads=8, ffn_channels=1024, repeats=3)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)

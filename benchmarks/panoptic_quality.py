@@ -22,6 +22,7 @@ import numpy as np
 from panopticapi.evaluation import PQStat, pq_compute_single_core
 
 import padding  # noqa: F401  (the Detectron2 fixes)
+from benchmarks.in_turn import add_numbers
 from padding.data.files import save_panoptic_png
 from padding.data.readers import read_panoptic_ids
 from padding.evaluation.panoptic_quality import PanopticQuality
@@ -34,9 +35,7 @@ CHUNK = 10  # pairs timed in turn, so that a busy machine slows all contestants 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Generate, time, compare; the last line printed is the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--width", type=int, default=640)
+    add_numbers(parser, pairs=200, height=480, width=640)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         pairs = generate_pairs(Path(folder), args.pairs, args.height, args.width)
@@ -58,9 +57,8 @@ def compare(pairs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
         seconds["official"] += elapsed
         official += part
         for name, quality in (("from_tensors", from_tensors), ("from_files", from_files)):
-            seconds[name] += _timed(partial(_run_ours, quality, chunk, folder, read_predictions=name == "from_files"))[
-                0
-            ]
+            ours = partial(_run_ours, quality, chunk, folder, read_predictions=name == "from_files")
+            seconds[name] += _timed(ours)[0]
     return {
         "panopticapi_images_per_second": round(len(pairs) / seconds["official"], 1),
         "ours_images_per_second": round(len(pairs) / seconds["from_tensors"], 1),

@@ -14,14 +14,14 @@ import argparse
 import json
 import multiprocessing
 import resource
-import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.in_turn import add_numbers, relative_difference, time_in_turn
 from psi.pattern_graph import PatternGraph
 from psi.pattern_propagation import BACKENDS, choose_backend, propagate_patterns
 
@@ -75,23 +75,10 @@ def compare(names: Sequence[str], size: int, channels: int, batch: int, repeats:
         For each name ``seconds`` and ``difference`` from the first.
     """
     levels, probes = draw(size, channels, batch)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    results: dict[str, list[Tensor]] = {}
-    for repeat in range(repeats + 1):
-        for name in names:
-            start = time.process_time()
-            results[name] = step(name, levels, probes)
-            if repeat:
-                seconds[name].append(time.process_time() - start)
+    medians, results = time_in_turn({name: partial(step, name, levels, probes) for name in names}, repeats)
+    expected = results[names[0]]
     return {
-        name: {
-            "seconds": statistics.median(seconds[name]),
-            "difference": max(
-                ((ours - theirs).abs().max() / theirs.abs().max()).item()
-                for ours, theirs in zip(results[name], results[names[0]], strict=True)
-            ),
-        }
-        for name in names
+        name: {"seconds": medians[name], "difference": relative_difference(results[name], expected)} for name in names
     }
 
 
@@ -112,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print one JSON object; keys without a size in them are of the larger one."""
     parser = argparse.ArgumentParser(description="contextual pattern propagation: chosen back end against unfold")
     parser.add_argument("--sizes", type=int, nargs=2, default=(32, 64), help="rows and columns of nodes, small, large")
-    parser.add_argument("--channels", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=2)
+    add_numbers(parser, channels=256, batch=2)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each back end")
     parser.add_argument("--all", action="store_true", help="print a line for every back end as well")
     args = parser.parse_args(argv)

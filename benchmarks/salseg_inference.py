@@ -7,10 +7,9 @@ Operations are multiply-adds of convolutions. Weights are random: time does not 
 """
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.in_turn import time_in_turn
 from padding.data.catalog import register_all
 from padding.engine.commands import add_pairs_argument, command_parser, load_config, parse
 from padding.errors import run_command
@@ -58,17 +58,9 @@ class Segmentation(nn.Module):
 def build_networks(size: tuple[int, int], opts: Sequence[str] = ()) -> dict[str, nn.Module]:
     """Both networks in evaluation mode, "salseg" and "detectron2"."""
     register_all()
-    norms = [
-        "MODEL.DEVICE",
-        "cpu",
-        "MODEL.RESNETS.NORM",
-        "BN",
-        "MODEL.SALSEG.NORM",
-        "BN",
-        "MODEL.SALSEG.WEIGHTING",
-        "seg_only",
-    ]
-    cfg = load_config(CONFIG, [*norms, *opts]).clone()
+    norms = ["MODEL.RESNETS.NORM", "BN", "MODEL.SALSEG.NORM", "BN"]
+    plain = ["MODEL.DEVICE", "cpu", "MODEL.SALSEG.WEIGHTING", "seg_only"]
+    cfg = load_config(CONFIG, [*norms, *plain, *opts]).clone()
     model = build_model(cfg)
     assert isinstance(model, SalSeg)
     cfg.defrost()
@@ -90,19 +82,6 @@ def gmacs(network: Callable[[Tensor], Tensor], images: Tensor) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def compare(networks: dict[str, nn.Module], images: Tensor, repeats: int) -> dict[str, float]:
-    """CPU seconds of each network, the median of alternating runs; one more run warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
-    for repeat in range(repeats + 1):
-        for name, network in networks.items():
-            start = time.process_time()
-            with torch.inference_mode():
-                network(images)
-            if repeat:
-                seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print one JSON object."""
     parser = command_parser("SalSeg against Detectron2's DeepLabV3+ with the same backbone")
@@ -116,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = torch.randn(1, 3, *args.size)
     counts = {name: gmacs(network, images) for name, network in networks.items()}
     sizes = {name: sum(p.numel() for p in network.parameters()) / 1e6 for name, network in networks.items()}
-    seconds = compare(networks, images, args.repeats)
+    with torch.inference_mode():
+        seconds, _ = time_in_turn({name: partial(network, images) for name, network in networks.items()}, args.repeats)
     result = {
         "size": list(args.size),
         "time_ratio": round(seconds["salseg"] / seconds["detectron2"], 3),

@@ -23,6 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as DetectronSemSegEvaluator
 from PIL import Image
 
+from benchmarks.in_turn import add_numbers
 from padding.evaluation.confusion import iou_from_confusion
 from padding.evaluation.semantic import SemSegEvaluator
 
@@ -33,10 +34,7 @@ IGNORE_LABEL = 255
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Generate, time, compare; the last line printed is the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=12)
-    parser.add_argument("--height", type=int, default=512)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--classes", type=int, default=19)
+    add_numbers(parser, images=12, height=512, width=1024, classes=19)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         records = generate(Path(folder), args.images, args.height, args.width, args.classes)

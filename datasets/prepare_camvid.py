@@ -11,11 +11,11 @@ sound, 1 problems found, 2 input that cannot be used.
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
-    # `python datasets/prepare_camvid.py` puts datasets/ on the path, not the repository.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.prepare.command import add_options, preparation_parser, report, run_preparation
 from padding.errors import PreparationError
@@ -93,10 +93,7 @@ def prepare(args: argparse.Namespace) -> int:
     return check(folder, subset=args.subset)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_preparation(prepare, parse_arguments, arguments)
-
+main = partial(run_preparation, prepare, parse_arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -16,12 +16,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
-    # `python datasets/prepare_cityscapes.py` puts datasets/ on the path, not the repository.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.prepare.command import add_options, preparation_parser, run_preparation
 
@@ -68,10 +68,7 @@ def prepare(args: argparse.Namespace) -> int:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_preparation(prepare, parse_arguments, arguments)
-
+main = partial(run_preparation, prepare, parse_arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main())

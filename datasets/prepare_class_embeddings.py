@@ -18,19 +18,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
-    # `python datasets/prepare_class_embeddings.py` puts datasets/ on the path, not the repository.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.class_split import read_name_list
 from padding.data.prepare.command import preparation_parser, run_preparation
 from padding.errors import CheckpointError, DataError, MissingFileError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from padding.data.class_embeddings import FloatArray
 
@@ -110,11 +110,7 @@ def hub_offline(offline: bool) -> Iterator[None]:
 def find_weights(model: str, tag: str, *, download: bool, output: Path) -> Path:
     """Weights of an open_clip tag on this machine, or from the Hub when that is allowed.
 
-    Args:
-        model: open_clip model name.
-        tag: open_clip name of the weights.
-        download: whether the network may be used.
-        output: table to be written, for the command in the error.
+    ``output`` is the table to be written, for the command in the error.
 
     Raises:
         MissingFileError: not on disk and not allowed to fetch, with the command that fetches them.
@@ -259,17 +255,18 @@ def print_nearest(names: list[str], rows: FloatArray, unseen_file: Path) -> None
 
 def _lazy_encoder(model: str, weights: Path, *, cut_context: bool) -> Callable[[list[str]], FloatArray]:
     """Texts to embeddings; the network is built at the first text that is not cached."""
-    loaded: list[tuple[nn.Module, Callable[..., object]]] = []
 
-    def encode(texts: list[str]) -> FloatArray:
+    @cache
+    def loaded() -> tuple[nn.Module, Callable[..., Tensor]]:
         import open_clip
 
+        return load_model(model, weights), open_clip.get_tokenizer(model)
+
+    def encode(texts: list[str]) -> FloatArray:
         from padding.data.prepare.text_embeddings import encode_texts
 
-        if not loaded:
-            loaded.append((load_model(model, weights), open_clip.get_tokenizer(model)))
-        network, tokenizer = loaded[0]
-        return encode_texts(network, tokenizer(texts), cut_context=cut_context)  # type: ignore[arg-type]
+        network, tokenizer = loaded()
+        return encode_texts(network, tokenizer(texts), cut_context=cut_context)
 
     return encode
 
@@ -295,10 +292,7 @@ def prepare(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_preparation(prepare, parse_arguments, arguments)
-
+main = partial(run_preparation, prepare, parse_arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -14,11 +14,11 @@ import filecmp
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
-    # `python datasets/prepare_coco_zsi.py` puts datasets/ on the path, not the repository.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.prepare.annotation_file import read_summary
 from padding.data.prepare.coco_instances import (
@@ -99,10 +99,7 @@ def check(args: argparse.Namespace) -> int:
     return report(problems, sound="checked: complete, as the source says, no unseen class")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_preparation(prepare, parse_arguments, arguments)
-
+main = partial(run_preparation, prepare, parse_arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -15,11 +15,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
-    # `python datasets/prepare_coco_zsp.py` puts datasets/ on the path, not the repository.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.class_split import ClassSplit, splits_dir
 from padding.data.prepare.annotation_file import read_summary
@@ -220,10 +220,7 @@ def prepare(args: argparse.Namespace) -> int:
     return write(layout, split, num_workers=args.num_workers, overwrite=args.overwrite)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_preparation(prepare, parse_arguments, arguments)
-
+main = partial(run_preparation, prepare, parse_arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
-    # `python datasets/prepare_pascal_context.py` puts datasets/ on the path, not the repository.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.prepare.command import add_options, preparation_parser, run_preparation
 
@@ -49,7 +48,7 @@ def lookup_of(folder: Path) -> npt.NDArray[np.uint8]:
 
 def prepare(args: argparse.Namespace) -> int:
     """Write or compare, then read everything once more; returns the exit status."""
-    from padding.data.prepare.label_conversion import LabelPair, convert_data_set
+    from padding.data.prepare.label_conversion import LabelPair, convert_data_set, labeled_image
     from padding.data.sets.pascal_context import (
         CONTEXT_FOLDER,
         CONTEXT_LABELS,
@@ -66,14 +65,7 @@ def prepare(args: argparse.Namespace) -> int:
         args,
         [LabelPair(folder / "trainval" / f"{i}.mat", folder / CONTEXT_LABELS / f"{i}.png") for i in ids],
         partial(read_context_mat, lookup=lookup_of(folder)),
-        entries=lambda pairs: [
-            {
-                "file_name": str(folder / "JPEGImages" / f"{pair.target.stem}.jpg"),
-                "sem_seg_file_name": str(pair.target),
-                "image_id": pair.target.stem,
-            }
-            for pair in pairs
-        ],
+        entries=lambda pairs: [labeled_image(folder / "JPEGImages" / f"{p.target.stem}.jpg", p.target) for p in pairs],
         names=context_split().names,
         palette=voc_palette(),
         title=CONTEXT_LABELS,
@@ -81,10 +73,7 @@ def prepare(args: argparse.Namespace) -> int:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_preparation(prepare, parse_arguments, arguments)
-
+main = partial(run_preparation, prepare, parse_arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
-    # `python datasets/prepare_saliency.py` puts datasets/ on the path, not the repository.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.prepare.command import add_options, preparation_parser, report, run_preparation
 from padding.errors import DataError, MissingFileError
@@ -114,10 +114,7 @@ def audit(args: argparse.Namespace) -> int:
     return check(selected_sets(args.sets, args.root), args.root, subset=args.subset)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_preparation(audit, parse_arguments, arguments)
-
+main = partial(run_preparation, audit, parse_arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -20,12 +20,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
-    # `python datasets/prepare_scribbles.py` puts datasets/ on the path, not the repository.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.prepare.command import preparation_parser, report, run_preparation
 from padding.data.roots import data_root
@@ -171,15 +171,8 @@ def convert(args: argparse.Namespace, target: Target) -> tuple[ScribbleStatistic
         value_map=values,
         rescale=args.rescale,
     )
-    return convert_scribbles(
-        target.tasks,
-        target.space,
-        reader,
-        target.folder,
-        missing_as_empty=args.missing_as_empty,
-        num_workers=args.num_workers,
-        overwrite=args.overwrite,
-    )
+    how = {name: getattr(args, name) for name in ("missing_as_empty", "num_workers", "overwrite")}
+    return convert_scribbles(target.tasks, target.space, reader, target.folder, **how)
 
 
 def _value_pair(text: str) -> tuple[int, int]:
@@ -226,10 +219,7 @@ def prepare(args: argparse.Namespace) -> int:
     return check(args, target) if args.command == "check" else write(args, target)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_preparation(prepare, parse_arguments, arguments)
-
+main = partial(run_preparation, prepare, parse_arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -24,7 +25,6 @@ if __name__ == "__main__":
 
 from padding.data.prepare.command import add_options, preparation_parser, run_preparation
 from padding.data.shapes.classes import ShapesConfig
-from padding.errors import DataError
 
 _SHOWN_PROBLEMS = 20
 _PREVIEW_GRID = (4, 6)
@@ -48,19 +48,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def draw_preview(config: ShapesConfig, path: Path) -> None:
     """Write a sheet of validation images."""
-    import cv2
     import numpy as np
 
+    from padding.data.prepare.scribble_preview import write_sheet
     from padding.data.shapes.render import render_image
 
     rows, columns = _PREVIEW_GRID
     frame = ((2, 2), (2, 2), (0, 0))
     images = [render_image(config, "val", index).image for index in range(rows * columns)]
-    framed = [np.pad(image, frame, constant_values=255) for image in images]
-    sheet = np.vstack([np.hstack(framed[row * columns : (row + 1) * columns]) for row in range(rows)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.ascontiguousarray(sheet[..., ::-1])):
-        raise DataError(f"{path}: could not be written; is its ending one of .png, .jpg?")
+    write_sheet(path, [np.pad(image, frame, constant_values=255) for image in images], columns)
     print(f"{rows * columns} validation images drawn to {path}")
 
 
@@ -113,10 +109,7 @@ def prepare(args: argparse.Namespace) -> int:
     return write(args.root, config, args.workers, args.overwrite)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    return run_preparation(prepare, parse_args, arguments)
-
+main = partial(run_preparation, prepare, parse_args)
 
 if __name__ == "__main__":
     raise SystemExit(main())

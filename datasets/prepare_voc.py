@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
-    # `python datasets/prepare_voc.py` puts datasets/ on the path, not the repository.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.class_split import splits_dir
 from padding.data.prepare.command import add_options, preparation_parser, run_preparation
@@ -42,17 +42,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def images_with_labels(folder: Path, pairs: Sequence[LabelPair], *, subset: bool) -> list[DatasetDict]:
     """Training images of the pairs, and validation images (with ``subset``, those whose labels are there)."""
     from padding.data.loaders.listed_images import read_id_list
+    from padding.data.prepare.label_conversion import labeled_image
 
     files = [folder / "SegmentationClass" / f"{i}.png" for i in read_id_list(splits_dir() / "voc" / "val.txt")]
     files = [*(pair.target for pair in pairs), *(path for path in files if not subset or path.is_file())]
-    return [
-        {
-            "file_name": str(folder / "JPEGImages" / f"{path.stem}.jpg"),
-            "sem_seg_file_name": str(path),
-            "image_id": path.stem,
-        }
-        for path in files
-    ]
+    return [labeled_image(folder / "JPEGImages" / f"{path.stem}.jpg", path) for path in files]
 
 
 def prepare(args: argparse.Namespace) -> int:
@@ -74,10 +68,7 @@ def prepare(args: argparse.Namespace) -> int:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_preparation(prepare, parse_arguments, arguments)
-
+main = partial(run_preparation, prepare, parse_arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from padding.engine.commands import add_config_arguments, command_parser, load_m
 from padding.errors import ConfigError, run_command
 from padding.extension import STATISTICS_ENTRY, ExtensionReport, add_classes_to, find_statistics
 from padding.meta_arch import PADing
-
-__all__ = ["extended_checkpoint", "main", "save_extended", "split_names"]
 
 
 def split_names(listed: str) -> list[str]:
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> ExtensionReport:
     )
     save_extended(output, model, statistics)
     print(f"{report}\n\nwritten to {output}; use it as MODEL.WEIGHTS with {args.config_file}")  # noqa: T201
-    print(json.dumps(report.as_dict()))  # noqa: T201
+    print(json.dumps(asdict(report)))  # noqa: T201
     return report
 
 

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -17,69 +18,36 @@ from padding.generator import GENERATORS, Gmmn, PrimitivePaper, PrimitiveTransfo
 from padding.losses import DivergenceOptions, MmdOptions
 from padding.objective import DisentangleModules, LossWeights, StructureObjective
 
-__all__ = [
-    "ClassifierOptions",
-    "Generation",
-    "build_classifier_options",
-    "build_generation",
-    "find_embeddings",
-    "load_embeddings",
-]
-
-
 UNSEEN_INITS = ("pretrained", "random", "zeros")
 
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """How the new classifier is trained.
+    """How the new classifier is trained."""
 
-    Attributes:
-        unseen_weight: weight of unseen classes in the cross-entropy; seen classes have 1.
-        no_object_weight: weight of unmatched queries.
-        classes_per_iter: unseen classes drawn in each iteration; 0 for all.
-        num_per_class: synthetic features of each.
-        pretrained_rows: the classifier starts from the class rows of the segmentor.
-        unseen_init: rows of unseen classes at that start: ``pretrained``, ``random`` or ``zeros``.
-        official_head_pad: narrow heads are widened as by the released converter, no-object misplaced.
-    """
-
-    unseen_weight: float
-    no_object_weight: float
-    classes_per_iter: int
-    num_per_class: int
-    pretrained_rows: bool
-    unseen_init: str = "pretrained"
-    official_head_pad: bool = False
+    unseen_weight: float  # weight of unseen classes in the cross-entropy; seen classes have 1
+    no_object_weight: float  # weight of unmatched queries
+    classes_per_iter: int  # unseen classes drawn in each iteration; 0 for all
+    num_per_class: int  # synthetic features of each
+    pretrained_rows: bool  # the classifier starts from the class rows of the segmentor
+    unseen_init: str = "pretrained"  # rows of unseen classes at that start: ``pretrained``, ``random`` or ``zeros``
+    official_head_pad: bool = False  # narrow heads are widened as by the released converter, no-object misplaced
 
 
 @dataclass(frozen=True)
 class Generation:
-    """The trainable parts of METHOD "generative" and their losses.
+    """The trainable parts of METHOD "generative" and their losses."""
 
-    Attributes:
-        generator: (n, D) conditions and (P, D) primitives -> (n, D); a ``Gmmn`` takes the (n, E) embeddings.
-        projection: class embeddings -> conditions, (n, E) -> (n, D); None for a ``Gmmn``.
-        primitives: the P primitives; None for a ``Gmmn``.
-        disentangle: encoders and decoder; None when switched off.
-        structure: losses of alignment and disentanglement.
-        mmd: how distributions are compared.
-        project_targets: the semantic side of the losses is ``projection(a)`` instead of a.
-        detach_targets: no gradient into that side.
-        use_real_seen: real features of seen classes join the synthetic ones in the structure losses.
-        consistency_among_all: the consistency loss scores against all classes and no-object, not the seen ones only.
-    """
-
-    generator: nn.Module
-    projection: nn.Linear | None
-    primitives: nn.Embedding | None
-    disentangle: DisentangleModules | None
-    structure: StructureObjective
-    mmd: MmdOptions
-    project_targets: bool
-    detach_targets: bool
-    use_real_seen: bool
-    consistency_among_all: bool
+    generator: nn.Module  # (n, D) conditions and (P, D) primitives -> (n, D); a ``Gmmn`` takes the (n, E) embeddings
+    projection: nn.Linear | None  # class embeddings -> conditions, (n, E) -> (n, D); None for a ``Gmmn``
+    primitives: nn.Embedding | None  # the P primitives; None for a ``Gmmn``
+    disentangle: DisentangleModules | None  # encoders and decoder; None when switched off
+    structure: StructureObjective  # losses of alignment and disentanglement
+    mmd: MmdOptions  # how distributions are compared
+    project_targets: bool  # the semantic side of the losses is ``projection(a)`` instead of a
+    detach_targets: bool  # no gradient into that side
+    use_real_seen: bool  # real features of seen classes join the synthetic ones in the structure losses
+    consistency_among_all: bool  # the consistency loss scores against all classes and no-object, not the seen ones only
 
 
 def build_classifier_options(node: CfgNode) -> ClassifierOptions:
@@ -94,14 +62,9 @@ def build_classifier_options(node: CfgNode) -> ClassifierOptions:
     options = node.CLASSIFIER
     check_choice("MODEL.PADING.CLASSIFIER.INIT", options.INIT, ("pretrained", "random"))
     check_choice("MODEL.PADING.CLASSIFIER.UNSEEN_INIT", options.UNSEEN_INIT, UNSEEN_INITS)
+    given = _as_arguments(options)
     return ClassifierOptions(
-        unseen_weight=options.UNSEEN_WEIGHT,
-        no_object_weight=options.NO_OBJECT_WEIGHT,
-        classes_per_iter=options.CLASSES_PER_ITER,
-        num_per_class=options.NUM_PER_CLASS,
-        pretrained_rows=options.INIT == "pretrained",
-        unseen_init=options.UNSEEN_INIT,
-        official_head_pad=node.COMPAT.OFFICIAL_HEAD_PAD,
+        pretrained_rows=given.pop("init") == "pretrained", official_head_pad=node.COMPAT.OFFICIAL_HEAD_PAD, **given
     )
 
 
@@ -178,7 +141,7 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
     Raises:
         ConfigError: for an unknown choice, or choices that exclude each other; names the keys.
     """
-    align, weights = node.ALIGN, node.LOSS_WEIGHT
+    align = node.ALIGN
     check_choice("MODEL.PADING.ALIGN.TARGET", align.TARGET, ("raw", "projected"))
     generator, projection, primitives = _build_generator(node, channels, width)
     project_targets = align.TARGET == "projected"
@@ -187,14 +150,7 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
             "MODEL.PADING.ALIGN.TARGET is 'projected', but GENERATOR.NAME 'gmmn' projects nothing; use 'raw'."
         )
     structure = StructureObjective(
-        weights=LossWeights(
-            consistency=weights.CONSISTENCY,
-            structure=weights.STRUCTURE,
-            align=weights.ALIGN,
-            relation=weights.RELATION,
-            unrelated=weights.UNRELATED,
-            reconstruction=weights.RECONSTRUCTION,
-        ),
+        weights=LossWeights(**_as_arguments(node.LOSS_WEIGHT)),
         align=align.ENABLED,
         align_space=align.SPACE,
         divergence=DivergenceOptions(align.TEMPERATURE, align.DIRECTION, align.REDUCTION),
@@ -221,14 +177,12 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
 
 def _build_mmd_options(node: CfgNode) -> MmdOptions:
     """Options of MODEL.PADING.MMD; a batch from the bank is large enough to compare class by class."""
-    grouping = node.MMD.GROUPING
-    if grouping == "auto":
-        grouping = "per_class" if node.FEATURE_BANK.ENABLED else "batch"
-    return MmdOptions(
-        tuple(node.MMD.SIGMAS),
-        bandwidth=node.MMD.BANDWIDTH,
-        sqrt=node.MMD.SQRT,
-        unbiased=node.MMD.UNBIASED,
-        grouping=grouping,
-        normalize=node.MMD.NORMALIZE,
-    )
+    options = _as_arguments(node.MMD)
+    if options["grouping"] == "auto":
+        options["grouping"] = "per_class" if node.FEATURE_BANK.ENABLED else "batch"
+    return MmdOptions(**{**options, "sigmas": tuple(node.MMD.SIGMAS)})
+
+
+def _as_arguments(node: CfgNode) -> dict[str, Any]:
+    """Keys of a node as names of arguments: where both have the same names."""
+    return {key.lower(): getattr(node, key) for key in node}

@@ -7,8 +7,6 @@ The defaults are the preset "ours". The presets "paper" (equations as printed) a
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_padding_config"]
-
 
 def add_padding_config(cfg: CfgNode) -> None:
     """Add PADing's keys in place; the keys of the Mask2Former core and of the solver are added elsewhere.

@@ -9,9 +9,8 @@ import colorsys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,17 +47,6 @@ from padding.new_class_rows import (
     with_added_rows,
 )
 
-__all__ = [
-    "STATISTICS_ENTRY",
-    "ExtensionOptions",
-    "ExtensionReport",
-    "add_classes_to",
-    "extend_model",
-    "extended_split",
-    "find_statistics",
-    "new_class_embeddings",
-]
-
 # Name of the statistics inside a checkpoint that was extended.
 STATISTICS_ENTRY = "seen_statistics"
 # Stored features on which the change of the old logits is measured.
@@ -71,23 +59,14 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class ExtensionOptions:
-    """How rows of new classes are fitted.
+    """How rows of new classes are fitted."""
 
-    Attributes:
-        num_per_class: synthetic features of each unseen class.
-        iterations: of L-BFGS.
-        weight_decay: of the classifier, as in training.
-        images_per_iteration: images behind one iteration of the training, to weigh real against synthetic features.
-        refit: fit all rows, not only the new ones.
-        seed: of the synthetic features.
-    """
-
-    num_per_class: int
-    iterations: int
-    weight_decay: float
-    images_per_iteration: int
-    refit: bool = False
-    seed: int = 0
+    num_per_class: int  # synthetic features of each unseen class
+    iterations: int  # of L-BFGS
+    weight_decay: float  # of the classifier, as in training
+    images_per_iteration: int  # images behind one iteration of the training, to weigh real against synthetic features
+    refit: bool = False  # fit all rows, not only the new ones
+    seed: int = 0  # of the synthetic features
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, refit: bool) -> "ExtensionOptions":
@@ -106,29 +85,16 @@ class ExtensionOptions:
 
 @dataclass(frozen=True)
 class ExtensionReport:
-    """What adding classes did; ``str()`` is a table.
+    """What adding classes did; ``str()`` is a table."""
 
-    Attributes:
-        names: the new classes.
-        nearest: new class -> known classes of most similar embedding, with the cosine.
-        seconds: wall-clock time.
-        old_class_max_change: largest change of an old logit, no-object included, on up to 1000 stored features.
-        before: false alarms and misses of the old unseen classes; None where nothing was fitted.
-        after: those of the new classes.
-        shift: added to the logits of all new classes to balance them; 0 with ``refit``.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # the new classes
+    # New class -> known classes of most similar embedding, with the cosine.
     nearest: Mapping[str, list[tuple[str, float]]]
-    seconds: float
-    old_class_max_change: float
-    before: Balance | None = None
-    after: Balance | None = None
-    shift: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+    seconds: float  # wall-clock time
+    old_class_max_change: float  # largest change of an old logit, no-object included, on up to 1000 stored features
+    before: Balance | None = None  # false alarms and misses of the old unseen classes; None where nothing was fitted
+    after: Balance | None = None  # those of the new classes
+    shift: float = 0.0  # added to the logits of all new classes to balance them; 0 with ``refit``
 
     def __str__(self) -> str:
         rows = [

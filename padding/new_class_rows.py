@@ -17,20 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "Balance",
-    "GroupScores",
-    "Rows",
-    "WeightedFeatures",
-    "balance",
-    "balancing_shift",
-    "fit_added_rows",
-    "largest_logit_change",
-    "refit_all_rows",
-    "score_group",
-    "with_added_rows",
-]
-
 # A shift of more than this many nats says that the synthetic features are no use, which no shift repairs.
 MAX_SHIFT = 6.0
 _BISECTIONS = 40
@@ -60,15 +46,11 @@ class WeightedFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class Balance:
-    """How a group of unseen classes does against its rivals, the seen classes and no-object.
+    """How a group of unseen classes does against its rivals, the seen classes and no-object."""
 
-    Attributes:
-        false_alarm: probability that a real feature is given to a class of the group, mean over features and classes.
-        miss: probability that a synthetic feature of the group is given to a rival, mean over features.
-    """
-
+    # Probability that a real feature is given to a class of the group, mean over features and classes.
     false_alarm: float
-    miss: float
+    miss: float  # probability that a synthetic feature of the group is given to a rival, mean over features
 
     @property
     def log_ratio(self) -> float:

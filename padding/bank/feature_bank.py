@@ -27,20 +27,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from padding.data.files import replacing, write_json
+from padding.data.streams import epoch_order
 from padding.engine.random_state import preserved_random_state
 from padding.errors import ConfigError, DataError, check_choice
-
-__all__ = [
-    "RELEASE_BYTES",
-    "BankSpec",
-    "FeatureBank",
-    "FeatureBatch",
-    "FeatureStream",
-    "build_feature_bank",
-    "concatenate",
-    "gather_features",
-    "weights_digest",
-]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -92,29 +81,18 @@ def weights_digest(modules: Sequence[nn.Module]) -> str:
 
 @dataclass(frozen=True)
 class BankSpec:
-    """What a bank holds.
+    """What a bank holds."""
 
-    Attributes:
-        num_images: size N of the training set.
-        num_classes: K of the label space.
-        views: passes over the set, each with its own augmentation.
-        no_object_per_image: unmatched queries kept of an image; 0 keeps all.
-        images_per_shard: images in one file.
-        batch_size: images extracted at once.
-        dtype: ``float16`` or ``float32`` on disk.
-        seed: of the choice of unmatched queries and of the matching.
-        origin: what else the features depend on (digest of the segmentor, data set, classes, configuration); plain
-            values, compared when the bank is opened.
-    """
-
-    num_images: int
-    num_classes: int
-    views: int
-    no_object_per_image: int
-    images_per_shard: int
-    batch_size: int
-    dtype: str
-    seed: int
+    num_images: int  # size N of the training set
+    num_classes: int  # K of the label space
+    views: int  # passes over the set, each with its own augmentation
+    no_object_per_image: int  # unmatched queries kept of an image; 0 keeps all
+    images_per_shard: int  # images in one file
+    batch_size: int  # images extracted at once
+    dtype: str  # ``float16`` or ``float32`` on disk
+    seed: int  # of the choice of unmatched queries and of the matching
+    # What else the features depend on (digest of the segmentor, data set, classes, configuration); plain values,
+    # compared when the bank is opened.
     origin: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -137,27 +115,19 @@ class BankSpec:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the content depends on, JSON values only."""
-        return {
-            "format": FORMAT_VERSION,
-            "num_images": self.num_images,
-            "num_classes": self.num_classes,
-            "views": self.views,
-            "no_object_per_image": self.no_object_per_image,
-            "images_per_shard": self.images_per_shard,
-            "dtype": self.dtype,
-            "seed": self.seed,
-            **self.origin,
-        }
+        fields = {name: value for name, value in vars(self).items() if name not in ("batch_size", "origin")}
+        return {"format": FORMAT_VERSION, **fields, **self.origin}
 
 
 def _shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard_{shard:05d}.safetensors"
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings by their full names, such as "A.B"."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -176,7 +146,7 @@ def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
         found, complete = manifest["fingerprint"], bool(manifest["complete"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no manifest of a feature bank ({error}); delete the folder {folder}.") from error
-    found, expected = dict(_flat(found)), dict(_flat(expected))
+    found, expected = dict(flattened(found)), dict(flattened(expected))
     wrong = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
     if wrong:
         listed = "; ".join(f"{key}: {found.get(key)!r} there, {expected.get(key)!r} wanted" for key in wrong)
@@ -187,21 +157,16 @@ def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
     return complete
 
 
-def build_feature_bank(
-    folder: str | Path,
-    spec: BankSpec,
-    extract: Callable[[list[dict[str, Any]]], FeatureBatch],
-    open_stream: Callable[[int, int], Iterator[list[dict[str, Any]]]],
-) -> "FeatureBank":
+# Samples of n images -> the embeddings of n * Q queries, image by image.
+Extract = Callable[[list[dict[str, Any]]], FeatureBatch]
+# (start, batch size) -> batches of the training stream from that position on, whatever the rank.
+OpenStream = Callable[[int, int], Iterator[list[dict[str, Any]]]]
+
+
+def build_feature_bank(folder: str | Path, spec: BankSpec, extract: Extract, open_stream: OpenStream) -> "FeatureBank":
     """Write what is missing of a bank and open it. Shards are shared out over the ranks; collective.
 
     A stopped run goes on with the first missing shard, and each shard is the same whichever run writes it.
-
-    Args:
-        folder: made when missing.
-        spec: what the bank holds.
-        extract: samples of n images to the embeddings of n * Q queries, image by image.
-        open_stream: (start, batch size) to batches of the training stream from that position on, whatever the rank.
 
     Raises:
         ValueError: if the folder holds a stale bank.
@@ -224,22 +189,11 @@ def build_feature_bank(
     return FeatureBank(folder, spec)
 
 
-def _write_missing_shards(
-    folder: Path,
-    spec: BankSpec,
-    extract: Callable[[list[dict[str, Any]]], FeatureBatch],
-    open_stream: Callable[[int, int], Iterator[list[dict[str, Any]]]],
-) -> None:
+def _write_missing_shards(folder: Path, spec: BankSpec, extract: Extract, open_stream: OpenStream) -> None:
     mine = range(comm.get_rank(), spec.num_shards, comm.get_world_size())
     missing = [shard for shard in mine if not _shard_path(folder, shard).is_file()]
-    logging.getLogger(__name__).info(
-        "Extracting features of %d x %d images into %s: %d of %d shards to write on this rank",
-        spec.views,
-        spec.num_images,
-        folder,
-        len(missing),
-        len(mine),
-    )
+    message = "Extracting features of %d x %d images into %s: %d of %d shards to write on this rank"
+    logging.getLogger(__name__).info(message, spec.views, spec.num_images, folder, len(missing), len(mine))
     with tqdm(desc="features", unit="image", disable=not comm.is_main_process(), mininterval=5.0) as progress:
         for shard in missing:
             with preserved_random_state():
@@ -252,11 +206,7 @@ def _write_missing_shards(
 
 
 def _shard_content(
-    spec: BankSpec,
-    shard: int,
-    extract: Callable[[list[dict[str, Any]]], FeatureBatch],
-    open_stream: Callable[[int, int], Iterator[list[dict[str, Any]]]],
-    progress: tqdm,
+    spec: BankSpec, shard: int, extract: Extract, open_stream: OpenStream, progress: tqdm
 ) -> dict[str, npt.NDArray[Any]]:
     """Rows of the images [start, stop) as arrays, with the first row of each image in ``offsets``."""
     start = shard * spec.images_per_shard
@@ -392,7 +342,6 @@ class FeatureStream:
         self._images_per_batch = images_per_batch
         self._seed = seed
         self._position = 0
-        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         while True:
@@ -413,7 +362,4 @@ class FeatureStream:
 
     def _image_at(self, index: int, size: int) -> int:
         epoch, place = divmod(index, size)
-        # A permutation of each epoch from (seed, epoch) alone: any batch can be made without those before it.
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self._seed, epoch)).permutation(size))
-        return int(self._order[1][place])
+        return int(epoch_order(self._seed, epoch, size)[place])

@@ -7,16 +7,14 @@ differ, so that one bank serves a table of many rows.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from torch import nn
 
-from padding.bank.feature_bank import weights_digest
+from padding.bank.feature_bank import flattened, weights_digest
 from padding.data.class_split import ClassSplit
-
-__all__ = ["annotations_digest", "bank_origin", "relevant_configuration", "split_digest"]
 
 # Sub-trees of the configuration that a feature or the label of a query depends on ...
 _NODES = (
@@ -83,17 +81,9 @@ def relevant_configuration(cfg: CfgNode) -> dict[str, Any]:
         node: Any = cfg
         for word in path.split("."):
             node = node[word]
-        leaves |= dict(_leaves(node, path))
+        leaves |= dict(sorted(flattened({path: node})))
     kept = {key: value for key, value in leaves.items() if not key.startswith(_IRRELEVANT)}
     return json.loads(json.dumps(kept))
-
-
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, CfgNode):
-        yield path, node
-        return
-    for key in sorted(node):
-        yield from _leaves(node[key], f"{path}.{key}")
 
 
 def _digest(content: Any) -> str:

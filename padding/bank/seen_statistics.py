@@ -24,8 +24,6 @@ from padding.bank.feature_bank import MANIFEST, BankSpec, FeatureBank, FeatureBa
 from padding.data.files import replacing
 from padding.errors import ConfigError, DataError, MissingFileError
 
-__all__ = ["FILE_NAME", "SeenStatistics", "StatisticsHook", "open_bank", "statistics_of_bank"]
-
 FILE_NAME = "seen_statistics.safetensors"
 FORMAT_VERSION = 1
 # Images read from a bank at once.
@@ -121,21 +119,15 @@ class SeenStatistics:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only."""
         embeddings, labels, keys = self._thin_out()
+        named = {name: getattr(self, name) for name in ("names", "origin", "num_images")}
+        description = {"format": FORMAT_VERSION, **named, "seed": self._seed}
         return {
             "embeddings": embeddings,
             "labels": labels,
             "keys": keys,
             "totals": self._totals,
             "capacity": self._capacity,
-            "description": json.dumps(
-                {
-                    "format": FORMAT_VERSION,
-                    "names": self.names,
-                    "origin": self.origin,
-                    "num_images": self.num_images,
-                    "seed": self._seed,
-                }
-            ),
+            "description": json.dumps(description),
         }
 
     @classmethod

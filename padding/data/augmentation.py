@@ -22,24 +22,6 @@ from fvcore.transforms.transform import Transform, TransformList
 from padding.data.targets import LabelMap, transform_labels
 from padding.errors import ConfigError
 
-__all__ = [
-    "AugmentationPlan",
-    "BorderedRotation",
-    "LabeledCrop",
-    "RandomBorderedRotation",
-    "ResizeByFactor",
-    "View",
-    "color_jitter",
-    "large_scale_jitter",
-    "resize_and_crop",
-    "resize_for_test",
-    "resize_to",
-    "scale_and_crop",
-    "strong_colors",
-    "with_labeled_crops",
-    "with_rotation",
-]
-
 
 class View:
     """Image and labels under augmentation; offers what Detectron2's augmentations ask for.
@@ -73,16 +55,11 @@ class View:
 
 @dataclass(frozen=True)
 class AugmentationPlan:
-    """What happens to a sample between reading and padding.
+    """What happens to a sample between reading and padding."""
 
-    Attributes:
-        geometric: Detectron2 augmentations that move pixels, in order.
-        photometric: augmentations of the image alone, after the geometry.
-        output_size: (H, W) to which everything is padded; None: as large as the geometry leaves it.
-    """
-
-    geometric: tuple[Any, ...]
-    photometric: tuple[Any, ...] = ()
+    geometric: tuple[Any, ...]  # Detectron2 augmentations that move pixels, in order
+    photometric: tuple[Any, ...] = ()  # augmentations of the image alone, after the geometry
+    # (H, W) to which everything is padded; None: as large as the geometry leaves it.
     output_size: tuple[int, int] | None = None
 
     def __call__(self, view: View) -> None:
@@ -324,11 +301,8 @@ def with_rotation(
 ) -> AugmentationPlan:
     """The plan with a random rotation before its crop, or at its end if there is none.
 
-    Args:
-        plan: without rotation.
-        degrees: largest angle to either side.
-        image_border: value of each channel where the rotated image does not reach, usually the mean pixel.
-        label_border: label there, usually the one that is ignored; never a class.
+    ``degrees`` is the largest angle to either side. Where the rotated image does not reach, channels have
+    ``image_border``, usually the mean pixel, and labels ``label_border``, usually the ignored one; never a class.
     """
     rotation = RandomBorderedRotation(degrees, image_border=image_border, label_border=label_border)
     crops = [i for i, step in enumerate(plan.geometric) if isinstance(step, _CROPS)]

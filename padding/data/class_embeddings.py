@@ -31,17 +31,11 @@ _NEIGHBOURS = 3
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """A validated table.
+    """A validated table."""
 
-    Attributes:
-        names: K different class names.
-        embeddings: (K, E) float32, finite, no row all zero.
-        source: where the numbers come from; may be empty.
-    """
-
-    names: tuple[str, ...]
-    embeddings: FloatArray
-    source: str = ""
+    names: tuple[str, ...]  # K different class names
+    embeddings: FloatArray  # (K, E) float32, finite, no row all zero
+    source: str = ""  # where the numbers come from; may be empty
 
 
 def nearest_names(name: str, candidates: Sequence[str], count: int = 3) -> list[str]:

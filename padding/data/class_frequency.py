@@ -31,16 +31,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import check_label_range, translate_labels
 from padding.errors import ConfigError, DataError, MissingFileError
 
-__all__ = [
-    "OVER",
-    "ClassCounts",
-    "class_counts",
-    "class_weights",
-    "count_classes",
-    "fingerprint",
-    "inverse_log_weights",
-]
-
 logger = logging.getLogger(__name__)
 Entries = Sequence[Mapping[str, Any]]
 Over = Literal["labeled", "all"]
@@ -50,19 +40,12 @@ _OFFSET = 1.02  # above 1: an absent class would have an infinite weight
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Pixels of a data set.
+    """Pixels of a data set."""
 
-    Attributes:
-        names: of the K classes.
-        pixels: of each class.
-        void: pixels without a class.
-        images: images counted.
-    """
-
-    names: tuple[str, ...]
-    pixels: tuple[int, ...]
-    void: int
-    images: int
+    names: tuple[str, ...]  # of the K classes
+    pixels: tuple[int, ...]  # of each class
+    void: int  # pixels without a class
+    images: int  # images counted
 
     def shares(self, over: Over = "labeled") -> npt.NDArray[np.float64]:
         """Share of each class (K,) among the labeled pixels, or among all pixels, void included.
@@ -111,10 +94,8 @@ def class_counts(source: str | CfgNode, *, cache: str | Path | None) -> ClassCou
 
     A cache is stale, and is replaced, if the set, its classes or any label file has changed (by name, size or time of
     change). It is written complete or not at all. With several processes one counts for all of them: call it in each.
-
-    Args:
-        source: see ``class_weights``.
-        cache: JSON file, by convention ``class_frequency.json`` in OUTPUT_DIR; None: count every time.
+    By convention the cache is ``class_frequency.json`` in OUTPUT_DIR; None: count every time. For the source see
+    ``class_weights``.
 
     Raises:
         ValueError: unknown set, or labels that are no class.

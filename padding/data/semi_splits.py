@@ -18,36 +18,24 @@ from padding.data.loaders.listed_images import read_id_list
 from padding.data.roots import splits_dir
 from padding.errors import ConfigError, DataError, MissingFileError
 
-__all__ = ["SemiSplit", "read_semi_split", "select_entries", "shipped_splits"]
-
 LISTS = ("labeled.txt", "unlabeled.txt")
 
 
 @dataclass(frozen=True)
 class SemiSplit:
-    """Ids of the labeled and of the unlabeled images.
+    """Ids of the labeled and of the unlabeled images."""
 
-    Attributes:
-        name: as the key DATASETS.SPLIT has it.
-        labeled: unique ids.
-        unlabeled: unique ids, none of them labeled.
-        digest: first 16 digits of the SHA-256 of both lists, to be quoted beside a result.
-    """
-
-    name: str
-    labeled: tuple[str, ...]
-    unlabeled: tuple[str, ...]
-    digest: str
+    name: str  # as the key DATASETS.SPLIT has it
+    labeled: tuple[str, ...]  # unique ids
+    unlabeled: tuple[str, ...]  # unique ids, none of them labeled
+    digest: str  # first 16 digits of the SHA-256 of both lists, to be quoted beside a result
 
     def __str__(self) -> str:
         return f"{self.name}: {len(self.labeled)} labeled, {len(self.unlabeled)} unlabeled, lists {self.digest}"
 
 
 def read_semi_split(name: str) -> SemiSplit:
-    """Read a shipped split by its name, or the lists of any folder.
-
-    Args:
-        name: "voc/cps_blender/1_8", or the path of a folder with both lists.
+    """Read a shipped split by its name, such as "voc/cps_blender/1_8", or both lists of any folder by its path.
 
     Raises:
         MissingFileError: no such split; names the shipped ones of the same data.

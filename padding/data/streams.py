@@ -27,8 +27,6 @@ from torch.utils.data import DataLoader, Dataset
 from padding.data.mappers import build_mapper
 from padding.errors import CheckpointError, ConfigError, DataError, EmptyDataError
 
-__all__ = ["PairedStream", "TrainStream", "build_eval_loader", "derived_seed", "load_training_entries", "seeded"]
-
 logger = logging.getLogger(__name__)
 
 MapperFn = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -59,6 +57,12 @@ def derived_seed(seed: int, which: int) -> int:
     return int(np.random.SeedSequence((seed, which)).generate_state(1)[0])
 
 
+@lru_cache(maxsize=6)  # two epochs of each of three streams
+def epoch_order(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:
+    """The shuffled indices (size,) of one pass over a data set."""
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
 class _SampleAtPosition(Dataset[dict[str, Any]]):
     """The mapped sample at every position >= 0 of an endless sequence of shuffled epochs."""
 
@@ -67,18 +71,6 @@ class _SampleAtPosition(Dataset[dict[str, Any]]):
         self.mapper = mapper
         self.seed = seed
         self.avoided = avoided
-        self.permutation = lru_cache(maxsize=2)(self._permutation)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Where workers are spawned the data set travels by pickle, which the cache cannot.
-        return {key: value for key, value in vars(self).items() if key != "permutation"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.permutation = lru_cache(maxsize=2)(self._permutation)
-
-    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
 
     def entry_index(self, position: int, attempt: int) -> int:
         """Entry for a position; attempts after the first draw another one, since the first may never be usable."""
@@ -93,7 +85,7 @@ class _SampleAtPosition(Dataset[dict[str, Any]]):
         if attempt:
             return int(np.random.default_rng((self.seed, position, attempt)).integers(len(self.dataset)))
         epoch, place = divmod(position, len(self.dataset))
-        return int(self.permutation(epoch)[place])
+        return int(epoch_order(self.seed, epoch, len(self.dataset))[place])
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         for attempt in range(_MAX_ATTEMPTS):
@@ -212,7 +204,7 @@ class TrainStream:
             self._samples,
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self._num_workers,
-            collate_fn=_as_list,
+            collate_fn=list,
             worker_init_fn=_init_worker,
             # Without its own generator the loader draws a seed from the global one.
             generator=torch.Generator(),
@@ -300,10 +292,6 @@ class PairedStream:
                 stream.load_state_dict(saved[name])
 
 
-def _as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return samples
-
-
 def _init_worker(worker_id: int) -> None:
     del worker_id
     cv2.setNumThreads(0)  # one process per core is the parallelism; OpenCV's thread pool does not survive a fork
@@ -312,9 +300,8 @@ def _init_worker(worker_id: int) -> None:
 def load_training_entries(names: Sequence[str], *, filter_empty: bool) -> list[dict[str, Any]]:
     """Entries of some registered data sets, one after the other.
 
-    Args:
-        names: registered data sets, all with the same classes in the same order.
-        filter_empty: drop images without a segment or object that could be a target (entries with neither are kept).
+    All have the same classes in the same order. ``filter_empty`` drops images without a segment or object that could be
+    a target (entries with neither are kept).
 
     Raises:
         ConfigError: nothing is left, or the label spaces differ.

@@ -12,11 +12,9 @@ import torch
 from detectron2.data.catalog import Metadata
 
 from padding.engine.random_state import preserved_random_state
-
-__all__ = ["SheetRow", "draw_contact_sheet", "draw_panoptic"]
+from padding.engine.saliency_picture import GAP_PX, beside
 
 HEADER_PX = 34
-GAP_PX = 8
 
 
 class SheetRow(NamedTuple):
@@ -70,14 +68,6 @@ def _header(titles: Sequence[str], width: int, panels: int) -> npt.NDArray[np.ui
     return strip
 
 
-def _joined(parts: Sequence[npt.NDArray[np.uint8]], axis: int) -> npt.NDArray[np.uint8]:
-    """Concatenate along an axis with white gaps between the parts."""
-    shape = list(parts[0].shape)
-    shape[axis] = GAP_PX
-    gap = np.full(shape, 255, np.uint8)
-    return np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=axis)
-
-
 def draw_contact_sheet(
     path: str | Path,
     rows: Sequence[SheetRow],
@@ -107,9 +97,9 @@ def draw_contact_sheet(
         size = (round(row.image.shape[1] * scale), round(row.image.shape[0] * scale))
         plain = np.asarray(cv2.resize(row.image, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
         drawn = (draw_panoptic(row.image, *part, metadata, scale=scale) for part in (row.truth, row.prediction))
-        cells.append(_joined([plain, *drawn], axis=1))
-    lines = [_joined(cells[i : i + panels], axis=1) for i in range(0, len(cells), panels)]
-    sheet = np.concatenate([_header(titles, size[0], panels), _joined(lines, axis=0)])
+        cells.append(beside(plain, *drawn))
+    lines = [beside(*cells[i : i + panels]) for i in range(0, len(cells), panels)]
+    sheet = np.concatenate([_header(titles, size[0], panels), beside(*lines, axis=0)])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), sheet[:, :, ::-1]):

@@ -19,19 +19,6 @@ from matplotlib.patches import Patch
 from padding.data.class_split import ClassSplit
 from padding.data.files import save_figure
 
-__all__ = [
-    "TITLE_SIZE",
-    "Image",
-    "Labels",
-    "Titled",
-    "classes_in",
-    "draw_rows",
-    "labels_on_white",
-    "labels_over_image",
-    "new_figure",
-]
-
-DPI = 150
 PANEL_INCHES = 1.75  # width of a picture
 TITLE_LINE_INCHES = 0.12
 TITLE_SIZE = 7.0

@@ -18,31 +18,26 @@ from padding.engine.label_map import scored_labels
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import ConfigError, MethodError
 
-__all__ = ["UNSEEN_MARK", "Predictor", "display_metadata"]
-
 UNSEEN_MARK = "*"
 
 
 def display_metadata(dataset_name: str, split: ClassSplit | None = None) -> Metadata:
     """Copy what the visualizer needs from a data set's metadata; names of unseen classes end with ``*``.
 
-    Args:
-        dataset_name: registered data set.
-        split: label space to show instead of the data set's, for a model that knows further classes.
+    ``split`` is shown instead of the data set's label space, for a model that knows further classes.
 
     Raises:
         ConfigError: if the data set is not registered with class names.
     """
+    shown = Metadata(name=f"{dataset_name} (display)")
     if split is not None:
-        return _display_split(dataset_name, split)
+        marked, colors = _marked(split.names, split), list(split.colors)
+        return shown.set(thing_classes=marked, stuff_classes=marked, thing_colors=colors, stuff_colors=colors)
     source = MetadataCatalog.get(dataset_name)
     names = source.get("stuff_classes") or source.get("thing_classes")
     if not names:
         raise ConfigError(f"data set {dataset_name!r} (DATASETS.TEST) is not registered; its class names are needed")
-    split = source.get("class_split")
-    unseen = split.unseen_names if split is not None else frozenset()
-    marked = [f"{name}{UNSEEN_MARK}" if name in unseen else name for name in names]
-    shown = Metadata(name=f"{dataset_name} (display)")
+    marked = _marked(names, source.get("class_split"))
     shown.set(thing_classes=marked, stuff_classes=marked)
     for key in ("thing_colors", "stuff_colors"):
         if source.get(key):
@@ -50,11 +45,9 @@ def display_metadata(dataset_name: str, split: ClassSplit | None = None) -> Meta
     return shown
 
 
-def _display_split(name: str, split: ClassSplit) -> Metadata:
-    marked = [f"{name}{UNSEEN_MARK}" if name in split.unseen_names else name for name in split.names]
-    colors = list(split.colors)
-    shown = Metadata(name=f"{name} (display)")
-    return shown.set(thing_classes=marked, stuff_classes=marked, thing_colors=colors, stuff_colors=colors)
+def _marked(names: Sequence[str], split: ClassSplit | None) -> list[str]:
+    unseen = split.unseen_names if split is not None else frozenset()
+    return [f"{name}{UNSEEN_MARK}" if name in unseen else name for name in names]
 
 
 class Predictor:
@@ -131,13 +124,8 @@ class Predictor:
     def add_classes(self, names: Sequence[str], embeddings: Any = None, **options: Any) -> Any:
         """Teach the model new classes by their names, without images; see ``padding.extension.add_classes_to``.
 
-        Args:
-            names: new class names.
-            embeddings: npz table or (A, E) array; None: the table of the configuration.
-            options: ``stuff``, ``statistics``, ``refit``.
-
-        Returns:
-            A report; ``str()`` is a table.
+        ``embeddings`` are an npz table or an (A, E) array; None: the table of the configuration. ``options``:
+        ``stuff``, ``statistics``, ``refit``. ``str()`` of the report is a table.
 
         Raises:
             TypeError: if the model cannot learn from names.
@@ -159,13 +147,9 @@ class Predictor:
     ) -> npt.NDArray[np.uint8]:
         """Draw a prediction over its image: the panoptic map if there is one, else instances, else semantic labels.
 
-        Args:
-            image: (h, w, 3) uint8, RGB.
-            prediction: what calling the predictor returned.
-            confidence: least score of a drawn instance; panoptic segments are filtered by the model's own threshold.
-
-        Returns:
-            (h, w, 3) uint8, RGB.
+        Image and picture are (h, w, 3) uint8, RGB; the prediction is what calling the predictor returned.
+        ``confidence`` is the least score of a drawn instance; panoptic segments are filtered by the model's own
+        threshold.
         """
         from detectron2.utils.visualizer import Visualizer
 

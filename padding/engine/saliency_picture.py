@@ -5,8 +5,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["COLORS", "GAP_PX", "beside", "draw_saliency"]
-
 GAP_PX = 8
 COLORS = "inferno"  # as bright as it is salient, so that it reads in grey as well
 
@@ -38,7 +36,9 @@ def draw_saliency(
     return np.asarray(np.rint(alpha * heat + (1 - alpha) * image), dtype=np.uint8)
 
 
-def beside(left: npt.NDArray[np.uint8], right: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Two pictures of equal height, with a white gap between them: (h, w1 + GAP_PX + w2, 3) uint8."""
-    gap = np.full((len(left), GAP_PX, 3), 255, dtype=np.uint8)
-    return np.concatenate([left, gap, right], axis=1)
+def beside(*pictures: npt.NDArray[np.uint8], axis: int = 1) -> npt.NDArray[np.uint8]:
+    """Pictures (h, w, 3) uint8 of equal height in a row, or of equal width in a column (axis 0), with white gaps."""
+    shape = list(pictures[0].shape)
+    shape[axis] = GAP_PX
+    gap = np.full(shape, 255, np.uint8)
+    return np.concatenate([piece for picture in pictures for piece in (picture, gap)][:-1], axis=axis)

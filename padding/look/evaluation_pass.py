@@ -19,8 +19,6 @@ from padding.modeling.maskformer import MaskFormer
 from padding.study.curve import GroundTruth, Postprocess, RawPrediction
 from padding.study.seen_bias import raw_predictions
 
-__all__ = ["Observation", "match_queries", "observed_predictions"]
-
 
 def match_queries(masks: Tensor, truth: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Pair queries and true segments by their masks alone, at most one to one.

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of a zero-shot model: t-SNE, primitives, PQ by class, who stole whose segments. Arrays in, one PNG out.
 
-Colours mean the same everywhere: blue is seen, orange is unseen. Drawn by matplotlib's Agg without pyplot: no window
-system, no global state.
+Colours mean the same everywhere: blue is seen, orange is unseen.
 """
 
 import colorsys
@@ -13,20 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from padding.data.files import save_figure
+from padding.engine.picture_rows import new_figure
 from padding.evaluation.grouping import ClassGroups, group_means
 from padding.evaluation.panoptic_confusion import PanopticConfusion
 from padding.evaluation.panoptic_quality import PanopticScores
 
-__all__ = ["draw_class_bars", "draw_confusion", "draw_embedding_map", "draw_primitives"]
-
 SEEN_COLOR, UNSEEN_COLOR, ABSENT_COLOR = "#4c78a8", "#e8702a", "#bbbbbb"
-DPI = 150
 # Room for one class name on an axis, in inches; figures grow with the number of classes.
 ROW_INCHES = 0.17
 LABEL_SIZE = 7.0
@@ -34,12 +29,6 @@ LABEL_SIZE = 7.0
 LEAST_SHARE_WRITTEN = 0.05
 # Brightness of a synthetic feature against the real ones of its class.
 DARKER = 0.5
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _name_axis(axes: Axes, which: str, names: Sequence[str], colors: Sequence[str]) -> None:
@@ -78,7 +67,7 @@ def draw_class_bars(path: str | Path, scores: PanopticScores, groups: ClassGroup
     means = group_means(percent, scores.present, groups.seen_ids, groups.unseen_ids)
     blocks = [sorted(ids, key=lambda i: -percent[i]) for ids in (groups.seen_ids, groups.unseen_ids)]
     order = [*blocks[0], *blocks[1]]
-    figure = _figure(6.5, max(2.5, 1.0 + ROW_INCHES * len(order)))
+    figure = new_figure(6.5, max(2.5, 1.0 + ROW_INCHES * len(order)))
     axes = figure.add_subplot()
     colors = _group_colors(groups, order)
     axes.barh(range(len(order)), percent[order], color=colors, height=0.75)
@@ -96,7 +85,7 @@ def draw_class_bars(path: str | Path, scores: PanopticScores, groups: ClassGroup
     axes.set_title(f"mean PQ: seen {means.seen:.1f}, unseen {means.unseen:.1f} (dashed), HM {means.hm:.1f}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     _group_legend(axes, loc="lower right")
-    save_figure(figure, path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def draw_confusion(path: str | Path, confusion: PanopticConfusion, groups: ClassGroups) -> None:
@@ -115,7 +104,7 @@ def draw_confusion(path: str | Path, confusion: PanopticConfusion, groups: Class
     columns = [*(confusion.matrix[:, i] for i in order), confusion.missed]
     share = np.stack(columns, axis=1)[order] / np.maximum(total[order], 1)[:, None]
     side = ROW_INCHES * len(order)
-    figure = _figure(side + 2.8, side + 2.0)
+    figure = new_figure(side + 2.8, side + 2.0)
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     for row, column in zip(*np.nonzero(share >= LEAST_SHARE_WRITTEN), strict=True):
@@ -134,7 +123,7 @@ def draw_confusion(path: str | Path, confusion: PanopticConfusion, groups: Class
     axes.set(xlabel="class of the predicted segment with IoU > 0.5", ylabel="true class (segments)")
     figure.colorbar(image, ax=axes, label="share of the true segments", shrink=0.5, pad=0.01)
     figure.suptitle("Which class stole the segment (blue names seen, orange unseen; % of the row)", fontsize=9)
-    save_figure(figure, path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def draw_primitives(
@@ -150,7 +139,7 @@ def draw_primitives(
     """
     order = [*groups.seen_ids, *groups.unseen_ids]
     width = max(0.075 * len(primitives[0]), 2.0)
-    figure = _figure(1.6 + (width + 0.5) * len(weights), 1.6 + 0.145 * len(order))
+    figure = new_figure(1.6 + (width + 0.5) * len(weights), 1.6 + 0.145 * len(order))
     panels = figure.subplots(1, len(weights), sharey=True, squeeze=False)[0]
     shown = [100 * layer[order][:, list(chosen)] for layer, chosen in zip(weights, primitives, strict=True)]
     top = max(float(np.percentile(part, 99.5)) for part in shown)
@@ -171,7 +160,7 @@ def draw_primitives(
         f"{100 / total:.2g} %)",
         fontsize=9,
     )
-    save_figure(figure, path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def draw_embedding_map(
@@ -190,7 +179,7 @@ def draw_embedding_map(
         synthetic: (n,) bool.
         groups: the classes.
     """
-    figure = _figure(9.5, 5.6)
+    figure = new_figure(9.5, 5.6)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     blocks = (("seen", groups.seen_ids, SEEN_COLOR), ("unseen", groups.unseen_ids, UNSEEN_COLOR))
     for axes, (title, class_ids, title_color) in zip(panels, blocks, strict=True):
@@ -210,4 +199,4 @@ def draw_embedding_map(
         axes.set(xticks=[], yticks=[])
     kinds = "dots real, crosses synthetic" if synthetic.any() else "real features only: this method generates none"
     figure.suptitle(f"t-SNE of query embeddings ({kinds}; grey: the other classes)", fontsize=10)
-    save_figure(figure, path, dpi=DPI)
+    save_figure(figure, path)

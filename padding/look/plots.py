@@ -39,8 +39,6 @@ from padding.study.curve import GAMMAS, draw_curve, sweep_results
 from padding.study.panoptic_sweep import Setting, sweep_settings
 from padding.study.seen_bias import QUERY_MODELS, limited_to_data, postprocess_with_bias
 
-__all__ = ["FIGURES", "draw_figures", "embed_in_plane"]
-
 FIGURES = ("tsne", "primitives", "curve", "pq", "confusion")
 # Enough to see a cluster, few enough for t-SNE in seconds.
 FEATURES_PER_CLASS = 40

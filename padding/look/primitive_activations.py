@@ -15,8 +15,6 @@ from torch.utils.hooks import RemovableHandle
 from padding.generator import PrimitivePaper, PrimitiveTransformer
 from padding.meta_arch import PADing
 
-__all__ = ["characteristic_primitives", "primitive_activations"]
-
 
 @torch.no_grad()
 def primitive_activations(model: PADing, *, samples: int) -> Tensor:

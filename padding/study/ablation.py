@@ -47,17 +47,6 @@ from padding.study.curve import GAMMAS
 from padding.study.seen_bias import sweep_summary
 from padding.study.table_rows import AblationRuns, Row, mean_and_spread, read_row, run_once, spread_text, sweep_table
 
-__all__ = [
-    "METHODS_OF_TABLE_1",
-    "TABLES",
-    "choose_rows",
-    "parse_study",
-    "prepare",
-    "rows_of_table",
-    "run_table",
-    "study_parser",
-]
-
 ROWS = Path(__file__).parents[2] / "configs" / "ablations" / "padding" / "_base_"
 TABLES = ("1", "2", "3", "bank")
 METHODS_OF_TABLE_1 = {

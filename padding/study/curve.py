@@ -20,22 +20,6 @@ from torch import Tensor
 from padding.data.files import save_figure
 from padding.evaluation.grouping import ClassGroups, group_means, harmonic_mean
 
-__all__ = [
-    "GAMMAS",
-    "AccumulatedSweep",
-    "BestHarmonicMean",
-    "ClassScores",
-    "RawPrediction",
-    "SeenUnseenCurve",
-    "Sweep",
-    "area_under_curve",
-    "best_harmonic_mean",
-    "draw_curve",
-    "half_of_images",
-    "seen_unseen_curve",
-    "sweep_results",
-]
-
 # Stands for infinity: exp(-GAMMA_END + any logit) is exactly 0 in float32, while a true infinity would give NaN in the
 # softmax of a query whose logits are all infinite.
 GAMMA_END = 1000.0
@@ -195,10 +179,8 @@ def best_harmonic_mean(half_a: SeenUnseenCurve, half_b: SeenUnseenCurve) -> Best
     """
     if half_a.gammas != half_b.gammas:
         raise ValueError("the two halves were swept over different gammas; sweep both over the same")
-    known = [
-        (hm, -abs(gamma), i) for i, (hm, gamma) in enumerate(zip(half_a.harmonic_means, half_a.gammas, strict=True))
-    ]
-    known = [entry for entry in known if not math.isnan(entry[0])]
+    points = enumerate(zip(half_a.harmonic_means, half_a.gammas, strict=True))
+    known = [(hm, -abs(gamma), i) for i, (hm, gamma) in points if not math.isnan(hm)]
     if not known:
         return BestHarmonicMean(*([float("nan")] * 5))
     hm_a, _, index = max(known)
@@ -245,11 +227,9 @@ def draw_curve(path: str | Path, curves: Mapping[str, Sequence[tuple[float, floa
         curves: label -> (seen, unseen) points in percent, ascending in gamma.
         quantity: name on the axes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from padding.engine.picture_rows import new_figure  # pulls matplotlib in
 
-    figure = Figure(figsize=(5.5, 4.5), layout="constrained")  # without pyplot: no window system, no global state
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.5, 4.5)
     axes = figure.add_subplot()
     points = [point for line in curves.values() for point in line]
     limits = [1.05 * max([1.0, *(p[axis] for p in points if math.isfinite(p[axis]))]) for axis in (0, 1)]
@@ -267,8 +247,6 @@ def draw_curve(path: str | Path, curves: Mapping[str, Sequence[tuple[float, floa
 
 
 def _area_label(seen: Sequence[float], unseen: Sequence[float]) -> str:
-    return (
-        f"AUSUC {area_under_curve(seen, unseen):.3f}"
-        if len(seen) > 1
-        else f"HM {harmonic_mean(seen[0], unseen[0]):.1f}"
-    )
+    if len(seen) > 1:
+        return f"AUSUC {area_under_curve(seen, unseen):.3f}"
+    return f"HM {harmonic_mean(seen[0], unseen[0]):.1f}"

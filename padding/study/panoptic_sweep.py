@@ -18,8 +18,6 @@ from padding.evaluation.panoptic_quality import PanopticQuality, segment_columns
 from padding.modeling.inference import apply_seen_bias, assign_segments
 from padding.study.curve import AccumulatedSweep, GroundTruth, RawPrediction, half_of_images
 
-__all__ = ["Setting", "sweep_settings"]
-
 _MASK_PROBABILITY = 0.5
 
 

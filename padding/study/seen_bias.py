@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -39,21 +39,7 @@ from padding.modeling.postprocessing import predict_image
 from padding.study.curve import GAMMAS, Postprocess, RawPrediction, Sweep, draw_curve
 from padding.study.curve import sweep_results as results_of
 from padding.study.panoptic_sweep import Setting, sweep_settings
-from padding.study.task_sweeps import Detect, QueryMasks, sweep_instances, sweep_semantic
-
-__all__ = [
-    "QUANTITIES",
-    "QUERY_MODELS",
-    "QueryPrediction",
-    "SegmentorOutput",
-    "limited_to_data",
-    "postprocess_with_bias",
-    "query_predictions",
-    "raw_predictions",
-    "segmentor_outputs",
-    "sweep_model",
-    "sweep_summary",
-]
+from padding.study.task_sweeps import Detect, InstanceSweep, QueryMasks, sweep_semantic
 
 # Meta-architectures with a class and a mask for each query.
 QUERY_MODELS = ("PADing", "MaskFormer")
@@ -65,6 +51,14 @@ QUANTITIES = {
 }
 
 
+class Sizes(TypedDict):
+    """(height, width) of the padded image, of the image in it, and of the original, as post-processing takes them."""
+
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class QueryPrediction:
     """What the network says of one image: class logits (Q, K+1), mask logits (Q, H', W') at its own resolution."""
@@ -72,15 +66,11 @@ class QueryPrediction:
     image_id: int | str
     class_logits: Tensor
     mask_logits: Tensor
-    padded_size: tuple[int, int]
-    image_size: tuple[int, int]
-    output_size: tuple[int, int]
+    sizes: Sizes
 
     def full_masks(self) -> Tensor:
         """(Q, h, w) mask logits at the original size."""
-        return resize_logits(
-            self.mask_logits, image_size=self.image_size, output_size=self.output_size, padded_size=self.padded_size
-        )
+        return resize_logits(self.mask_logits, **self.sizes)
 
     def as_raw(self) -> RawPrediction:
         """On the CPU, masks at the original size."""
@@ -90,29 +80,17 @@ class QueryPrediction:
 
 @dataclass(frozen=True)
 class SegmentorOutput:
-    """What the frozen part of the network says of one image; any classifier can be put on top.
-
-    Attributes:
-        outputs: of ``predict_queries``, a batch of one.
-    """
+    """What the frozen part of the network says of one image; any classifier can be put on top."""
 
     image_id: int | str
-    outputs: dict[str, Tensor]
-    padded_size: tuple[int, int]
-    image_size: tuple[int, int]
-    output_size: tuple[int, int]
+    outputs: dict[str, Tensor]  # of ``predict_queries``, a batch of one
+    sizes: Sizes
 
     @torch.no_grad()
     def classified(self, model: MaskFormer) -> QueryPrediction:
         """With the class logits of ``model``, whose segmentor must be the one of these outputs."""
-        return QueryPrediction(
-            image_id=self.image_id,
-            class_logits=model.class_logits(self.outputs)[0],
-            mask_logits=self.outputs["pred_masks"][0].float(),
-            padded_size=self.padded_size,
-            image_size=self.image_size,
-            output_size=self.output_size,
-        )
+        class_logits, mask_logits = model.class_logits(self.outputs)[0], self.outputs["pred_masks"][0].float()
+        return QueryPrediction(self.image_id, class_logits, mask_logits, self.sizes)
 
 
 @torch.no_grad()
@@ -123,13 +101,10 @@ def segmentor_outputs(model: MaskFormer, loader: Iterable[list[dict[str, Any]]])
         outputs = {name: value for name, value in model.predict_queries(images).items() if isinstance(value, Tensor)}
         height, width = images.tensor.shape[-2:]
         for i, (sample, size) in enumerate(zip(batch, images.image_sizes, strict=True)):
-            yield SegmentorOutput(
-                image_id=sample["image_id"],
-                outputs={name: value[i : i + 1] for name, value in outputs.items()},
-                padded_size=(height, width),
-                image_size=(size[0], size[1]),
-                output_size=(sample["height"], sample["width"]),
-            )
+            own = {name: value[i : i + 1] for name, value in outputs.items()}
+            output_size = (sample["height"], sample["width"])
+            sizes = Sizes(padded_size=(height, width), image_size=(size[0], size[1]), output_size=output_size)
+            yield SegmentorOutput(sample["image_id"], own, sizes)
 
 
 def query_predictions(model: MaskFormer, loader: Iterable[list[dict[str, Any]]]) -> Iterator[QueryPrediction]:
@@ -171,9 +146,7 @@ def label_map_with_bias(
             raw.mask_logits,
             options=options,
             thing_ids=model.thing_ids,
-            padded_size=raw.padded_size,
-            image_size=raw.image_size,
-            output_size=raw.output_size,
+            **raw.sizes,
         )
         return prediction["sem_seg"].max(dim=0).indices.cpu().numpy()
 
@@ -248,15 +221,12 @@ def _instances(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[fl
             # Boxes, codes and scores of masks do not depend on gamma: computed once, not for every gamma.
             masks, scores = binary_masks(raw.full_masks())
             shapes = mask_entries(masks.cpu(), truth.image(raw.image_id))
-            yield {
-                "image_id": raw.image_id,
-                "class_logits": raw.class_logits.cpu(),
-                "shapes": shapes,
-                "mask_scores": scores.cpu(),
-            }
+            logits = raw.class_logits.cpu()
+            yield QueryMasks(image_id=raw.image_id, class_logits=logits, shapes=shapes, mask_scores=scores.cpu())
 
     at = partial(detect_with_bias, model, truth.groups.seen_ids)
-    return sweep_instances(_with_progress(kept(), len(truth.image_ids)), at, truth, gammas), truth.groups
+    images = list(_with_progress(kept(), len(truth.image_ids)))
+    return InstanceSweep(tuple(gammas), at, truth, images), truth.groups
 
 
 def _with_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -286,10 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     name, main_result = next(iter(results.items()))
     points = [(point["seen"], point["unseen"]) for point in main_result["curve"]]
     draw_curve(folder / "seen_unseen_curve.png", {Path(args.config_file).stem: points}, name)
-    logging.getLogger("padding").info(
-        "%s: AUSUC %.4f, best harmonic mean %.2f (seen %.2f, unseen %.2f) at gamma %g; written to %s",
-        name,
-        *(main_result[key] for key in ("AUSUC", "best_hm", "best_hm_seen", "best_hm_unseen", "best_hm_gamma")),
-        folder,
-    )
+    message = "%s: AUSUC %.4f, best harmonic mean %.2f (seen %.2f, unseen %.2f) at gamma %g; written to %s"
+    numbers = [main_result[key] for key in ("AUSUC", "best_hm", "best_hm_seen", "best_hm_unseen", "best_hm_gamma")]
+    logging.getLogger("padding").info(message, name, *numbers, folder)
     return results

@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,24 +24,13 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
+from padding.bank.feature_bank import flattened
 from padding.config import add_padding_config
 from padding.data.files import write_json
 from padding.engine.commands import load_config, load_model, method_configs, parse, training_parser
 from padding.engine.setup import load_cfg, setup_cfg
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.modeling.maskformer import MaskFormer
-
-__all__ = [
-    "AblationRuns",
-    "Measure",
-    "Row",
-    "mean_and_spread",
-    "process_cpu_seconds",
-    "read_row",
-    "run_once",
-    "spread_text",
-    "sweep_table",
-]
 
 # Keys that act in evaluation only, or on nothing but the place and rhythm of a training.
 _NOT_TRAINING = (
@@ -52,34 +41,19 @@ Measure = Callable[[CfgNode, MaskFormer], dict[str, Any]]
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        label: its name in the table.
-        name: its name in folders.
-        options: KEY, VALUE, ... put behind the configuration.
-        trained: False if the segmentor is evaluated as it is.
-    """
-
-    label: str
-    name: str
-    options: tuple[str, ...] = ()
-    trained: bool = True
+    label: str  # its name in the table
+    name: str  # its name in folders
+    options: tuple[str, ...] = ()  # KEY, VALUE, ... put behind the configuration
+    trained: bool = True  # False if the segmentor is evaluated as it is
 
 
 def read_row(path: Path, label: str) -> Row:
     """Row of a YAML file without ``_BASE_``."""
-    leaves = dict(_leaves(yaml.safe_load(path.read_text())))
+    leaves = dict(flattened(yaml.safe_load(path.read_text())))
     options = tuple(str(word) for pair in leaves.items() for word in pair)
     return Row(label, path.stem, options, trained=leaves.get("MODEL.PADING.METHOD") != "supervised")
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
@@ -129,17 +103,11 @@ def _without_evaluation(trainer_class: type[Any]) -> type[Any]:
 
 @dataclass(frozen=True)
 class AblationRuns:
-    """Trainings and measurements of an ablation's rows, on top of one configuration.
+    """Trainings and measurements of an ablation's rows, on top of one configuration."""
 
-    Attributes:
-        config_file: YAML of the second stage.
-        options: KEY, VALUE, ... of the user, in every row; a row's own come later.
-        output: folder of trainings and results.
-    """
-
-    config_file: str
-    options: tuple[str, ...]
-    output: Path
+    config_file: str  # YAML of the second stage
+    options: tuple[str, ...]  # KEY, VALUE, ... of the user, in every row; a row's own come later
+    output: Path  # folder of trainings and results
 
     def configure(self, row: Row, seed: int, *more: str) -> CfgNode:
         """The configuration of one run."""
@@ -193,7 +161,7 @@ def _digest(cfg: CfgNode, *, everything: bool) -> str:
     """
     entries = {
         key: repr(value)
-        for key, value in _leaves(cfg)
+        for key, value in flattened(cfg)
         if key in _own_keys() and (everything or not key.startswith(_NOT_TRAINING))
     }
     entries.pop("OUTPUT_DIR", None)
@@ -207,7 +175,7 @@ def _digest(cfg: CfgNode, *, everything: bool) -> str:
 @functools.cache
 def _own_keys() -> frozenset[str]:
     """Keys that act on PADing; a new key of another method must not make finished trainings unknown."""
-    return frozenset(key for key, _ in _leaves(load_cfg("", [], (add_padding_config,))))
+    return frozenset(key for key, _ in flattened(load_cfg("", [], (add_padding_config,))))
 
 
 def _with_nan(value: Any) -> Any:

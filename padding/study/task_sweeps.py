@@ -19,8 +19,6 @@ from padding.evaluation.instance import DetectionScores, InstanceGroundTruth, de
 from padding.evaluation.semantic import SemanticGroundTruth
 from padding.study.curve import GAMMAS, AccumulatedSweep, half_of_images
 
-__all__ = ["ConfusionAccumulator", "InstanceSweep", "QueryMasks", "sweep_instances", "sweep_semantic"]
-
 Raw = TypeVar("Raw")
 # (class logits (Q, K+1)) -> class probabilities (N,), query indices (N,), class ids (N,) of the detections
 Detect = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -89,19 +87,12 @@ class QueryMasks(TypedDict):
 
 @dataclass
 class InstanceSweep:
-    """Detections of all gammas, evaluated when they are asked for.
+    """Detections of all gammas from cached predictions, each image once, evaluated when they are asked for."""
 
-    Attributes:
-        gammas: ascending.
-        detect_at: gamma -> function from class logits to detections; see ``Detect``.
-        truth: ground truth of the images.
-        images: what is kept of each image.
-    """
-
-    gammas: tuple[float, ...]
-    detect_at: Callable[[float], Detect]
-    truth: InstanceGroundTruth
-    images: list[QueryMasks]
+    gammas: tuple[float, ...]  # ascending
+    detect_at: Callable[[float], Detect]  # gamma, subtracted from the seen logits only -> ``Detect``
+    truth: InstanceGroundTruth  # ground truth of the images
+    images: list[QueryMasks]  # what is kept of each image
     _scores: dict[str, list[DetectionScores]] = field(default_factory=dict, init=False)
 
     @property
@@ -139,20 +130,3 @@ class InstanceSweep:
                     shape = image["shapes"][query]
                     entries.append({"image_id": image["image_id"], "category_id": category, "score": score, **shape})
         return entries
-
-
-def sweep_instances(
-    images: Iterable[QueryMasks],
-    detect_at: Callable[[float], Detect],
-    truth: InstanceGroundTruth,
-    gammas: Sequence[float] = GAMMAS,
-) -> InstanceSweep:
-    """Instance scores at every gamma, from cached predictions.
-
-    Args:
-        images: each image once.
-        detect_at: gamma -> detections of an image; subtracts gamma from the seen logits only.
-        truth: ground truth of the same images.
-        gammas: ascending.
-    """
-    return InstanceSweep(tuple(gammas), detect_at, truth, list(images))

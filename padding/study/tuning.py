@@ -40,8 +40,6 @@ from padding.study.panoptic_sweep import Setting, sweep_settings
 from padding.study.seen_bias import SegmentorOutput, segmentor_outputs
 from padding.study.table_rows import AblationRuns, Row, spread_text
 
-__all__ = ["THRESHOLDS", "TUNING_GAMMAS", "Choice", "HalfMeasures", "choose", "settings_of", "tune_and_report"]
-
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TUNING_GAMMAS = tuple(float(gamma) for gamma in range(-3, 11))
 _WEIGHT, _NUMBER = "MODEL.PADING.CLASSIFIER.UNSEEN_WEIGHT", "MODEL.PADING.CLASSIFIER.NUM_PER_CLASS"
@@ -53,19 +51,12 @@ _THRESHOLD = "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD"
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for a row on half A.
+    """What was chosen for a row on half A."""
 
-    Attributes:
-        options: KEY, VALUE, ... of its training.
-        threshold: probability from which a query is a segment.
-        gamma: the best one of ``TUNING_GAMMAS``; the report chooses its own for each run.
-        hm: harmonic mean of PQ on half A, percent.
-    """
-
-    options: tuple[str, ...]
-    threshold: float
-    gamma: float
-    hm: float
+    options: tuple[str, ...]  # KEY, VALUE, ... of its training
+    threshold: float  # probability from which a query is a segment
+    gamma: float  # the best one of ``TUNING_GAMMAS``; the report chooses its own for each run
+    hm: float  # harmonic mean of PQ on half A, percent
 
 
 def settings_of(row: Row) -> tuple[tuple[str, ...], ...]:
@@ -146,11 +137,7 @@ class HalfMeasures:
 
 
 def choose(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Choice:
-    """The setting, threshold and gamma with the best harmonic mean; of equal ones the first.
-
-    Args:
-        results: settings of the training -> what ``HalfMeasures.on_half_a`` returned.
-    """
+    """Setting, threshold and gamma of the best harmonic mean in results of ``on_half_a``; of equal ones the first."""
     known = [(options, point) for options, result in results.items() for point in result["points"]]
     options, best = max(known, key=lambda entry: entry[1]["hm"] if entry[1]["hm"] == entry[1]["hm"] else -1.0)
     return Choice(options, best["threshold"], best["gamma"], best["hm"])

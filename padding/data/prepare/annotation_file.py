@@ -7,7 +7,7 @@ Both appear by rename, complete or not at all: a killed preparation leaves the o
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -16,8 +16,6 @@ from padding.data.files import replacing, write_json
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["read_summary", "write_annotation_file", "write_summary"]
-
 Summary = TypeVar("Summary", bound="DataclassInstance")
 _COPIED_CHARS = 1 << 20
 
@@ -25,12 +23,8 @@ _COPIED_CHARS = 1 << 20
 def write_annotation_file(target: Path, write_entries: Callable[[TextIO], Mapping[str, Any]]) -> int:
     """Write a JSON whose array ``annotations`` need not fit into memory, and which stands behind all other keys.
 
-    Args:
-        target: JSON to write.
-        write_entries: writes the annotations as JSON texts, with ", " between them, and returns the other keys.
-
-    Returns:
-        Size of the file in bytes.
+    ``write_entries`` writes the annotations as JSON texts, with ", " between them, and returns the other keys. Returned
+    is the size of the file in bytes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile("w+", encoding="utf-8", dir=target.parent) as entries:
@@ -57,6 +51,18 @@ def read_summary(target: Path, kind: type[Summary]) -> Summary | None:
     except (OSError, ValueError, TypeError):
         return None
     return summary if target.is_file() else None
+
+
+def finished_summary(target: Path, now: Summary) -> Summary | None:
+    """The summary beside ``target`` of an earlier run on the same input, which its fields without a default describe.
+
+    ``target`` must have the size that the field ``target_bytes`` says.
+    """
+    earlier = read_summary(target, type(now))
+    if earlier is None or asdict(earlier)["target_bytes"] != target.stat().st_size:
+        return None
+    inputs = [entry.name for entry in fields(now) if entry.default is entry.default_factory is MISSING]
+    return earlier if all(getattr(earlier, name) == getattr(now, name) for name in inputs) else None
 
 
 def _summary_file(target: Path) -> Path:

@@ -13,8 +13,6 @@ from padding.data.roots import splits_dir
 from padding.data.sets.cityscapes import TRAIN_ID_NAME, cityscapes_label_map
 from padding.data.targets import translate_labels
 
-__all__ = ["cityscapes_label_pairs", "read_label_ids"]
-
 
 def read_label_ids(path: Path) -> npt.NDArray[np.uint8]:
     """(h, w) uint8 train ids, 0 to 18 and 255, of a ``..._gtFine_labelIds.png``.

@@ -17,18 +17,9 @@ from typing import Any, Literal, TextIO
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
-from padding.data.prepare.annotation_file import read_summary, write_annotation_file, write_summary
-from padding.data.prepare.json_stream import JsonStreamError, stream_json
+from padding.data.prepare.annotation_file import finished_summary, write_annotation_file, write_summary
+from padding.data.prepare.json_stream import stream_json
 from padding.errors import PreparationError
-
-__all__ = [
-    "FULL_TRAIN_IMAGES",
-    "KINDS",
-    "PUBLISHED_TRAIN_IMAGES",
-    "InstanceSummary",
-    "audit_instances",
-    "filter_instances",
-]
 
 Kind = Literal["train", "gzsi", "unseen"]
 KINDS: tuple[Kind, ...] = ("train", "gzsi", "unseen")
@@ -42,36 +33,22 @@ _BAR: dict[str, Any] = {"unit": "entries", "mininterval": 1.0, "dynamic_ncols": 
 
 @dataclass
 class InstanceSummary:
-    """What the filter did; stands beside the written JSON as ``*.summary.json``.
+    """What the filter did; stands beside the written JSON as ``*.summary.json``."""
 
-    Attributes:
-        source: name of the JSON that was read.
-        source_bytes: its size.
-        kind: one of ``KINDS``.
-        seen, unseen: class names in the order of the split.
-        num_images: images in the source.
-        with_unseen: those that hold an unseen object.
-        without_unseen: the others; ``num_kept`` of the kind "train" leaves out those without any seen object.
-        num_kept: images written.
-        num_objects: objects written.
-        objects_outside: objects of classes outside the split, in kept images.
-        images_with_class: unseen class to number of source images that hold it.
-        target_bytes: size of the written JSON.
-    """
-
-    source: str
-    source_bytes: int
-    kind: str
-    seen: list[str]
-    unseen: list[str]
-    num_images: int = 0
-    with_unseen: int = 0
-    without_unseen: int = 0
-    num_kept: int = 0
-    num_objects: int = 0
-    objects_outside: int = 0
+    source: str  # name of the JSON that was read
+    source_bytes: int  # its size
+    kind: str  # one of ``KINDS``
+    seen: list[str]  # class names in the order of the split
+    unseen: list[str]  # likewise
+    num_images: int = 0  # images in the source
+    with_unseen: int = 0  # those that hold an unseen object
+    without_unseen: int = 0  # the others; ``num_kept`` of the kind "train" leaves out those without any seen object
+    num_kept: int = 0  # images written
+    num_objects: int = 0  # objects written
+    objects_outside: int = 0  # objects of classes outside the split, in kept images
+    # Unseen class to number of source images that hold it.
     images_with_class: dict[str, int] = field(default_factory=dict)
-    target_bytes: int = 0
+    target_bytes: int = 0  # size of the written JSON
 
     def lines(self) -> list[str]:
         """The summary for a reader."""
@@ -127,9 +104,9 @@ def filter_instances(
     """
     if not source.is_file():
         raise PreparationError(f"No file {source}: unpack annotations_trainval2014.zip as datasets/README.md shows.")
-    summary = InstanceSummary(source.name, source.stat().st_size, kind, *_names(split))
-    earlier = None if overwrite else read_summary(target, InstanceSummary)
-    if earlier is not None and _same_input(earlier, summary) and earlier.target_bytes == target.stat().st_size:
+    seen, unseen = ([split.names[i] for i in ids] for ids in (split.seen_ids, split.unseen_ids))
+    summary = InstanceSummary(source.name, source.stat().st_size, kind, seen, unseen)
+    if not overwrite and (earlier := finished_summary(target, summary)) is not None:
         return earlier
     # Two passes over the file: what an image holds is known at its end, and the objects do not fit into memory.
     sets = _find_images(source, split, summary)
@@ -143,13 +120,8 @@ def filter_instances(
 def audit_instances(target: Path, split: ClassSplit, *, source: Path | None = None) -> list[str]:
     """Look for unseen classes in a training JSON, as it stands on disk.
 
-    Args:
-        target: the training JSON.
-        split: all classes.
-        source: the official JSON; given, the images of ``target`` are also looked up there.
-
-    Returns:
-        One line for each problem; empty: nothing that will be trained on shows an unseen class.
+    With the official JSON as ``source`` the images of ``target`` are also looked up there. One line for each problem;
+    empty: nothing that will be trained on shows an unseen class.
     """
     unseen = {split.dataset_ids[i]: split.names[i] for i in split.unseen_ids}
     problems: list[str] = []
@@ -235,16 +207,13 @@ def _keep(source: Path, split: ClassSplit, chosen: set[Any], summary: InstanceSu
 
 
 def _read(path: Path, title: str) -> Iterator[tuple[str, Any]]:
-    """`stream_json` with our kind of error and a progress bar."""
+    """`stream_json` with a progress bar."""
     if not path.is_file():
         raise PreparationError(f"No file {path}: prepare it first.")
-    try:
-        with tqdm(desc=title, **_BAR) as bar:
-            for key, value in stream_json(path, ("images", "annotations")):
-                bar.update(key in ("images", "annotations"))
-                yield key, value
-    except JsonStreamError as error:
-        raise PreparationError(str(error)) from error
+    with tqdm(desc=title, **_BAR) as bar:
+        for key, value in stream_json(path, ("images", "annotations")):
+            bar.update(key in ("images", "annotations"))
+            yield key, value
 
 
 def _assert_categories(categories: list[Mapping[str, Any]], split: ClassSplit, source: Path) -> None:
@@ -270,18 +239,8 @@ def _assert_expected(summary: InstanceSummary, sets: _ImageSets, expected: int, 
         )
 
 
-def _names(split: ClassSplit) -> tuple[list[str], list[str]]:
-    return [split.names[i] for i in split.seen_ids], [split.names[i] for i in split.unseen_ids]
-
-
 def _field(entry: Mapping[str, Any], name: str, source: Path) -> Any:
     try:
         return entry[name]
     except (KeyError, TypeError) as error:
         raise PreparationError(f"{source}: an entry lacks {name!r}; is it a COCO instance file?") from error
-
-
-def _same_input(earlier: InstanceSummary, now: InstanceSummary) -> bool:
-    return all(
-        getattr(earlier, key) == getattr(now, key) for key in ("source", "source_bytes", "kind", "seen", "unseen")
-    )

@@ -16,8 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit, read_name_list
-from padding.data.prepare.annotation_file import read_summary, write_annotation_file, write_summary
-from padding.data.prepare.json_stream import JsonStreamError, stream_json
+from padding.data.prepare.annotation_file import finished_summary, write_annotation_file, write_summary
+from padding.data.prepare.json_stream import stream_json
 from padding.data.prepare.panoptic_png import VOID_ID, LabelSegment, LabelTask
 from padding.data.roots import splits_dir
 from padding.errors import PreparationError
@@ -43,35 +43,22 @@ class PanopticFiles:
 
 @dataclass
 class FilterSummary:
-    """What the filter did; stands beside the written JSON as ``*.summary.json``.
+    """What the filter did; stands beside the written JSON as ``*.summary.json``."""
 
-    Attributes:
-        source: name of the JSON that was read.
-        source_bytes: its size.
-        policy: one of `POLICIES`.
-        unseen: names of the unseen classes.
-        num_images: images in the source.
-        num_kept: images written.
-        num_segments: segments written.
-        num_ignored_segments: unseen segments turned into void (``ignore_pixels``).
-        images_with_class: unseen class to number of source images that hold it.
-        empty_images: annotations without any segment in the source, by file name; kept: they hold nothing unseen.
-        unannotated_images: images of the source without an annotation; not kept.
-        target_bytes: size of the written JSON.
-    """
-
-    source: str
-    source_bytes: int
-    policy: str
-    unseen: list[str]
-    num_images: int = 0
-    num_kept: int = 0
-    num_segments: int = 0
-    num_ignored_segments: int = 0
+    source: str  # name of the JSON that was read
+    source_bytes: int  # its size
+    policy: str  # one of `POLICIES`
+    unseen: list[str]  # names of the unseen classes
+    num_images: int = 0  # images in the source
+    num_kept: int = 0  # images written
+    num_segments: int = 0  # segments written
+    num_ignored_segments: int = 0  # unseen segments turned into void (``ignore_pixels``)
+    # Unseen class to number of source images that hold it.
     images_with_class: dict[str, int] = field(default_factory=dict)
+    # Annotations without any segment in the source, by file name; kept: they hold nothing unseen.
     empty_images: list[str] = field(default_factory=list)
-    unannotated_images: int = 0
-    target_bytes: int = 0
+    unannotated_images: int = 0  # images of the source without an annotation; not kept
+    target_bytes: int = 0  # size of the written JSON
 
     def lines(self) -> list[str]:
         """The summary for a reader."""
@@ -113,8 +100,7 @@ def filter_panoptic_json(
         raise PreparationError(f"unknown policy {policy!r}; choose one of {POLICIES}")
     _require_file(source)
     summary = FilterSummary(source.name, source.stat().st_size, policy, sorted(split.unseen_names))
-    earlier = None if overwrite else read_summary(target, FilterSummary)
-    if earlier is not None and _same_input(earlier, summary) and earlier.target_bytes == target.stat().st_size:
+    if not overwrite and (earlier := finished_summary(target, summary)) is not None:
         return earlier
     summary.target_bytes = write_annotation_file(target, lambda kept: _filter_annotations(source, split, summary, kept))
     write_summary(target, summary)
@@ -230,17 +216,14 @@ def _annotated_images(json_file: Path, split: ClassSplit) -> Iterator[tuple[Mapp
 
 
 def _read(json_file: Path, split: ClassSplit) -> Iterator[tuple[str, Any]]:
-    """`stream_json` with our kind of error; the category table is compared with the split on the way."""
+    """`stream_json`; the category table is compared with the split on the way."""
     _require_file(json_file)
     seen_keys: set[str] = set()
-    try:
-        for key, value in stream_json(json_file, ("images", "annotations")):
-            seen_keys.add(key)
-            if key == "categories":
-                _assert_categories(value, split, json_file)
-            yield key, value
-    except JsonStreamError as error:
-        raise PreparationError(str(error)) from error
+    for key, value in stream_json(json_file, ("images", "annotations")):
+        seen_keys.add(key)
+        if key == "categories":
+            _assert_categories(value, split, json_file)
+        yield key, value
     if "categories" not in seen_keys:
         raise PreparationError(
             f"{json_file}: no 'categories' (found {sorted(seen_keys)}); is it a panoptic annotation file?"
@@ -312,8 +295,3 @@ def _require_file(path: Path) -> None:
         raise PreparationError(
             f"No file {path}: unpack panoptic_annotations_trainval2017.zip, or name the JSON directly."
         )
-
-
-def _same_input(earlier: FilterSummary, now: FilterSummary) -> bool:
-    keys = ("source", "source_bytes", "policy", "unseen")
-    return all(getattr(earlier, key) == getattr(now, key) for key in keys)

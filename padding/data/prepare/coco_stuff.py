@@ -8,7 +8,7 @@ chooses.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
-from padding.data.files import TEMPORARY, save_png, write_json
-from padding.data.prepare.panoptic_audit import map_tasks
+from padding.data.files import save_png, write_json
+from padding.data.prepare.panoptic_audit import make_target_folder, map_tasks, stray_pngs
 from padding.data.readers import opened_image, read_label_map
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import PreparationError, UserError
-
-__all__ = [
-    "FULL_IMAGES",
-    "StuffAudit",
-    "StuffTask",
-    "check_stuff",
-    "label_lookup",
-    "stuff_tasks",
-    "write_stuff",
-]
 
 # Label PNGs of the official download.
 FULL_IMAGES = {"train": 118_287, "val": 5_000}
@@ -44,21 +34,14 @@ _BAR: dict[str, Any] = {"unit": "img", "mininterval": 1.0, "dynamic_ncols": True
 
 @dataclass(frozen=True)
 class StuffTask:
-    """What it takes to write the labels of one image.
+    """What it takes to write the labels of one image."""
 
-    Attributes:
-        source: official PNG.
-        target: PNG to write, uint8 (h, w).
-        image_file: the image, whose size must be that of the PNG.
-        lookup: (256,) int16, value in the official PNG -> label in the wide space, 255 for unlabelled, -1: impossible.
-        num_visible: labels from this number on (those of unseen classes) become void; K keeps all.
-    """
-
-    source: Path
-    target: Path
-    image_file: Path
+    source: Path  # official PNG
+    target: Path  # PNG to write, uint8 (h, w)
+    image_file: Path  # the image, whose size must be that of the PNG
+    # (256,) int16, value in the official PNG -> label in the wide space, 255 for unlabelled, -1: impossible.
     lookup: npt.NDArray[np.int16]
-    num_visible: int
+    num_visible: int  # labels from this number on (those of unseen classes) become void; K keeps all
 
 
 @dataclass(frozen=True)
@@ -72,25 +55,16 @@ class StuffResult:
 
 @dataclass
 class StuffAudit:
-    """Counts over everything that will be trained on or evaluated.
+    """Counts over everything that will be trained on or evaluated."""
 
-    Attributes:
-        num_classes: labels that may occur are 0 to ``num_classes`` - 1.
-        num_images: images looked at.
-        written: PNGs written by this run; the others were valid already.
-        clean_images: images that show no unseen class; what the policy ``drop_image`` keeps.
-        pixels: (256,) int64 pixels of each label.
-        hidden_pixels: pixels of unseen classes that became void.
-        strays: PNGs in the target folder of no image.
-    """
-
-    num_classes: int
-    num_images: int = 0
-    written: int = 0
-    clean_images: int = 0
+    num_classes: int  # labels that may occur are 0 to ``num_classes`` - 1
+    num_images: int = 0  # images looked at
+    written: int = 0  # PNGs written by this run; the others were valid already
+    clean_images: int = 0  # images that show no unseen class; what the policy ``drop_image`` keeps
+    # (256,) int64 pixels of each label.
     pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
-    hidden_pixels: int = 0
-    strays: list[str] = field(default_factory=list)
+    hidden_pixels: int = 0  # pixels of unseen classes that became void
+    strays: list[str] = field(default_factory=list)  # PNGs in the target folder of no image
 
     @property
     def leaked_pixels(self) -> int:
@@ -163,11 +137,8 @@ def write_stuff(
     Raises:
         PreparationError: the first image that cannot be prepared; PNGs written so far stay.
     """
-    target_dir = tasks[0].target.parent
-    target_dir.mkdir(parents=True, exist_ok=True)
-    for leftover in target_dir.glob(TEMPORARY):
-        leftover.unlink(missing_ok=True)
-    audit, entries = _run(_write, tasks, num_workers=num_workers, title=title)
+    make_target_folder(tasks[0].target.parent)
+    audit, entries, _ = _audited(_write, tasks, num_workers=num_workers, title=title)
     _write_list(image_list, entries, split, hidden=audit.num_classes < split.num_classes)
     return audit
 
@@ -180,17 +151,7 @@ def check_stuff(
     Returns:
         The audit, and one line for each problem.
     """
-    problems: list[str] = []
-    audit, entries = StuffAudit(tasks[0].num_visible), []
-    results = map_tasks(_check, tasks, num_workers=num_workers)
-    for result, problem in tqdm(results, total=len(tasks), desc=title, **_BAR):
-        if problem:
-            problems.append(problem)
-        if result is None:
-            continue
-        entries.append(result.entry)
-        _count(audit, result)
-    audit.strays = _strays(tasks)
+    audit, entries, problems = _audited(_check, tasks, num_workers=num_workers, title=title)
     problems += [f"{stray}: belongs to no image; delete it." for stray in audit.strays]
     if audit.leaked_pixels:
         problems.append(f"{tasks[0].target.parent}: {audit.leaked_pixels} pixels of labels that must not occur.")
@@ -200,25 +161,30 @@ def check_stuff(
     return audit, problems
 
 
-def _run(
-    function: Any, tasks: list[StuffTask], *, num_workers: int, title: str
-) -> tuple[StuffAudit, list[dict[str, Any]]]:
-    audit, entries = StuffAudit(tasks[0].num_visible), []
-    results: Iterator[StuffResult] = map_tasks(function, tasks, num_workers=num_workers)
-    for result in tqdm(results, total=len(tasks), desc=title, **_BAR):
+def _audited(
+    function: Callable[[StuffTask], tuple[StuffResult | None, str]],
+    tasks: list[StuffTask],
+    *,
+    num_workers: int,
+    title: str,
+) -> tuple[StuffAudit, list[dict[str, Any]], list[str]]:
+    """Counts, list entries and problems of what a function says of each image."""
+    audit, entries, problems = StuffAudit(tasks[0].num_visible), [], []
+    results = map_tasks(function, tasks, num_workers=num_workers)
+    for result, problem in tqdm(results, total=len(tasks), desc=title, **_BAR):
+        if problem:
+            problems.append(problem)
+        if result is None:
+            continue
         entries.append(result.entry)
-        _count(audit, result)
-    audit.strays = _strays(tasks)
-    return audit, entries
-
-
-def _count(audit: StuffAudit, result: StuffResult) -> None:
-    unseen = result.entry["unseen_pixels"]
-    audit.num_images += 1
-    audit.written += result.written
-    audit.pixels += result.pixels
-    audit.clean_images += unseen == 0
-    audit.hidden_pixels += unseen
+        unseen = result.entry["unseen_pixels"]
+        audit.num_images += 1
+        audit.written += result.written
+        audit.pixels += result.pixels
+        audit.clean_images += unseen == 0
+        audit.hidden_pixels += unseen
+    audit.strays = stray_pngs({task.target for task in tasks})
+    return audit, entries, problems
 
 
 def _compute(task: StuffTask) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
@@ -267,14 +233,14 @@ def _existing(task: StuffTask) -> npt.NDArray[Any] | None:
         return None
 
 
-def _write(task: StuffTask) -> StuffResult:
+def _write(task: StuffTask) -> tuple[StuffResult, str]:
     labels, entry = _compute(task)
     earlier = _existing(task)
     # What is right already is not written again: its time of change keeps caches valid.
     written = earlier is None or earlier.dtype != np.uint8 or not np.array_equal(earlier, labels)
     if written:
         save_png(labels, task.target)
-    return StuffResult(entry, np.bincount(labels.ravel(), minlength=256), written)
+    return StuffResult(entry, np.bincount(labels.ravel(), minlength=256), written), ""
 
 
 def _check(task: StuffTask) -> tuple[StuffResult | None, str]:
@@ -289,12 +255,6 @@ def _check(task: StuffTask) -> tuple[StuffResult | None, str]:
     result = StuffResult(entry, np.bincount(stored.ravel(), minlength=256), False)
     same = np.array_equal(stored, labels)
     return result, "" if same else f"{task.target}: differs from {task.source}; delete it and prepare again."
-
-
-def _strays(tasks: Iterable[StuffTask]) -> list[str]:
-    expected = {task.target for task in tasks}
-    folders = {path.parent for path in expected}
-    return sorted(str(path) for folder in folders for path in folder.glob("[!.]*.png") if path not in expected)
 
 
 def _write_list(path: Path, entries: list[dict[str, Any]], split: ClassSplit, *, hidden: bool) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 from padding.data.roots import data_root
 from padding.errors import DEBUG_OPTION, run_command
 
-__all__ = ["add_options", "preparation_parser", "report", "run_preparation"]
-
 _INTERRUPTED = "interrupted; what is written stays valid, the same command goes on from here"
 _SHOWN = 20
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -55,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser, *names: str, **changes: str) ->
 def run_preparation(
     action: Callable[[argparse.Namespace], int],
     parse: Callable[[Sequence[str] | None], argparse.Namespace],
-    arguments: Sequence[str] | None,
+    arguments: Sequence[str] | None = None,
 ) -> int:
     """Run a script.
 

@@ -6,30 +6,32 @@ Only `json.JSONDecoder.raw_decode` does the parsing; this module feeds it a movi
 
 import json
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
-from padding.errors import DataError
+from padding.errors import PreparationError
 
 _CHUNK_CHARS = 1 << 20
 _BLANKS = " \t\n\r"
+_DECODER = json.JSONDecoder()
 
 
-class JsonStreamError(DataError):
+class JsonStreamError(PreparationError):
     """A file that is not the JSON object it should be; the message names the file and the cure."""
 
 
+@dataclass
 class _Window:
     """The part of a JSON text that is in memory: `text[position:]` is unread."""
 
-    def __init__(self, path: Path, stream: TextIO) -> None:
-        self.path = path
-        self.stream = stream
-        self.text = ""
-        self.position = 0
-        self.ended = False
-        self.where = "its first value"
-        self._decoder = json.JSONDecoder()
+    path: Path
+    stream: TextIO
+    text: str = ""
+    position: int = 0
+    ended: bool = False
+    where: str = "its first value"
 
     def peek(self) -> str:
         """Next character that is not blank, '' at the end of the file; it stays unread."""
@@ -61,7 +63,7 @@ class _Window:
         wanted = _CHUNK_CHARS
         while True:
             try:
-                value, end = self._decoder.raw_decode(self.text, self.position)
+                value, end = _DECODER.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
                 # Doubling keeps the repeated decoding of one long value linear in its length.
                 if not self._read_more(wanted):
@@ -135,11 +137,9 @@ def _entries(window: _Window, key: str) -> Iterator[tuple[str, Any]]:
     if window.peek() == "]":
         window.take("]")
         return
-    count = 0
-    while True:
+    for number in count(1):
         entry = window.value()
-        count += 1
-        window.where = f"entry {count} of {key!r}"
+        window.where = f"entry {number} of {key!r}"
         yield key, entry
         if window.take(",]") == "]":
             return

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from padding.data.catalog import register_all
 from padding.data.class_split import class_split_of
 from padding.data.folders import folder_classes, own_label_map
 from padding.data.loaders.listed_images import load_listed_images, read_id_list
+from padding.data.prepare.command import report
 from padding.data.readers import displayed_size, opened_image, read_label_map
 from padding.data.registration import registered_names
 from padding.data.sample import IGNORE_LABEL, DatasetDict
@@ -36,30 +38,19 @@ _SHOWN = 3
 
 @dataclass
 class LabelAudit:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        names: of the classes; label n is ``names[n]``.
-        num_images: images looked at.
-        pixels: (K,) int64 pixels of each class; void ones are in ``void_pixels``.
-        void_pixels: pixels that mean nothing.
-        palette_files: label images with a palette, whose indices are the labels.
-        missing: images without a label file.
-        unreadable: message for each label file that holds colours or is damaged.
-        wrong_size: message for each label file of another size than its image.
-        all_void: label files in which nothing is labeled.
-        outside: value that is neither class nor void -> files that hold it.
-    """
-
-    names: tuple[str, ...]
-    num_images: int = 0
+    names: tuple[str, ...]  # of the classes; label n is ``names[n]``
+    num_images: int = 0  # images looked at
+    # (K,) int64 pixels of each class; void ones are in ``void_pixels``.
     pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    void_pixels: int = 0
-    palette_files: int = 0
-    missing: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    wrong_size: list[str] = field(default_factory=list)
-    all_void: list[str] = field(default_factory=list)
+    void_pixels: int = 0  # pixels that mean nothing
+    palette_files: int = 0  # label images with a palette, whose indices are the labels
+    missing: list[str] = field(default_factory=list)  # images without a label file
+    unreadable: list[str] = field(default_factory=list)  # message for each label file that holds colours or is damaged
+    wrong_size: list[str] = field(default_factory=list)  # message for each label file of another size than its image
+    all_void: list[str] = field(default_factory=list)  # label files in which nothing is labeled
+    # Value that is neither class nor void -> files that hold it.
     outside: dict[int, list[str]] = field(default_factory=dict)
 
     def problems(self, *, all_labeled: bool = False) -> list[str]:
@@ -188,16 +179,11 @@ def _selected(args: argparse.Namespace) -> tuple[list[Any], tuple[str, ...], Map
     return entries, class_split_of(args.dataset).names, label_map
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    return run_command(_audit, arguments, failure=2)
-
-
 def _audit(arguments: Sequence[str] | None) -> int:
     args = parse_arguments(arguments)
     entries, names, label_map = _selected(args)
     audit = audit_labels(entries, names, label_map=label_map)
-    problems = audit.problems(all_labeled=args.list is not None)
-    report = [*audit.lines(), *(f"problem: {line}" for line in problems), f"{len(problems)} kinds of problems"]
-    print("\n".join(report))  # noqa: T201  (the command line's result)
-    return 1 if problems else 0
+    return report(audit.problems(all_labeled=args.list is not None), audit.lines())
+
+
+main = partial(run_command, _audit, failure=2)

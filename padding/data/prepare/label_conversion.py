@@ -17,15 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from padding.data.files import TEMPORARY, save_png
+from padding.data.files import save_png
 from padding.data.prepare.command import report
 from padding.data.prepare.label_audit import audit_labels
-from padding.data.prepare.panoptic_audit import map_tasks
+from padding.data.prepare.panoptic_audit import make_target_folder, map_tasks
 from padding.data.readers import read_label_map
 from padding.data.sample import DatasetDict
 from padding.errors import PreparationError
-
-__all__ = ["Conversion", "LabelPair", "convert_data_set", "convert_labels", "existing_pairs"]
 
 Reader = Callable[[Path], npt.NDArray[np.uint8]]
 Palette = tuple[tuple[int, int, int], ...]
@@ -43,19 +41,13 @@ class LabelPair:
 
 @dataclass
 class Conversion:
-    """What a run did to the label images.
+    """What a run did to the label images."""
 
-    Attributes:
-        missing: not there or unreadable, and not written either, because nothing was to be written.
-        written: made anew.
-        kept: right already.
-        differing: hold other labels than their source, and were left alone.
-    """
-
+    # Not there or unreadable, and not written either, because nothing was to be written.
     missing: list[Path] = field(default_factory=list)
-    written: list[Path] = field(default_factory=list)
-    kept: list[Path] = field(default_factory=list)
-    differing: list[Path] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)  # made anew
+    kept: list[Path] = field(default_factory=list)  # right already
+    differing: list[Path] = field(default_factory=list)  # hold other labels than their source, and were left alone
 
 
 def existing_pairs(pairs: Sequence[LabelPair], *, subset: bool, cure: str) -> list[LabelPair]:
@@ -106,9 +98,7 @@ def convert_labels(
     """
     if write:
         for folder in {pair.target.parent for pair in pairs}:
-            folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(TEMPORARY):
-                leftover.unlink(missing_ok=True)
+            make_target_folder(folder)
     one = partial(_convert_one, read=read, palette=palette, write=write, overwrite=overwrite)
     done = Conversion()
     places = {"missing": done.missing, "written": done.written, "kept": done.kept, "differs": done.differing}
@@ -132,6 +122,11 @@ def _convert_one(pair: LabelPair, *, read: Reader, palette: Palette, write: bool
         return "missing"
     save_png(labels, pair.target, palette=palette)
     return "written"
+
+
+def labeled_image(image: Path, labels: Path) -> DatasetDict:
+    """Entry of an image and its label file, which has the image's name."""
+    return {"file_name": str(image), "sem_seg_file_name": str(labels), "image_id": image.stem}
 
 
 def convert_data_set(
@@ -161,15 +156,8 @@ def convert_data_set(
         The exit status.
     """
     pairs = existing_pairs(pairs, subset=args.subset, cure=cure)
-    done = convert_labels(
-        pairs,
-        read,
-        palette=palette,
-        write=not args.check,
-        overwrite=args.overwrite,
-        num_workers=args.num_workers,
-        title=title,
-    )
+    how = {"write": not args.check, "overwrite": args.overwrite, "num_workers": args.num_workers}
+    done = convert_labels(pairs, read, palette=palette, title=title, **how)
     audit = audit_labels(entries(pairs), names)
     problems = audit.problems(all_labeled=True)
     if done.differing:

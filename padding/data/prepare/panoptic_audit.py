@@ -30,24 +30,16 @@ Task = TypeVar("Task")
 
 @dataclass
 class LeakAudit:
-    """Counts over everything that will be trained on (or evaluated, where unseen classes are welcome).
+    """Counts over everything that will be trained on (or evaluated, where unseen classes are welcome)."""
 
-    Attributes:
-        split: all classes, seen and unseen.
-        num_images: images looked at.
-        num_segments: segments in the JSON.
-        unseen_segments: those of an unseen class.
-        written: semantic PNGs written by this run; the others were valid already.
-        pixels: (256,) int64 pixels of each label value.
-        strays: PNGs in the target folder of no image in the JSON; a loader that lists the folder reads them.
-    """
-
-    split: ClassSplit
-    num_images: int = 0
-    num_segments: int = 0
-    unseen_segments: int = 0
-    written: int = 0
+    split: ClassSplit  # all classes, seen and unseen
+    num_images: int = 0  # images looked at
+    num_segments: int = 0  # segments in the JSON
+    unseen_segments: int = 0  # those of an unseen class
+    written: int = 0  # semantic PNGs written by this run; the others were valid already
+    # (256,) int64 pixels of each label value.
     pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    # PNGs in the target folder of no image in the JSON; a loader that lists the folder reads them.
     strays: list[str] = field(default_factory=list)
 
     def add(self, task: LabelTask, result: LabelResult) -> None:
@@ -102,7 +94,7 @@ def write_all_labels(
     for task, result in tqdm(results, total=total, desc=title, **_BAR):
         audit.add(task, result)
         written.add(task.semantic_file)
-    audit.strays = _strays(written)
+    audit.strays = stray_pngs(written)
     return audit
 
 
@@ -129,7 +121,7 @@ def check_all_labels(
         leaked = sorted({split.names[s.class_id] for s in task.segments if s.class_id in unseen})
         if leaked and not unseen_allowed:
             problems.append(f"{task.json_file}: {task.panoptic_file.name} is trained on and holds unseen {leaked}")
-    problems += [f"{stray}: belongs to no image of the JSON; delete it." for stray in _strays(expected)]
+    problems += [f"{stray}: belongs to no image of the JSON; delete it." for stray in stray_pngs(expected)]
     return len(expected), problems
 
 
@@ -144,10 +136,17 @@ def map_tasks(function: Callable[[Task], T], tasks: Iterable[Task], *, num_worke
             yield from pool.map(function, batch, chunksize=8)
 
 
-def _strays(expected: set[Path]) -> list[str]:
+def stray_pngs(expected: set[Path]) -> list[str]:
     """PNGs beside the expected ones, by path."""
     folders = {path.parent for path in expected}
     return sorted(str(path) for folder in folders for path in folder.glob("[!.]*.png") if path not in expected)
+
+
+def make_target_folder(folder: Path) -> None:
+    """Make a folder, and sweep away what killed runs left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(TEMPORARY):
+        leftover.unlink(missing_ok=True)
 
 
 def _write(task: LabelTask) -> tuple[LabelTask, LabelResult]:
@@ -159,13 +158,11 @@ def _check(task: LabelTask) -> tuple[LabelTask, list[str]]:
 
 
 def _folders_made(tasks: Iterable[LabelTask]) -> Iterator[LabelTask]:
-    """Make target folders, and sweep away what killed runs left in them, once each."""
+    """Make the target folders, once each."""
     made: set[Path] = set()
     for task in tasks:
         for path in (task.semantic_file, task.masked_file):
             if path is not None and path.parent not in made:
                 made.add(path.parent)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                for leftover in path.parent.glob(TEMPORARY):
-                    leftover.unlink(missing_ok=True)
+                make_target_folder(path.parent)
         yield task

@@ -34,29 +34,17 @@ class LabelSegment:
 
 @dataclass(frozen=True)
 class LabelTask:
-    """What it takes to write the labels of one image.
+    """What it takes to write the labels of one image."""
 
-    Attributes:
-        json_file: annotation file, named in errors.
-        height: rows of the image according to the JSON.
-        width: columns of the image according to the JSON.
-        panoptic_file: panoptic PNG to read.
-        semantic_file: semantic PNG to write, uint8 (h, w), 255 where nothing is labelled.
-        segments: segments that may be learnt.
-        ignored_ids: segment ids whose pixels become void (policy ``ignore_pixels``).
-        masked_file: copy of the panoptic PNG without the ignored segments; None: not written.
-        image_file: image whose presence and size are checked; None: not checked.
-    """
-
-    json_file: str
-    height: int
-    width: int
-    panoptic_file: Path
-    semantic_file: Path
-    segments: tuple[LabelSegment, ...]
-    ignored_ids: tuple[int, ...] = ()
-    masked_file: Path | None = None
-    image_file: Path | None = None
+    json_file: str  # annotation file, named in errors
+    height: int  # rows of the image according to the JSON
+    width: int  # columns of the image according to the JSON
+    panoptic_file: Path  # panoptic PNG to read
+    semantic_file: Path  # semantic PNG to write, uint8 (h, w), 255 where nothing is labelled
+    segments: tuple[LabelSegment, ...]  # segments that may be learnt
+    ignored_ids: tuple[int, ...] = ()  # segment ids whose pixels become void (policy ``ignore_pixels``)
+    masked_file: Path | None = None  # copy of the panoptic PNG without the ignored segments; None: not written
+    image_file: Path | None = None  # image whose presence and size are checked; None: not checked
 
 
 @dataclass(frozen=True)

@@ -19,33 +19,20 @@ __all__ = ["SaliencyAudit", "audit_saliency"]
 
 @dataclass
 class SaliencyAudit:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        num_images: images looked at.
-        num_read: saliency maps that were read.
-        pixels: of these maps.
-        known: pixels among them whose saliency is known.
-        salient: pixels above 128.
-        grey: pixels that are neither 0 nor 255.
-        soft_files: maps with such pixels.
-        unreadable: message for each damaged or unsuitable file.
-        wrong_size: message for each map of another size than its image.
-        zero_one: maps whose largest value is 1: a mask that was not multiplied by 255.
-        empty: maps without a salient pixel.
-    """
-
-    num_images: int = 0
-    num_read: int = 0
-    pixels: int = 0
-    known: int = 0
-    salient: int = 0
-    grey: int = 0
-    soft_files: int = 0
-    unreadable: list[str] = field(default_factory=list)
-    wrong_size: list[str] = field(default_factory=list)
+    num_images: int = 0  # images looked at
+    num_read: int = 0  # saliency maps that were read
+    pixels: int = 0  # of these maps
+    known: int = 0  # pixels among them whose saliency is known
+    salient: int = 0  # pixels above 128
+    grey: int = 0  # pixels that are neither 0 nor 255
+    soft_files: int = 0  # maps with such pixels
+    unreadable: list[str] = field(default_factory=list)  # message for each damaged or unsuitable file
+    wrong_size: list[str] = field(default_factory=list)  # message for each map of another size than its image
+    # Maps whose largest value is 1: a mask that was not multiplied by 255.
     zero_one: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)  # maps without a salient pixel
 
     def problems(self) -> list[str]:
         """What training or evaluation would fail on, or learn wrongly, a line each."""

@@ -16,8 +16,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.scribbles.folder import ScribbleFolder
 from padding.errors import PreparationError
 
-__all__ = ["draw_preview"]
-
 _ROWS, _COLUMNS = 4, 3
 _TILE = (360, 480)
 
@@ -44,8 +42,18 @@ def draw_preview(
         raise PreparationError(f"{folder.path}: no scribbles to draw; simulate or convert first")
     chosen = np.linspace(0, len(drawable) - 1, min(_ROWS * _COLUMNS, len(drawable))).astype(int)
     tiles = [_tile(drawable[i], folder, np.array(palette, np.uint8)) for i in chosen]
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
-    sheet = np.vstack([np.hstack(tiles[i : i + _COLUMNS]) for i in range(0, len(tiles), _COLUMNS)])
+    write_sheet(path, tiles, _COLUMNS)
+    return len(chosen)
+
+
+def write_sheet(path: Path, tiles: Sequence[npt.NDArray[np.uint8]], columns: int) -> None:
+    """Write RGB pictures (h, w, 3) of one size as one, line by line; what they do not fill is white.
+
+    Raises:
+        PreparationError: the file cannot be written.
+    """
+    filled = [*tiles, *[np.full_like(tiles[0], 255)] * (-len(tiles) % columns)]
+    sheet = np.vstack([np.hstack(filled[i : i + columns]) for i in range(0, len(filled), columns)])
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         written = cv2.imwrite(str(path), np.ascontiguousarray(sheet[..., ::-1]))
@@ -53,7 +61,6 @@ def draw_preview(
         written = False
     if not written:
         raise PreparationError(f"{path}: could not be written; is its ending one of .png, .jpg?")
-    return len(chosen)
 
 
 def _tile(task: ScribbleTask, folder: ScribbleFolder, colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -28,15 +28,6 @@ from padding.data.sets.scribbles import label_key
 from padding.data.targets import translate_labels
 from padding.errors import PreparationError
 
-__all__ = [
-    "LabelSpace",
-    "ScribbleTask",
-    "check_scribbles",
-    "convert_scribbles",
-    "simulate_files",
-    "tasks_of_dataset",
-]
-
 _SHOWN = 5
 _BAR: dict[str, Any] = {"unit": "img", "disable": None}
 
@@ -52,16 +43,11 @@ class ScribbleTask:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes, and how the dense label files number them.
+    """The classes, and how the dense label files number them."""
 
-    Attributes:
-        split: the classes; that of the name "background" is eroded more.
-        tags: names in XML files.
-        label_map: value in the dense file -> class id or 255; None: the values are class ids and 255.
-    """
-
-    split: ClassSplit
-    tags: ScribbleTags
+    split: ClassSplit  # the classes; that of the name "background" is eroded more
+    tags: ScribbleTags  # names in XML files
+    # Value in the dense file -> class id or 255; None: the values are class ids and 255.
     label_map: Mapping[int, int] | None = None
 
     @property
@@ -172,11 +158,7 @@ def convert_scribbles(
 def check_scribbles(
     tasks: Sequence[ScribbleTask], space: LabelSpace, folder: ScribbleFolder, *, num_workers: int = 0
 ) -> tuple[ScribbleStatistics, list[str]]:
-    """Read every label PNG; nothing is written.
-
-    Returns:
-        The statistics, and what training would fail on or learn wrongly, a line each.
-    """
+    """Statistics of all label PNGs, and what training would fail on or learn wrongly, a line each; writes nothing."""
     problems: list[str] = []
     statistics = ScribbleStatistics.empty(space.split.num_classes)
     results = map_tasks(partial(_check, space=space, folder=folder), tasks, num_workers=num_workers)

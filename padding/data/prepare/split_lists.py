@@ -17,56 +17,30 @@ from padding.data.roots import splits_dir
 from padding.data.semi_splits import LISTS, read_semi_split
 from padding.errors import DataError, ExistingFileError, MissingFileError
 
-__all__ = [
-    "ListedFile",
-    "SplitReport",
-    "check_pools",
-    "check_shipped_split",
-    "check_split",
-    "draw_labeled",
-    "image_ids_in",
-    "labeled_by_files",
-    "published_lists",
-    "write_split",
-]
-
 TABLE = "lists.tsv"
 _COLUMNS = 6
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One row of ``datasets/splits/lists.tsv``.
+    """One row of ``datasets/splits/lists.tsv``."""
 
-    Attributes:
-        num_ids: number of ids.
-        sha256: first 16 digits of the file's SHA-256.
-        pool: what a split's lists add up to: a list, as its path below ``datasets/splits``, or a number of images; "-"
-            for a list that is no half of a split.
-    """
-
-    num_ids: int
-    sha256: str
+    num_ids: int  # number of ids
+    sha256: str  # first 16 digits of the file's SHA-256
+    # What a split's lists add up to: a list, as its path below ``datasets/splits``, or a number of images; "-" for a
+    # list that is no half of a split.
     pool: str
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        name: of the split.
-        labeled: number of labeled images.
-        unlabeled: number of unlabeled images.
-        digest: see ``SemiSplit``; "" where a list cannot be read.
-        problems: one sentence each; empty: all is well.
-    """
-
-    name: str
-    labeled: int
-    unlabeled: int
-    digest: str
-    problems: tuple[str, ...]
+    name: str  # of the split
+    labeled: int  # number of labeled images
+    unlabeled: int  # number of unlabeled images
+    digest: str  # see ``SemiSplit``; "" where a list cannot be read
+    problems: tuple[str, ...]  # one sentence each; empty: all is well
 
 
 def published_lists() -> dict[str, ListedFile]:

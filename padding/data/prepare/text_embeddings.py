@@ -91,18 +91,11 @@ def prompts_of(name: str, templates: Sequence[str]) -> list[str]:
 
 
 def encode_texts(model: nn.Module, tokens: Tensor, *, cut_context: bool = True) -> FloatArray:
-    """Normalised text embeddings of an open_clip model.
+    """Normalised text embeddings (N, E) float32 of an open_clip model with a text tower, in eval mode.
 
     The text transformer is causal and read out at the end-of-text token, so that what follows the last such token of
-    the batch has no influence: it is cut off, which is several times faster and equal up to rounding.
-
-    Args:
-        model: open_clip model with a text tower, in eval mode.
-        tokens: (N, L) int64; the end-of-text token is the largest of its row.
-        cut_context: cut where the model allows it.
-
-    Returns:
-        (N, E) float32, rows of norm 1.
+    the batch has no influence: it is cut off, which is several times faster and equal up to rounding. Of the tokens (N,
+    L) int64 the end-of-text token is the largest of its row.
     """
     import torch
     from torch.func import functional_call

@@ -16,8 +16,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.sets.voc import VOC_NAMES
 from padding.errors import DataError, PreparationError
 
-__all__ = ["SBD_LABELS", "read_voc_labels", "voc_label_pairs"]
-
 SBD_LABELS = Path("dataset") / "cls"
 # Cut, of another format, or without the field GTcls.Segmentation.
 _DAMAGED = (OSError, ValueError, KeyError, AttributeError, NotImplementedError, zlib.error)

@@ -16,8 +16,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-__all__ = ["STYLES", "Points", "Region", "central_part", "resampled", "skeleton_path"]
-
 Points = npt.NDArray[np.float64]
 Region = npt.NDArray[np.bool_]
 

@@ -15,8 +15,6 @@ from typing import Any
 from padding.data.files import TEMPORARY, write_json
 from padding.errors import PreparationError
 
-__all__ = ["ScribbleFolder"]
-
 
 @dataclass(frozen=True)
 class ScribbleFolder:

@@ -22,34 +22,17 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.scribbles.tags import ScribbleTags
 from padding.errors import DataError
 
-__all__ = [
-    "DEFAULT_WIDTH",
-    "AnnotatedImage",
-    "Scribble",
-    "draw_scribbles",
-    "line_mask",
-    "parse_scribble_xml",
-    "scaled_to",
-    "scribble_xml",
-]
-
 DEFAULT_WIDTH = 3
 """Pixels across a line, as in the label maps of most scribble papers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scribble:
-    """One polyline.
+    """One polyline."""
 
-    Attributes:
-        label: contiguous class id.
-        points: (P, 2) x and y in pixels, in drawing order; one point is a dot.
-        width: pixels across this line; 0: the width that the raster is asked for.
-    """
-
-    label: int
-    points: npt.NDArray[np.float64]
-    width: int = 0
+    label: int  # contiguous class id
+    points: npt.NDArray[np.float64]  # (P, 2) x and y in pixels, in drawing order; one point is a dot
+    width: int = 0  # pixels across this line; 0: the width that the raster is asked for
 
 
 @dataclass(frozen=True)

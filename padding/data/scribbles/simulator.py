@@ -23,8 +23,6 @@ from padding.data.scribbles.curves import STYLES, Points, Region, central_part, 
 from padding.data.scribbles.polylines import DEFAULT_WIDTH, Scribble, line_mask
 from padding.errors import ConfigError
 
-__all__ = ["SIMULATOR_VERSION", "SimulatorConfig", "simulate_scribbles"]
-
 SIMULATOR_VERSION = 1
 """Raised whenever the same configuration gives other scribbles."""
 
@@ -36,30 +34,20 @@ _END_TRIM = (0.90, 0.95)
 
 @dataclass(frozen=True)
 class SimulatorConfig:
-    """How scribbles are simulated; the defaults suit images of VOC's size.
+    """How scribbles are simulated; the defaults suit images of VOC's size."""
 
-    Attributes:
-        style: one of ``scribble_curves.STYLES``.
-        seed: any integer >= 0.
-        width: pixels across a line; objects thinner than it get a thinner line.
-        length: share of a curve that is drawn, in [0, 1]; 0: a dot.
-        drop: probability that an object gets no scribble, in [0, 1].
-        min_area: connected parts of fewer pixels get no scribble.
-        erosion: pixels by which small and large parts are shrunk before a curve is laid.
-        erosion_share: shares of the image at which these two hold; between them the erosion grows linearly.
-        background_erosion: factor on the erosion of the background class.
-        second_share: a part that covers this share of the image gets two scribbles, as people give large regions.
-    """
-
-    style: str = "skeleton"
-    seed: int = 0
-    width: int = DEFAULT_WIDTH
-    length: float = 1.0
-    drop: float = 0.0
-    min_area: int = 80
+    style: str = "skeleton"  # one of ``scribble_curves.STYLES``
+    seed: int = 0  # any integer >= 0
+    width: int = DEFAULT_WIDTH  # pixels across a line; objects thinner than it get a thinner line
+    length: float = 1.0  # share of a curve that is drawn, in [0, 1]; 0: a dot
+    drop: float = 0.0  # probability that an object gets no scribble, in [0, 1]
+    min_area: int = 80  # connected parts of fewer pixels get no scribble
+    # Pixels by which small and large parts are shrunk before a curve is laid.
     erosion: tuple[float, float] = (2.0, 20.0)
+    # Shares of the image at which these two hold; between them the erosion grows linearly.
     erosion_share: tuple[float, float] = (0.003, 0.15)
-    background_erosion: float = 1.5
+    background_erosion: float = 1.5  # factor on the erosion of the background class
+    # A part that covers this share of the image gets two scribbles, as people give large regions.
     second_share: float = 0.15
 
     def __post_init__(self) -> None:

@@ -34,8 +34,6 @@ from padding.data.scribbles.polylines import (
 from padding.data.scribbles.tags import ScribbleTags
 from padding.errors import DataError, MissingFileError
 
-__all__ = ["FORMATS", "ScribbleReader", "ScribbleSource", "find_scribbles"]
-
 logger = logging.getLogger(__name__)
 
 FORMATS = ("xml", "png", "hdf5")
@@ -45,17 +43,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ScribbleSource:
-    """Scribble files by image id.
+    """Scribble files by image id."""
 
-    Attributes:
-        path: folder or zip file.
-        format: one of ``FORMATS``.
-        members: image id -> path inside, relative.
-    """
-
-    path: Path
-    format: str
-    members: Mapping[str, str]
+    path: Path  # folder or zip file
+    format: str  # one of ``FORMATS``
+    members: Mapping[str, str]  # image id -> path inside, relative
 
     def read(self, key: str) -> tuple[bytes, str]:
         """Content of an image's file, and its name for messages.
@@ -68,7 +60,7 @@ class ScribbleSource:
         name = self.members[key]
         if self.path.is_dir():
             return (self.path / name).read_bytes(), str(self.path / name)
-        return _opened_zip(self.path).read(name), f"{self.path}:{name}"
+        return _opened_zip(self.path, os.getpid()).read(name), f"{self.path}:{name}"
 
     def only(self, key: str) -> ScribbleSource:
         """The source of this image alone, small enough to be sent to a worker."""
@@ -76,14 +68,10 @@ class ScribbleSource:
 
 
 @lru_cache(maxsize=2)
-def _opened_zip_of(path: Path, process: int) -> zipfile.ZipFile:
+def _opened_zip(path: Path, process: int) -> zipfile.ZipFile:
     # Reading the directory of ten thousand entries takes longer than one image; a worker keeps the file open.
     del process  # a forked child would share the position in the file with its parent
     return zipfile.ZipFile(path)
-
-
-def _opened_zip(path: Path) -> zipfile.ZipFile:
-    return _opened_zip_of(path, os.getpid())
 
 
 def find_scribbles(path: str | Path, *, below: str = "", wanted_format: str = "") -> ScribbleSource:
@@ -100,7 +88,11 @@ def find_scribbles(path: str | Path, *, below: str = "", wanted_format: str = ""
     """
     path = Path(path)
     names = [name for name in _names_in(path) if not below or f"/{name}".find(f"/{below.strip('/')}/") >= 0]
-    formats = {name: _FORMAT_OF_SUFFIX[suffix] for name in names if (suffix := _suffix(name)) in _FORMAT_OF_SUFFIX}
+    formats = {
+        name: _FORMAT_OF_SUFFIX[suffix]
+        for name in names
+        if (suffix := PurePosixPath(name).suffix.lower()) in _FORMAT_OF_SUFFIX
+    }
     counts = Counter(formats.values())
     if wanted_format:
         counts = Counter({wanted_format: counts[wanted_format]})
@@ -131,33 +123,21 @@ def _names_in(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: neither a folder nor a zip file; unpack it first")
     # Archives made on a Mac carry a hidden twin of every file.
-    names = _opened_zip(path).namelist()
+    names = _opened_zip(path, os.getpid()).namelist()
     return [name for name in names if not name.endswith("/") and not PurePosixPath(name).name.startswith(".")]
-
-
-def _suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
 
 
 @dataclass(frozen=True)
 class ScribbleReader:
-    """Turns the files of a source into label maps.
+    """Turns the files of a source into label maps."""
 
-    Attributes:
-        source: the files.
-        tags: what tags mean (XML), and how many classes there are.
-        width: pixels across a line (XML, HDF5).
-        first_label: class drawn below all others (XML, HDF5); None: in the order of the file.
-        value_map: value in the file -> class id or 255 (PNG, HDF5); None: the values are class ids.
-        rescale: whether scribbles made on another size of the image are fitted to it; else that is an error.
-    """
-
-    source: ScribbleSource
-    tags: ScribbleTags
-    width: int = DEFAULT_WIDTH
-    first_label: int | None = None
+    source: ScribbleSource  # the files
+    tags: ScribbleTags  # what tags mean (XML), and how many classes there are
+    width: int = DEFAULT_WIDTH  # pixels across a line (XML, HDF5)
+    first_label: int | None = None  # class drawn below all others (XML, HDF5); None: in the order of the file
+    # Value in the file -> class id or 255 (PNG, HDF5); None: the values are class ids.
     value_map: Mapping[int, int] | None = None
-    rescale: bool = False
+    rescale: bool = False  # whether scribbles made on another size of the image are fitted to it; else that is an error
 
     def label_map(self, key: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         """Scribbles of an image as (h, w) uint8 labels: class ids, 255 where nothing is labelled.

@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from padding.data.sample import IGNORE_LABEL
 
-__all__ = ["ScribbleStatistics", "count_image"]
-
 _LISTED = 20
 
 Counts = npt.NDArray[np.int64]
@@ -22,52 +20,27 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass
 class ScribbleStatistics:
-    """Counts over images; ``a.add(b)`` joins two of them.
+    """Counts over images; ``a.add(b)`` joins two of them."""
 
-    Attributes:
-        images: images counted.
-        pixels: their pixels.
-        labeled: (K,) scribble pixels of each class.
-        images_with: (K,) images in which the class is scribbled.
-        images_without: names of images without any label.
-        dense_images: images that were compared with dense labels; what follows is counted on them.
-        dense_images_with: (K,) of these, images whose dense labels show the class.
-        missed_images_with: (K,) of these, images whose scribbles do not.
-        contradictions: (K,) pixels scribbled as the class whose dense label is another class.
-        on_void: scribble pixels whose dense label is void.
-        margin: sum over scribble pixels of the distance to the nearest border between dense labels.
-        dense_labeled: scribble pixels that this sum has.
-    """
-
-    images: int
-    pixels: int
-    labeled: Counts
-    images_with: Counts
-    dense_images_with: Counts
-    missed_images_with: Counts
-    contradictions: Counts
-    images_without: list[str] = field(default_factory=list)
-    dense_images: int = 0
-    on_void: int = 0
-    margin: float = 0.0
-    dense_labeled: int = 0
+    images: int  # images counted
+    pixels: int  # their pixels
+    labeled: Counts  # (K,) scribble pixels of each class
+    images_with: Counts  # (K,) images in which the class is scribbled
+    dense_images_with: Counts  # (K,) of the ``dense_images``, those whose dense labels show the class
+    missed_images_with: Counts  # (K,) of the ``dense_images``, those whose scribbles do not show it
+    contradictions: Counts  # (K,) pixels scribbled as the class whose dense label is another class
+    images_without: list[str] = field(default_factory=list)  # names of images without any label
+    dense_images: int = 0  # images that were compared with dense labels; contradictions and margin are theirs
+    on_void: int = 0  # scribble pixels whose dense label is void
+    margin: float = 0.0  # sum over scribble pixels of the distance to the nearest border between dense labels
+    dense_labeled: int = 0  # scribble pixels that this sum has
 
     @classmethod
     def empty(cls, num_classes: int) -> ScribbleStatistics:
         """Counts of no image."""
-
-        def zeros() -> Counts:
-            return np.zeros(num_classes, np.int64)
-
-        return cls(
-            images=0,
-            pixels=0,
-            labeled=zeros(),
-            images_with=zeros(),
-            dense_images_with=zeros(),
-            missed_images_with=zeros(),
-            contradictions=zeros(),
-        )
+        names = ("labeled", "images_with", "dense_images_with", "missed_images_with", "contradictions")
+        counts: dict[str, Any] = {name: np.zeros(num_classes, np.int64) for name in names}
+        return cls(images=0, pixels=0, **counts)
 
     def add(self, other: ScribbleStatistics) -> None:
         """Count another's images too."""
@@ -136,13 +109,9 @@ class ScribbleStatistics:
 def count_image(
     raster: npt.NDArray[np.uint8], num_classes: int, *, key: str, dense: npt.NDArray[np.uint8] | None = None
 ) -> ScribbleStatistics:
-    """Counts of one image.
+    """Counts of one image from its scribbles (h, w): class ids and 255.
 
-    Args:
-        raster: (h, w) scribbles: class ids and 255.
-        num_classes: K.
-        key: name of the image.
-        dense: (h, w) dense labels, class ids below K, anything else void; None: nothing to compare with.
+    ``dense`` are (h, w) labels, class ids below K, anything else void; None: nothing to compare with.
     """
     counts = ScribbleStatistics.empty(num_classes)
     counts.images, counts.pixels = 1, raster.size

@@ -12,28 +12,20 @@ from pathlib import Path
 from padding.data.class_split import ClassSplit
 from padding.errors import DataError, MissingFileError
 
-__all__ = ["ScribbleTags", "read_tag_table"]
-
 
 @dataclass(frozen=True)
 class ScribbleTags:
-    """Which class a tag of an annotation file means.
+    """Which class a tag of an annotation file means."""
 
-    Attributes:
-        names: per class id, the tag that is written.
-        ids: tag without case, blanks, hyphens and underscores -> class id; several tags may mean one class.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # per class id, the tag that is written
+    # Tag without case, blanks, hyphens and underscores -> class id; several tags may mean one class.
     ids: Mapping[str, int]
 
     @classmethod
     def of(cls, split: ClassSplit, tags: Mapping[str, str] | None = None) -> ScribbleTags:
         """Tags of a label space: the class names and, where there are any, their other spellings.
 
-        Args:
-            split: the classes.
-            tags: class name -> tag that annotation files use instead; the class name stays valid.
+        ``tags``: class name -> tag that annotation files use instead; the class name stays valid.
 
         Raises:
             DataError: a class is unknown, or one tag means two classes.

@@ -10,8 +10,6 @@ from padding.data.class_split import ClassSplit
 from padding.data.registration import register_listed_images
 from padding.data.sample import IGNORE_LABEL
 
-__all__ = ["camvid_label_map", "camvid_split", "register_camvid"]
-
 VOID = 11
 _CLASSES = (
     ("sky", (128, 128, 128)),
@@ -32,12 +30,9 @@ _CURE = "datasets/README.md says where CamVid comes from; python datasets/prepar
 
 def camvid_split() -> ClassSplit:
     """The 11 classes in the order of the label values."""
-    names, colors = zip(*_CLASSES, strict=True)
-    return ClassSplit(
-        names=names,
-        is_thing=tuple(name in _THINGS for name in names),
-        dataset_ids=tuple(range(len(names))),
-        colors=colors,
+    classes = enumerate(_CLASSES)
+    return ClassSplit.from_categories(
+        [{"id": i, "name": name, "isthing": name in _THINGS, "color": color} for i, (name, color) in classes]
     )
 
 

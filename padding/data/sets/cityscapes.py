@@ -12,8 +12,6 @@ from padding.data.class_split import ClassSplit
 from padding.data.registration import register_listed_images
 from padding.data.roots import splits_dir
 
-__all__ = ["TRAIN_ID_NAME", "cityscapes_label_map", "cityscapes_split", "register_cityscapes"]
-
 _NUM_LABEL_IDS = 34
 TRAIN_ID_NAME = "{city}/{id}_gtFine_labelTrainIds.png"
 _CURE = "datasets/README.md lists the official downloads; python datasets/prepare_cityscapes.py writes the train ids."
@@ -24,12 +22,7 @@ def cityscapes_split() -> ClassSplit:
     from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
     classes = sorted((c for c in CITYSCAPES_CATEGORIES if 0 <= c["trainId"] < 255), key=lambda c: c["trainId"])
-    return ClassSplit(
-        names=tuple(c["name"] for c in classes),
-        is_thing=tuple(bool(c["isthing"]) for c in classes),
-        dataset_ids=tuple(c["id"] for c in classes),
-        colors=tuple((c["color"][0], c["color"][1], c["color"][2]) for c in classes),
-    )
+    return ClassSplit.from_categories(classes)
 
 
 def cityscapes_label_map(ignore_label: int = 255) -> dict[int, int]:

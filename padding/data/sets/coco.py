@@ -13,15 +13,6 @@ from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.roots import splits_dir
 from padding.errors import DataError
 
-__all__ = [
-    "INSTANCE_SPLITS",
-    "coco_panoptic_split",
-    "coco_zsi_split",
-    "coco_zsp_split",
-    "coco_zss_split",
-    "read_class_table",
-]
-
 INSTANCE_SPLITS = ("48_17", "65_15")
 _GOLDEN_RATIO = 0.618034
 

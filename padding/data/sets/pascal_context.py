@@ -28,21 +28,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.sets.voc import voc_palette
 from padding.errors import DataError, MissingFileError
 
-__all__ = [
-    "CONTEXT_FOLDER",
-    "CONTEXT_LABELS",
-    "ContextClass",
-    "context_classes",
-    "context_ids",
-    "context_label_map",
-    "context_lookup",
-    "context_split",
-    "context_tags",
-    "read_context_mat",
-    "read_label_names",
-    "register_pascal_context",
-]
-
 CONTEXT_FOLDER = Path("VOCdevkit") / "VOC2010"
 CONTEXT_LABELS = "SegmentationContext60"
 
@@ -54,21 +39,13 @@ _CURE = "datasets/README.md lists the official downloads; python datasets/prepar
 
 @dataclass(frozen=True)
 class ContextClass:
-    """One row of ``datasets/splits/pascal_context/classes.tsv``.
+    """One row of ``datasets/splits/pascal_context/classes.tsv``."""
 
-    Attributes:
-        name: our name, FCN's.
-        tag: in ScribbleSup's XML files.
-        alphabetical_index: in the order of the Detail API and mmsegmentation.
-        raw_name: in the data set's ``labels.txt``.
-        raw_id: value in ``LabelMap``; 0 for the background, which stands for all other values.
-    """
-
-    name: str
-    tag: str
-    alphabetical_index: int
-    raw_name: str
-    raw_id: int
+    name: str  # our name, FCN's
+    tag: str  # in ScribbleSup's XML files
+    alphabetical_index: int  # in the order of the Detail API and mmsegmentation
+    raw_name: str  # in the data set's ``labels.txt``
+    raw_id: int  # value in ``LabelMap``; 0 for the background, which stands for all other values
 
 
 @cache

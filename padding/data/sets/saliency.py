@@ -19,22 +19,6 @@ from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.sets.voc import VOC_NAMES
 from padding.errors import DataError, MissingFileError
 
-__all__ = [
-    "DERIVED_SETS",
-    "SALIENCY_SETS",
-    "SALIENT_CLASSES",
-    "Pairing",
-    "SaliencySet",
-    "load_derived_saliency",
-    "load_saliency",
-    "pair_saliency",
-    "register_derived_saliency",
-    "register_saliency",
-    "register_saliency_sets",
-    "registered_saliency",
-    "saliency_split",
-]
-
 # In order of preference, compared without regard to case; the archives' own names first.
 _IMAGES = ("images", "image", "imgs", "img", "dut-omron-image")
 _MASKS = ("masks", "mask", "ground_truth_mask", "gt", "pixelwisegt-new-png", "annotations")
@@ -64,23 +48,14 @@ DERIVED_SETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class SaliencySet:
-    """A published set.
+    """A published set."""
 
-    Attributes:
-        name: registered name.
-        title: as it is published.
-        folder: below the data root.
-        count: published number of images.
-        images: names of the folder of images, the first one that exists is taken.
-        masks: names of the folder of saliency maps.
-    """
-
-    name: str
-    title: str
-    folder: str
-    count: int
-    images: tuple[str, ...] = _IMAGES
-    masks: tuple[str, ...] = _MASKS
+    name: str  # registered name
+    title: str  # as it is published
+    folder: str  # below the data root
+    count: int  # published number of images
+    images: tuple[str, ...] = _IMAGES  # names of the folder of images, the first one that exists is taken
+    masks: tuple[str, ...] = _MASKS  # names of the folder of saliency maps
 
 
 SALIENCY_SETS: Mapping[str, SaliencySet] = {
@@ -98,21 +73,13 @@ SALIENCY_SETS: Mapping[str, SaliencySet] = {
 
 @dataclass(frozen=True)
 class Pairing:
-    """Images and saliency maps of two folders, brought together by the stems of their names.
+    """Images and saliency maps of two folders, brought together by the stems of their names."""
 
-    Attributes:
-        images: folder of the images.
-        masks: folder of the maps.
-        entries: in order of the image names.
-        without_mask: names of images that have no map.
-        without_image: names of maps that have no image.
-    """
-
-    images: Path
-    masks: Path
-    entries: tuple[DatasetDict, ...]
-    without_mask: tuple[str, ...]
-    without_image: tuple[str, ...]
+    images: Path  # folder of the images
+    masks: Path  # folder of the maps
+    entries: tuple[DatasetDict, ...]  # in order of the image names
+    without_mask: tuple[str, ...]  # names of images that have no map
+    without_image: tuple[str, ...]  # names of maps that have no image
 
 
 def saliency_split() -> ClassSplit:

@@ -22,35 +22,17 @@ from padding.data.scribbles.tags import ScribbleTags, read_tag_table
 from padding.data.sets.pascal_context import CONTEXT_FOLDER, context_label_map, context_tags
 from padding.data.sets.voc import VOC_FOLDER
 
-__all__ = [
-    "LENGTHS_PCT",
-    "SCRIBBLE_SETS",
-    "ScribbleSet",
-    "label_key",
-    "load_scribbles",
-    "register_scribble_sets",
-    "register_scribbles",
-    "scribble_tags",
-]
-
 
 @dataclass(frozen=True)
 class ScribbleSet:
-    """One training set.
+    """One training set."""
 
-    Attributes:
-        name: registered name.
-        dense: registered set of the same images with dense labels.
-        folder: of the scribble PNGs, below the data root.
-        simulator: fields of ``scribble_simulator.SimulatorConfig`` that suit the size of its images.
-        written_as: set whose class numbers the PNGs have, where that is another one.
-    """
-
-    name: str
-    dense: str
-    folder: Path
+    name: str  # registered name
+    dense: str  # registered set of the same images with dense labels
+    folder: Path  # of the scribble PNGs, below the data root
+    # Fields of ``scribble_simulator.SimulatorConfig`` that suit the size of its images.
     simulator: Mapping[str, Any] = field(default_factory=dict)
-    written_as: str = ""
+    written_as: str = ""  # set whose class numbers the PNGs have, where that is another one
 
 
 LENGTHS_PCT = (0, 10, 25, 50)

@@ -11,8 +11,6 @@ from padding.data.class_split import ClassSplit
 from padding.data.registration import register_listed_images
 from padding.data.roots import splits_dir
 
-__all__ = ["VOC_FOLDER", "VOC_NAMES", "register_voc", "voc_palette", "voc_split"]
-
 VOC_FOLDER = Path("VOCdevkit") / "VOC2012"
 VOC_NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

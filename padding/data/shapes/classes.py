@@ -21,22 +21,6 @@ from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.roots import splits_dir
 from padding.errors import ConfigError
 
-__all__ = [
-    "COARSE_NAMES",
-    "COLOURS",
-    "LOOKS",
-    "PATTERNS",
-    "SHAPES",
-    "SPLITS",
-    "UNSEEN_FILE",
-    "ShapesConfig",
-    "class_table",
-    "coarse_ids",
-    "embed_classes",
-    "shapes_coarse_split",
-    "shapes_split",
-]
-
 SHAPES = ("disk", "square", "triangle", "star", "plus", "ring")
 LOOKS = ("red", "striped", "dotted", "checked", "magenta")
 COLOURS = ("grey", "brown", "teal", "olive")
@@ -62,48 +46,27 @@ class ShapesConfig:
 
     Image ``index`` of a split depends on every field except ``num_train`` and ``num_val``, so a larger data set begins
     with the images of a smaller one.
-
-    Attributes:
-        num_train: training images, which show seen classes only.
-        num_val: validation images, which show all classes.
-        size: height and width in pixels.
-        seed: >= 0, also seeds the class embeddings.
-        max_objects: largest number of things in one image; the smallest is 1.
-        radius_px: least and largest radius of a thing.
-        max_hidden_frac: largest part of a thing that others or the image border may hide.
-        max_region_covered_frac: largest part of a background region that things may cover.
-        two_regions_frac: part of the images with two background regions.
-        texture_period_px: least and largest period of stripes, dots and checks.
-        brightness_jitter: largest relative change of an object's brightness.
-        hue_jitter: largest turn of an object's hue, in full turns.
-        lighting: largest relative change of brightness between the centre and the edge of an image.
-        shadow: darkness of the soft shadow that a thing casts.
-        noise_sigma: standard deviation of the independent noise, of a value range of 1.
-        correlated_sigma: the same for the smooth noise.
-        camouflage_frac: part of the mean background colour mixed into the things of ``images_camouflaged``.
-        embedding_width: length of a class embedding.
-        embedding_noise: standard deviation added to each component of a class embedding.
     """
 
-    num_train: int = 3000
-    num_val: int = 400
-    size: int = 128
-    seed: int = 0
-    max_objects: int = 5
-    radius_px: tuple[float, float] = (12.0, 25.0)
-    max_hidden_frac: float = 0.5
-    max_region_covered_frac: float = 0.75
-    two_regions_frac: float = 0.5
-    texture_period_px: tuple[float, float] = (7.0, 8.0)
-    brightness_jitter: float = 0.12
-    hue_jitter: float = 0.025
-    lighting: float = 0.16
-    shadow: float = 0.35
-    noise_sigma: float = 0.05
-    correlated_sigma: float = 0.03
-    camouflage_frac: float = 0.4
-    embedding_width: int = 64
-    embedding_noise: float = 0.02
+    num_train: int = 3000  # training images, which show seen classes only
+    num_val: int = 400  # validation images, which show all classes
+    size: int = 128  # height and width in pixels
+    seed: int = 0  # >= 0, also seeds the class embeddings
+    max_objects: int = 5  # largest number of things in one image; the smallest is 1
+    radius_px: tuple[float, float] = (12.0, 25.0)  # least and largest radius of a thing
+    max_hidden_frac: float = 0.5  # largest part of a thing that others or the image border may hide
+    max_region_covered_frac: float = 0.75  # largest part of a background region that things may cover
+    two_regions_frac: float = 0.5  # part of the images with two background regions
+    texture_period_px: tuple[float, float] = (7.0, 8.0)  # least and largest period of stripes, dots and checks
+    brightness_jitter: float = 0.12  # largest relative change of an object's brightness
+    hue_jitter: float = 0.025  # largest turn of an object's hue, in full turns
+    lighting: float = 0.16  # largest relative change of brightness between the centre and the edge of an image
+    shadow: float = 0.35  # darkness of the soft shadow that a thing casts
+    noise_sigma: float = 0.05  # standard deviation of the independent noise, of a value range of 1
+    correlated_sigma: float = 0.03  # the same for the smooth noise
+    camouflage_frac: float = 0.4  # part of the mean background colour mixed into the things of ``images_camouflaged``
+    embedding_width: int = 64  # length of a class embedding
+    embedding_noise: float = 0.02  # standard deviation added to each component of a class embedding
 
     def __post_init__(self) -> None:
         if self.num_train < 0 or self.num_val < 0:

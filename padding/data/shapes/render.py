@@ -25,8 +25,6 @@ from padding.data.shapes.textures import (
     smooth_field,
 )
 
-__all__ = ["RenderedImage", "Segment", "render_image"]
-
 _REACH = 1.15  # no outline leaves this many radii
 _PLACEMENT_TRIES = 12
 _BORDER_MARGIN = 0.7  # a centre keeps this many radii from the image border
@@ -39,48 +37,30 @@ _THING_DECK, _STUFF_DECK = 1, 2
 
 @dataclass(frozen=True)
 class Segment:
-    """One region of the panoptic truth.
+    """One region of the panoptic truth."""
 
-    Attributes:
-        id: value in the id map, > 0, unique in the image.
-        class_id: contiguous id, 0..41.
-        category_id: id in the annotation files, 1..30 and 101..112.
-        isthing: whether the class is countable.
-        area: visible pixels, > 0.
-        bbox: visible (x, y, width, height), integers.
-        full_area: pixels before anything hid a part; for stuff, before the things were put on it.
-    """
-
-    id: int
-    class_id: int
-    category_id: int
-    isthing: bool
-    area: int
-    bbox: tuple[int, int, int, int]
-    full_area: int
+    id: int  # value in the id map, > 0, unique in the image
+    class_id: int  # contiguous id, 0..41
+    category_id: int  # id in the annotation files, 1..30 and 101..112
+    isthing: bool  # whether the class is countable
+    area: int  # visible pixels, > 0
+    bbox: tuple[int, int, int, int]  # visible (x, y, width, height), integers
+    full_area: int  # pixels before anything hid a part; for stuff, before the things were put on it
 
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """An image with its truth.
+    """An image with its truth."""
 
-    Attributes:
-        image: (h, w, 3) uint8 RGB.
-        camouflaged: (h, w, 3) uint8 RGB, the same scene with background colour mixed into the things.
-        panoptic_ids: (h, w) int32, ``Segment.id`` of each pixel; every pixel belongs to a segment.
-        semantic: (h, w) uint8, contiguous class ids 0..41.
-        coarse: (h, w) uint8, ids of ``COARSE_NAMES`` 0..16.
-        saliency: (h, w) uint8, how far a thing covers the pixel; >= 128 exactly where a thing is labelled.
-        segments: background first, then things from back to front.
-    """
-
-    image: npt.NDArray[np.uint8]
+    image: npt.NDArray[np.uint8]  # (h, w, 3) uint8 RGB
+    # (h, w, 3) uint8 RGB, the same scene with background colour mixed into the things.
     camouflaged: npt.NDArray[np.uint8]
-    panoptic_ids: npt.NDArray[np.int32]
-    semantic: npt.NDArray[np.uint8]
-    coarse: npt.NDArray[np.uint8]
+    panoptic_ids: npt.NDArray[np.int32]  # (h, w) int32, ``Segment.id`` of each pixel; every pixel belongs to a segment
+    semantic: npt.NDArray[np.uint8]  # (h, w) uint8, contiguous class ids 0..41
+    coarse: npt.NDArray[np.uint8]  # (h, w) uint8, ids of ``COARSE_NAMES`` 0..16
+    # (h, w) uint8, how far a thing covers the pixel; >= 128 exactly where a thing is labelled.
     saliency: npt.NDArray[np.uint8]
-    segments: tuple[Segment, ...]
+    segments: tuple[Segment, ...]  # background first, then things from back to front
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["coverage", "fill_look", "fill_pattern", "jitter_colours", "signed_distance", "smooth_field"]
-
 FloatArray = npt.NDArray[np.float32]
 # float32 in fact; numpy's stubs widen products with Python floats.
 _Floats = npt.NDArray[np.floating[Any]]

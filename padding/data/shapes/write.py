@@ -38,8 +38,6 @@ from padding.data.shapes.render import RenderedImage, render_image
 from padding.data.worker_pool import worker_pool
 from padding.errors import DataError
 
-__all__ = ["FOLDER", "GENERATOR_VERSION", "IMAGE_FOLDERS", "file_digest", "write_shapes"]
-
 # Raise it whenever an image or a label of the same parameters changes.
 GENERATOR_VERSION = 1
 FOLDER = "shapes"

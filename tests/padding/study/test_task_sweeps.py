@@ -16,7 +16,7 @@ from padding.data.class_split import ClassSplit
 from padding.evaluation.instance import InstanceEvaluator, InstanceGroundTruth, mask_entries
 from padding.evaluation.semantic import SemanticGroundTruth, SemSegEvaluator
 from padding.study.curve import GAMMAS, sweep_results
-from padding.study.task_sweeps import ConfusionAccumulator, QueryMasks, sweep_instances, sweep_semantic
+from padding.study.task_sweeps import ConfusionAccumulator, InstanceSweep, QueryMasks, sweep_semantic
 
 SPLIT = ClassSplit(("dog", "zebra"), (True, True), (5, 9), frozenset({"zebra"}))
 SIZE = (8, 12)
@@ -133,7 +133,7 @@ def detect_at(gamma: float) -> Any:
 def test_instance_sweep_of_two_animals(instance_truth: InstanceGroundTruth) -> None:
     leads = {10: 2.0, 20: 4.0, 30: 2.0, 40: 4.0}
     images = [queries(instance_truth, image_id, lead) for image_id, lead in leads.items()]
-    sweep = sweep_instances(images, detect_at, instance_truth, GAMMAS)
+    sweep = InstanceSweep(GAMMAS, detect_at, instance_truth, images)
     results = sweep_results(sweep, instance_truth.groups, "ap50")
     curve = {point["gamma"]: (point["seen"], point["unseen"]) for point in results["curve"]}
     assert curve[0.0][1] == curve[GAMMAS[0]][1] == 0.0
@@ -147,9 +147,9 @@ def test_instance_sweep_of_two_animals(instance_truth: InstanceGroundTruth) -> N
 
 def test_instance_sweep_equals_the_evaluator_at_gamma_zero(instance_truth: InstanceGroundTruth) -> None:
     images = [queries(instance_truth, i, lead) for i, lead in ((10, -3.0), (20, 4.0), (30, -1.0), (40, 1.0))]
-    point = sweep_results(
-        sweep_instances(images, detect_at, instance_truth, (0.0, 1.0)), instance_truth.groups, "ap50"
-    )["curve"][0]
+    point = sweep_results(InstanceSweep((0.0, 1.0), detect_at, instance_truth, images), instance_truth.groups, "ap50")[
+        "curve"
+    ][0]
     evaluator = InstanceEvaluator("two_animals")
     for image in images:
         scores, _, classes = detect_at(0.0)(image["class_logits"])
