@@ -6,8 +6,8 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY := PASSIVE
 
 # Tests whose verdict depends on arithmetic, under that of a processor without AVX: sums of another order.
-NUMERIC := tests/padding/modeling tests/padding/evaluation tests/padding/engine tests/padding/test_*.py tests/psi tests/tcc \
-	tests/salseg tests/smoke
+NUMERIC := tests/padding/modeling tests/padding/evaluation tests/padding/engine tests/padding/bank tests/padding/study \
+	tests/padding/look tests/padding/test_*.py tests/psi tests/tcc tests/salseg tests/smoke
 PLAIN_ARITHMETIC := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 	MKL_CBWR=COMPATIBLE
 

@@ -6,7 +6,5 @@ import sys
 from padding.errors import run_command
 from padding.study.ablation import main
 
-__all__ = ["main"]
-
 if __name__ == "__main__":
     sys.exit(run_command(main))

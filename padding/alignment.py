@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from padding.errors import check_choice
 
-__all__ = ["ARCHITECTURES", "Disentangled", "FeatureDecoder", "FeatureEncoder", "RelationNet", "disentangle"]
-
 ARCHITECTURES = ("ours", "official")
 # Slope of every LeakyReLU in the paper and in the released code.
 NEGATIVE_SLOPE = 0.2

@@ -22,17 +22,6 @@ from padding.modeling.weights.loading import load_into, load_state
 from padding.modeling.weights.renaming import normalise_keys
 from padding.modeling.weights.report import CheckpointReport
 
-__all__ = [
-    "LABEL_SPACE_ENTRY",
-    "describe_label_space",
-    "fit_class_head",
-    "load_padding_weights",
-    "pad_rows",
-    "repair_class_head",
-    "start_from",
-    "widen_rows",
-]
-
 # Name of the label space inside a checkpoint whose model was extended.
 LABEL_SPACE_ENTRY = "label_space"
 

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-__all__ = ["is_detectron2_v06", "patch_module"]
-
 Patch = Callable[[Any], None]
 
 

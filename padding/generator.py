@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GENERATORS", "Gmmn", "PrimitivePaper", "PrimitiveTransformer", "PrimitiveTransformerLayer"]
-
 GENERATORS = ("primitive_transformer", "primitive_paper", "gmmn")
 # Slope and initial bias of the baseline as published with ZS3.
 GMMN_NEGATIVE_SLOPE = 0.2

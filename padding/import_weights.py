@@ -30,8 +30,6 @@ from padding.modeling.weights.renaming import Imported
 from padding.modeling.weights.report import CheckpointReport
 from padding.modeling.weights.segmentors import import_huggingface, import_mask2former, layout_of
 
-__all__ = ["IMPORTERS", "fit_to_network", "import_pading", "import_weights", "reorder_class_rows"]
-
 # Everything of a released PADing file beside the segmentor.
 PADING_NAMES = re.compile(
     r"""^(?:

@@ -16,25 +16,6 @@ from torch.nn import functional as F
 
 from padding.errors import ConfigError, check_choice
 
-__all__ = [
-    "BANDWIDTHS",
-    "DIRECTIONS",
-    "GROUPINGS",
-    "REDUCTIONS",
-    "DivergenceOptions",
-    "MmdOptions",
-    "dot_relation",
-    "mmd",
-    "moment_divergence",
-    "noise_divergence",
-    "posterior_divergence",
-    "reconstruction",
-    "relation",
-    "row_divergence",
-    "structure_alignment",
-    "weighted_cross_entropy",
-]
-
 BANDWIDTHS = ("variance", "sigma", "median")
 GROUPINGS = ("batch", "per_class", "joint")
 DIRECTIONS = ("semantic_to_visual", "visual_to_semantic")

@@ -37,8 +37,6 @@ from padding.modeling.point_sampling import image_generators
 from padding.objective import LabelledFeatures
 from padding.projection import ProjectionClassifier
 
-__all__ = ["METHODS", "STEPS", "PADing"]
-
 METHODS = ("supervised", "projection", "generative")
 STEPS = ("generator", "classifier")
 TEST_MODES = ("gzsl", "zsl")

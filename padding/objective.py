@@ -25,8 +25,6 @@ from padding.losses import (
     structure_alignment,
 )
 
-__all__ = ["DisentangleModules", "LabelledFeatures", "LossWeights", "StructureObjective"]
-
 
 class LabelledFeatures(NamedTuple):
     """Features of some classes."""

@@ -7,8 +7,6 @@ from torch.nn import functional as F
 
 from padding.errors import ConfigError
 
-__all__ = ["ProjectionClassifier"]
-
 
 class ProjectionClassifier(nn.Module):
     """Cosine of a projected query with every class embedding and a learnt no-object vector, over a temperature.

@@ -38,8 +38,6 @@ from padding.extension import ExtensionReport, add_classes_to
 from padding.meta_arch import STEPS, PADing
 from padding.modeling.label_space import evaluation_split
 
-__all__ = ["GeneratorClassifierTrainer", "PhaseSchedule"]
-
 
 @TRAINER_REGISTRY.register()
 class GeneratorClassifierTrainer(Trainer):

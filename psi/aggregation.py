@@ -23,15 +23,6 @@ from padding.modeling.diagnostics import note_observations
 from psi.pattern_graph import PatternGraph
 from psi.pattern_propagation import BACKENDS, SIMILARITIES, Propagation, edge_terms, propagate_patterns
 
-__all__ = [
-    "Aggregation",
-    "AggregationOptions",
-    "PatternPropagation",
-    "SemanticFlowAggregation",
-    "UpsampleAggregation",
-    "build_aggregation",
-]
-
 SCALES = ("sqrt_dim", "dim", "none", "learned")
 
 

@@ -16,8 +16,6 @@ from padding.data.scribbles.folder import ScribbleFolder
 from padding.engine.commands import load_config
 from padding.errors import MissingFileError
 
-__all__ = ["BudgetCurve", "BudgetPoint", "Run", "budget_curves", "read_runs"]
-
 _METHOD_RESULT = "row_result.json"  # of benchmarks.ablation_rows
 _LOG = "metrics.json"  # of any training
 

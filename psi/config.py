@@ -7,8 +7,6 @@ reasons stand in ``psi/README.md``. Symbols in brackets are the paper's.
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_psi_config"]
-
 
 def add_psi_config(cfg: CfgNode) -> None:
     """Add PSI's keys in place; keys of the input, the solver and the evaluation are added elsewhere."""

@@ -31,8 +31,6 @@ from psi.budget import BudgetCurve
 from psi.inspection import Inspected
 from psi.label_quality import LabelQuality
 
-__all__ = ["draw_budget", "draw_strips", "thick_scribbles"]
-
 # Least width of a scribble, as a share of the picture: thinner ones are hard to see on a page.
 SCRIBBLE_SHARE = 0.018
 CONFIDENCE_MAP = "viridis"

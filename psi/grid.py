@@ -11,8 +11,6 @@ from torch import Tensor
 from padding.data.sample import IGNORE_LABEL
 from psi.supervision import PixelSupervision, Supervision, is_label
 
-__all__ = ["cells_to_pixels", "labels_to_grid", "supervision_at_pixels", "supervision_on_grid", "valid_cells"]
-
 
 def labels_to_grid(labels: Tensor, *, num_classes: int, stride: int) -> Tensor:
     """Label of each cell: the one that its labeled pixels share.

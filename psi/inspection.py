@@ -27,8 +27,6 @@ from psi.label_quality import LabelQuality
 from psi.labeling import GrownLabels, SupervisionReader, grow_labels, quality_of
 from psi.meta_arch import PSI
 
-__all__ = ["DenseReader", "Inspected", "LabelInspection"]
-
 
 @dataclass(frozen=True)
 class Inspected:

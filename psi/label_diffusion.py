@@ -21,19 +21,6 @@ from torch import Tensor, nn
 from padding.errors import ConfigError, check_choice
 from psi.supervision import EMPTY_SLOT, Supervision
 
-__all__ = [
-    "DiffusionOptions",
-    "DiffusionStep",
-    "ThresholdNetwork",
-    "binarize",
-    "diffuse",
-    "diffusion_step",
-    "dilate",
-    "region_moments",
-    "strength_above",
-    "window_radii",
-]
-
 MAX_THRESHOLD = 0.999  # a higher one could select nothing, and would not get a gradient to come down
 _VARIANCE_FLOOR = 1e-6  # the root has no finite slope at 0
 

@@ -13,8 +13,6 @@ from padding.data.sample import IGNORE_LABEL
 from psi.label_diffusion import DiffusionStep
 from psi.supervision import EMPTY_SLOT, PixelSupervision, Supervision
 
-__all__ = ["LabelQuality", "label_quality", "mean_thresholds"]
-
 
 @dataclass(frozen=True)
 class LabelQuality:

@@ -25,8 +25,6 @@ from padding.errors import run_command
 from psi.inspection import Inspected, LabelInspection
 from psi.label_quality import LabelQuality, mean_thresholds
 
-__all__ = ["LabelCounts", "LabelReport", "main", "measure"]
-
 DEFAULT_IMAGES = 500
 Counts = npt.NDArray[np.int64]
 

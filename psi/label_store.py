@@ -27,8 +27,6 @@ from padding.data.targets import LabelMap, check_size, pad_to_size, transform_la
 from padding.errors import ConfigError, DataError, MissingFileError
 from psi.supervision import PixelSupervision
 
-__all__ = ["LABEL_KEY", "WEIGHT_KEY", "LabelStore", "StoredLabelMapper", "decoded_weights", "encoded_weights"]
-
 logger = logging.getLogger(__name__)
 
 LABEL_KEY = "diffused_file_name"

@@ -25,8 +25,6 @@ from psi.label_quality import LabelQuality, label_quality
 from psi.meta_arch import PSI
 from psi.supervision import PixelSupervision
 
-__all__ = ["GrownLabels", "SupervisionReader", "grow_labels", "quality_of"]
-
 
 class SupervisionReader:
     """Reads whole images of the training set: entry -> sample of the test mapper, and scribbles (h, w) int64."""

@@ -22,16 +22,6 @@ from padding.modeling.processes import mean_over_processes, world_size
 from psi.label_diffusion import DiffusionStep
 from psi.supervision import PixelSupervision
 
-__all__ = [
-    "CHOICES",
-    "check_loss_choice",
-    "diffused_score_loss",
-    "scribble_recall_loss",
-    "segmentation_loss",
-    "smoothness",
-    "threshold_losses",
-]
-
 _LOG_FLOOR = 1e-6  # below it a logarithm says no more than "wrong", and 0 would say infinite
 _HALF_OF_NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # the other four are the same pairs
 

@@ -35,8 +35,6 @@ from psi.network import SegmentationNetwork, build_network
 from psi.options import GrowthOptions, LossOptions
 from psi.supervision import PixelSupervision, Supervision
 
-__all__ = ["PSI", "LabelsAtStep"]
-
 # No row or column of cells at stride 4 is cut; coarser maps may be.
 _SIZE_DIVISIBILITY = 4
 

@@ -15,8 +15,6 @@ from padding.errors import ConfigError, check_choice
 from padding.modeling.deeplab import ASPP, DeepLabDecoder, DeepLabOptions
 from psi.aggregation import Aggregation, AggregationOptions, build_aggregation
 
-__all__ = ["SegmentationHead", "SegmentationNetwork", "build_network"]
-
 HIGH_LEVELS = ("aspp", "res5")
 
 

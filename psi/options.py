@@ -9,8 +9,6 @@ from padding.errors import ConfigError, check_choice
 from psi.label_diffusion import DiffusionOptions
 from psi.losses import CHOICES, check_loss_choice
 
-__all__ = ["MODES", "GrowthOptions", "LossOptions"]
-
 MODES = ("online", "inner_loop", "rounds")
 
 

@@ -17,8 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from psi.pattern_graph import Window
 
-__all__ = ["BACKENDS", "Backend", "Gathered", "Level"]
-
 # Logits computed at once (16 MB in float32). Beyond it rows go in pieces, each computed again in the backward pass.
 _CHUNK_LOGITS = 1 << 22
 # Stands for the logit of what is no neighbor: finite, because -inf - -inf is not a number.

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from padding.errors import ConfigError, check_choice
 
-__all__ = ["DISTANCES", "PatternGraph", "Window", "window_offsets"]
-
 DISTANCES = ("chebyshev", "l2", "l1")
 
 

@@ -23,15 +23,6 @@ from padding.errors import check_choice
 from psi.pattern_backends import BACKENDS, Level
 from psi.pattern_graph import PatternGraph
 
-__all__ = [
-    "BACKENDS",
-    "SIMILARITIES",
-    "Propagation",
-    "choose_backend",
-    "edge_terms",
-    "propagate_patterns",
-]
-
 SIMILARITIES = ("inner", "cosine", "euclidean")
 # Up to so many nodes one product, most of it masked, takes no longer than many small ones (measured on a CPU, C = 256).
 _DENSE_NODES = 256

@@ -21,8 +21,6 @@ from psi.budget import BudgetCurve, budget_curves, read_runs
 from psi.figures import draw_budget, draw_strips
 from psi.inspection import LabelInspection
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the picture's path."""

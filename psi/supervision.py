@@ -16,8 +16,6 @@ from torch import Tensor
 
 from padding.data.sample import IGNORE_LABEL
 
-__all__ = ["EMPTY_SLOT", "PixelSupervision", "Supervision", "is_label"]
-
 EMPTY_SLOT = -1
 """Class of a slot in an image that shows fewer classes than another one of the batch."""
 

@@ -28,8 +28,6 @@ from psi.label_store import LabelStore
 from psi.labeling import SupervisionReader, grow_labels
 from psi.meta_arch import PSI, LabelsAtStep
 
-__all__ = ["ScribbleTrainer", "round_at"]
-
 
 def round_at(iteration: int, *, max_iter: int, steps: int) -> int:
     """Round t of an iteration: 0 to T, parts of the schedule that differ by one iteration at most.

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from padding.errors import check_choice
 
-__all__ = ["POLICIES", "SaliencyStatistics"]
-
 POLICIES = ("seg_only", "per_task", "shared")
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")

@@ -15,8 +15,6 @@ from padding.engine.commands import add_config_arguments, command_parser, open_c
 from padding.errors import run_command
 from salseg.trainer import class_frequency_file
 
-__all__ = ["class_weight_table"]
-
 
 def class_weight_table(cfg: CfgNode) -> str:
     """Markdown table of the classes' pixels, shares and weights."""

@@ -16,8 +16,6 @@ from padding.engine.complexity import Counting, build_on_meta, count_command, mi
 from padding.errors import run_command
 from salseg.meta_arch import SalSeg
 
-__all__ = ["COUNTING", "Complexity", "model_complexity", "row_of"]
-
 # Table 1: pyramid -> millions of parameters and GMACs at 1024x512 with 19 classes.
 PUBLISHED = {"plain ASPP": (59.34, 177.78), "DSC-ASPP": (46.81, 152.13)}
 _R101 = "configs/cityscapes_salseg.yaml"

@@ -7,8 +7,6 @@ Values that the paper states are the paper's; the choices it leaves open and the
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_salseg_config"]
-
 
 def add_salseg_config(cfg: CfgNode) -> None:
     """Add SalSeg's keys in place; keys of the input, the solver and the evaluation are added elsewhere."""

@@ -23,8 +23,6 @@ from padding.engine.part_export import Part, export_command
 from padding.errors import ConfigError, run_command
 from salseg.task_weighting import tasks_of
 
-__all__ = ["SEGMENTATION"]
-
 # Children of the model that segmentation does without; "statistics" are the saliency passes' own.
 _LEFT_OUT = ("branch.", "weighting.", "statistics.")
 

@@ -27,8 +27,6 @@ from salseg.inspection import Inspected
 from salseg.task_weighting import TASKS
 from salseg.training_log import Course, TaskCourses
 
-__all__ = ["draw_courses", "draw_strips"]
-
 TASK_NAMES = {"seg": "segmentation", "saliency": "saliency"}
 TASK_LINES = {"seg": "-", "saliency": "--"}
 UNKNOWN_GREY = 128  # not among the colors of saliency, whose lightest one is nearly white

@@ -21,17 +21,6 @@ from torch import Tensor, nn
 from padding.errors import ConfigError, check_choice
 from padding.modeling.deeplab import ASPP, DeepLabDecoder, DeepLabOptions
 
-__all__ = [
-    "READINGS",
-    "SaliencyBranch",
-    "SharedFeatures",
-    "build_branch",
-    "build_pyramid",
-    "deeplab_options",
-    "feature_names",
-    "saliency_logits",
-]
-
 READINGS = ("softmax", "softmax_no_background", "logit", "sigmoid")
 _MARGIN = 1e-6  # saliency stays within [margin, 1 - margin]: its logarithm is finite
 

@@ -24,8 +24,6 @@ from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.saliency import saliency_at_size
 from padding.evaluation.semantic import SemanticGroundTruth
 
-__all__ = ["Inspected", "PredictionInspection", "image_miou", "saliency_mae"]
-
 Labels = npt.NDArray[np.integer]
 Grey = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

@@ -17,8 +17,6 @@ from torch import Tensor
 from padding.data.sample import IGNORE_LABEL
 from padding.modeling.processes import mean_over_processes
 
-__all__ = ["LossSum", "join", "saliency_loss", "segmentation_loss"]
-
 
 class LossSum(NamedTuple):
     """A loss before its division.

@@ -42,8 +42,6 @@ from salseg.heads import (
 from salseg.losses import LossSum, join, saliency_loss, segmentation_loss
 from salseg.task_weighting import TASKS, TaskWeighting, tasks_of
 
-__all__ = ["SalSeg"]
-
 # Strides up to 32, and what networks of timm need.
 _SIZE_DIVISIBILITY = 32
 _LABEL_OF = {"seg": "sem_seg", "saliency": "saliency"}

@@ -20,8 +20,6 @@ from salseg.figures import draw_courses, draw_strips
 from salseg.inspection import PredictionInspection
 from salseg.training_log import read_courses
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Command line; returns the picture's path."""

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from padding.errors import ConfigError, check_choice
 from salseg.losses import LossSum
 
-__all__ = ["TASKS", "WEIGHTINGS", "TaskWeighting", "liebel_terms", "tasks_of", "uncertainty_terms"]
-
 TASKS = ("seg", "saliency")
 WEIGHTINGS = ("uncertainty", "liebel", "fixed", "uniform", "seg_only", "saliency_only")
 

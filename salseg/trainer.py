@@ -20,8 +20,6 @@ from padding.modeling.weights.loading import load_initial_weights
 from salseg.meta_arch import SalSeg
 from salseg.task_weighting import tasks_of
 
-__all__ = ["SalSegTrainer", "class_frequency_file"]
-
 
 def class_frequency_file(cfg: CfgNode) -> Path:
     """Where a training keeps the counts behind its class weights."""

@@ -12,8 +12,6 @@ from typing import Any
 from padding.errors import DataError, MissingFileError
 from salseg.task_weighting import TASKS
 
-__all__ = ["Course", "TaskCourses", "read_courses"]
-
 _LOG = "metrics.json"
 _SEED = re.compile(r"seed_\d+")  # folders of benchmarks.ablation_rows
 _WEIGHT, _LOSS = "salseg/weight_{}", "salseg/{}"

@@ -20,8 +20,6 @@ from padding.errors import ConfigError, check_choice
 from padding.modeling.processes import sum_over_processes
 from tcc.losses import confident, mean_over_pixels
 
-__all__ = ["ConsistencyOptions", "PixelLabels", "class_similarity", "feature_consistency", "labels_of", "on_grid"]
-
 _CHOICES = {
     "LABEL_SOURCE": ("cross", "own", "agree"),
     "PROTOTYPE_SCOPE": ("image", "batch", "batch_sync"),

@@ -17,8 +17,6 @@ from padding.engine.complexity import Counting, count_command, millions, operati
 from padding.errors import run_command
 from tcc.students import Student, build_student
 
-__all__ = ["COUNTING", "Complexity", "student_complexity"]
-
 # Backbone and output stride -> millions of parameters of backbone, head and both, GFLOP per image of 512x512 with 21
 # classes: the numbers that the students were specified with, counted before they existed.
 REFERENCE = {

@@ -7,8 +7,6 @@ default is ours, with its reason in ``tcc/README.md``. Symbols in brackets are t
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_tcc_config"]
-
 
 def add_tcc_config(cfg: CfgNode) -> None:
     """Add TCC's keys in place; keys of the input, the solver and the evaluation are added elsewhere."""

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from padding.errors import ConfigError, check_choice
 
-__all__ = ["CutMix", "Mixing", "box_mask", "build_cutmix"]
-
 Partner = Literal["roll", "second_stream", "self"]
 
 

@@ -21,8 +21,6 @@ from padding.engine.part_export import Part, export_command
 from padding.errors import run_command
 from tcc.meta_arch import STUDENTS
 
-__all__ = ["part_of_student"]
-
 
 def part_of_student(student: str) -> Part:
     """One student of a cohort; where there is a moving average of it, that.

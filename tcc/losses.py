@@ -15,18 +15,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.errors import ConfigError
 from padding.modeling.processes import sum_over_processes
 
-__all__ = [
-    "IGNORE_LABEL",
-    "confident",
-    "cross_entropy",
-    "dice_loss",
-    "divergence",
-    "hard_divergence",
-    "mean_over_pixels",
-    "ohem_cross_entropy",
-    "zero_of",
-]
-
 
 def zero_of(tensor: Tensor) -> Tensor:
     """Scalar 0 that is connected to ``tensor``; one element times 0, since a float16 sum may be infinite."""

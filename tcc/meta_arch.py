@@ -34,8 +34,6 @@ from tcc.ramp_up import build_ramp_up
 from tcc.students import Student, build_student
 from tcc.teacher import BatchNormPolicy, target_pass, update_average
 
-__all__ = ["STUDENTS", "TCC", "Perturbation"]
-
 STUDENTS = ("cnn", "vit")
 ENSEMBLE = "ensemble"
 # Strides up to 32, and spatial reductions that are exact only then (PVT).

@@ -20,15 +20,6 @@ from padding.modeling.batching import map_size
 from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consistency, labels_of
 from tcc.losses import cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
 
-__all__ = [
-    "CohortBatch",
-    "CohortObjective",
-    "DistillationOptions",
-    "SupervisedOptions",
-    "build_objective",
-    "full_size_logits",
-]
-
 Observations = dict[str, Tensor | float]
 _PEERS = (("cnn", "vit"), ("vit", "cnn"))
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from padding.errors import ConfigError
 
-__all__ = ["PVT", "PVT_VARIANTS", "PVTArchitecture", "build_pvt", "resize_position_table"]
-
 _STAGES = ("res2", "res3", "res4", "res5")
 _NORM_EPS = 1e-6
 
@@ -101,6 +99,7 @@ class PatchEmbedding(nn.Module):
         nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 
     def forward(self, features: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Map (B, C', H, W) -> tokens (B, h w, C) with their positions added, and (h, w)."""
         # With stride 1 in place of ``patch`` squares overlap: padded so that every cell still begins one.
         overlap = self.proj.kernel_size[0] - self.proj.stride[0]
         features = self.proj(F.pad(features, (0, overlap, 0, overlap)))  # the squares of the last row and column too
@@ -154,6 +153,7 @@ class PVTBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (B, h w, C) of a grid (h, w) -> the same shape."""
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
@@ -167,6 +167,7 @@ class PVTStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, C', H, W) -> (B, C, H / stride, W / stride)."""
         tokens, size = self.embed(features)
         for block in self.blocks:
             tokens = block(tokens, size)

@@ -8,8 +8,6 @@ from detectron2.config import CfgNode
 
 from padding.errors import ConfigError
 
-__all__ = ["build_ramp_up", "gaussian_ramp_up"]
-
 LAINE_AILA_SHARE = 0.27  # 80 of 300 epochs
 
 

@@ -24,8 +24,6 @@ from padding.modeling.small_resnet import build_small_resnet_backbone
 from padding.modeling.timm_backbone import TimmBackbone
 from tcc.pvt import PVT_VARIANTS, PVTBlock, build_pvt
 
-__all__ = ["Student", "build_backbone_of", "build_resnet", "build_student", "seeded_torch"]
-
 _RESNET_DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 _BLOCKS = (CNNBlockBase, PVTBlock, ConvNeXtBlock)
 # Far enough apart that runs with neighbouring seeds share no initial values.

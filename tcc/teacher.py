@@ -14,8 +14,6 @@ from torch import nn
 
 from padding.errors import check_choice
 
-__all__ = ["BatchNormPolicy", "target_pass", "update_average"]
-
 BatchNormPolicy = Literal["batch_no_update", "batch", "running"]
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 

@@ -18,8 +18,6 @@ from padding.modeling.weights.loading import load_backbone_weights
 from tcc.meta_arch import STUDENTS, TCC
 from tcc.students import Student
 
-__all__ = ["SemiSupervisedTrainer"]
-
 
 @TRAINER_REGISTRY.register()
 class SemiSupervisedTrainer(Trainer):

@@ -20,8 +20,6 @@ from typing import Any
 from padding.data.roots import splits_dir
 from padding.errors import DataError, MissingFileError
 
-__all__ = ["ClassSplit", "class_split_of", "read_name_list"]
-
 _GREY = (128, 128, 128)
 
 

@@ -3,8 +3,6 @@
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_input_config"]
-
 
 def add_input_config(cfg: CfgNode) -> None:
     """Add the INPUT keys in place; all defaults are the official ones where such a key exists."""

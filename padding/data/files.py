@@ -23,20 +23,6 @@ from PIL import Image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "TEMPORARY",
-    "replace_folder",
-    "replacing",
-    "save_figure",
-    "save_panoptic_png",
-    "save_png",
-    "set_aside",
-    "without_nan",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
-
 TEMPORARY = ".*.tmp"
 """Glob pattern of the names under which files grow."""
 

@@ -20,8 +20,6 @@ from padding.errors import ConfigError, MissingFileError
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["OWN_NAMES", "folder_classes", "own_label_map", "register_folders", "register_own_data"]
-
 OWN_NAMES = ("own_train", "own_val")
 _KEY = "DATASETS.FOLDERS"
 

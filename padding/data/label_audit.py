@@ -5,7 +5,5 @@ import sys
 
 from padding.data.prepare.label_audit import main
 
-__all__ = ["main"]
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -37,16 +37,6 @@ from padding.data.readers import read_label_map, read_panoptic_ids
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX
 from padding.errors import ConfigError, DataError, MissingFileError
 
-__all__ = [
-    "MAPPER_REGISTRY",
-    "InstanceMapper",
-    "Mapper",
-    "PanopticMapper",
-    "SemanticMapper",
-    "UnlabeledMapper",
-    "build_mapper",
-]
-
 MAPPER_REGISTRY = Registry("MAPPER")
 MAPPER_REGISTRY.__doc__ = "Classes called with (cfg, is_train=...); their objects turn a data-set entry into a sample."
 

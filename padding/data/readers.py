@@ -17,8 +17,6 @@ from PIL import Image
 
 from padding.errors import DataError, MissingFileError, UserError
 
-__all__ = ["displayed_size", "opened_image", "read_json", "read_label_map", "read_panoptic_ids"]
-
 _CURE = "obtain or generate it again"
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
 _STRETCHED = {"L;2": 85, "L;4": 17}

@@ -19,15 +19,6 @@ from padding.data.loaders.sem_seg_list import ImagePolicy, load_sem_seg
 from padding.data.sample import IGNORE_LABEL, LABEL_DIVISOR, DatasetDict
 from padding.errors import DataError
 
-__all__ = [
-    "register_data_set",
-    "register_instances",
-    "register_listed_images",
-    "register_panoptic",
-    "register_sem_seg",
-    "registered_names",
-]
-
 _registered: set[str] = set()
 
 

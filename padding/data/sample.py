@@ -14,17 +14,6 @@ if TYPE_CHECKING:
     import torch
     from detectron2.structures import Instances
 
-__all__ = [
-    "IGNORE_LABEL",
-    "LABEL_DIVISOR",
-    "SCRIBBLE_PADDING",
-    "VOID_INDEX",
-    "DatasetDict",
-    "Prediction",
-    "SegmentInfo",
-    "TrainSample",
-]
-
 IGNORE_LABEL = 255
 """Value of a semantic label map where nothing is annotated; the convention of every registered data set."""
 

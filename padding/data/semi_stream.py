@@ -15,8 +15,6 @@ from padding.data.semi_splits import read_semi_split, select_entries
 from padding.data.streams import PairedStream, TrainStream, derived_seed, load_training_entries
 from padding.errors import ConfigError
 
-__all__ = ["build_semi_supervised_stream", "load_semi_supervised_entries"]
-
 logger = logging.getLogger(__name__)
 Entries = list[dict[str, Any]]
 _UNLABELED, _PARTNER = 1, 2  # what tells the seeds of the further streams from the first one's

@@ -23,20 +23,6 @@ if TYPE_CHECKING:
     from detectron2.structures import Instances
     from fvcore.transforms.transform import Transform
 
-__all__ = [
-    "annotation_mask",
-    "check_label_range",
-    "check_size",
-    "instance_classes",
-    "label_map_to_instances",
-    "masks_to_instances",
-    "pad_to_size",
-    "segment_index_map",
-    "semantic_labels",
-    "transform_labels",
-    "translate_labels",
-]
-
 _NUM_IDS = 1 << 24  # three bytes of a PNG
 _per_thread = threading.local()
 

@@ -7,8 +7,6 @@ from concurrent.futures import ProcessPoolExecutor
 
 import cv2
 
-__all__ = ["START_METHODS", "worker_pool"]
-
 START_METHODS = ("forkserver", "fork", "spawn")
 
 

@@ -20,8 +20,6 @@ from padding.data.files import set_aside
 from padding.engine.checkpointer import read_training_checkpoint, write_checkpoint
 from padding.errors import CheckpointError, ConfigError
 
-__all__ = ["BEST_FILE", "BestCheckpoint", "BestRecord"]
-
 BEST_FILE = "model_best.pth"
 
 logger = logging.getLogger(__name__)

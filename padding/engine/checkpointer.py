@@ -21,8 +21,6 @@ from padding.errors import CheckpointError
 from padding.modeling.weights.checkpoint import first_line, read_torch
 from padding.modeling.weights.report import describe_differences
 
-__all__ = ["TrainingCheckpointer", "read_training_checkpoint", "write_checkpoint"]
-
 LAST_CHECKPOINT = "last_checkpoint"
 
 

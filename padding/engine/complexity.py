@@ -25,8 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from padding.engine.commands import add_config_arguments, command_parser, open_config, parse
 from padding.errors import run_command
 
-__all__ = ["Counting", "build_on_meta", "count_command", "millions", "operations"]
-
 Size = tuple[int, int]
 Rows = Mapping[str, Sequence[str]]  # name of a model -> cells
 

@@ -3,8 +3,6 @@
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_solver_config"]
-
 
 def add_solver_config(cfg: CfgNode) -> None:
     """Add the keys that ``padding.engine`` reads beyond Detectron2's own.

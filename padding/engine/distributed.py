@@ -23,8 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from padding.errors import DeviceError
 
-__all__ = ["distribute", "launched_by_torchrun", "restarted_by_torchrun", "torchrun_process_group", "unwrap"]
-
 AGENT_FILE = ".torchrun_agent"
 GROUP_TIMEOUT = timedelta(minutes=30)
 

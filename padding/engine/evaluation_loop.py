@@ -17,8 +17,6 @@ from padding.data.streams import build_eval_loader
 from padding.engine.random_state import preserved_random_state
 from padding.evaluation.build import build_evaluator
 
-__all__ = ["add_to_metrics", "evaluate"]
-
 
 def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """Run a model over DATASETS.TEST. Training goes on afterwards as if nothing had happened. Collective.

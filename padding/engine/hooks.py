@@ -6,8 +6,6 @@ from detectron2.engine import HookBase
 from padding.engine.checkpointer import TrainingCheckpointer
 from padding.errors import ConfigError
 
-__all__ = ["CheckpointHook", "ScheduleHook"]
-
 
 class ScheduleHook(HookBase):
     """Log the rate of every optimiser's first group of the base rate, then step every schedule."""

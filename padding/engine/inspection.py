@@ -30,8 +30,6 @@ from padding.engine.commands import (
 )
 from padding.errors import DataError
 
-__all__ = ["Curves", "Inspection", "Strip", "choose_entries", "draw_plots"]
-
 Inspected = TypeVar("Inspected")
 
 

@@ -18,8 +18,6 @@ from padding.data.files import save_png
 from padding.errors import ConfigError
 from padding.modeling.tta import scored_pixels
 
-__all__ = ["UNLABELED", "class_colors", "label_map_of", "scored_labels", "write_label_map"]
-
 UNLABELED = 255
 """Pixels that the model did not segment, such as those around the middle with MODE "center_crop"."""
 

@@ -18,19 +18,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from padding.errors import ConfigError
 
-__all__ = [
-    "base_learning_rate",
-    "build_lr_scheduler",
-    "build_optimizer",
-    "clip_full_model_",
-    "clip_gradients_",
-    "groups_of_parts",
-    "lr_multiplier",
-    "make_optimizer",
-    "parameter_groups",
-    "solver_node",
-]
-
 _NORM_TYPES = (
     nn.modules.batchnorm._NormBase,  # every BatchNorm and InstanceNorm
     nn.GroupNorm,

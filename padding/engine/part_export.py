@@ -20,8 +20,6 @@ from padding.errors import CheckpointError, ConfigError
 from padding.modeling.weights.checkpoint import read_checkpoint
 from padding.modeling.weights.report import describe_differences
 
-__all__ = ["Part", "export_command", "export_part", "num_parameters"]
-
 
 @dataclass(frozen=True)
 class Part:

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["capture_random_state", "preserved_random_state", "restore_random_state"]
-
 
 def capture_random_state(*, with_cuda: bool = True) -> dict[str, Any]:
     """Read the states of ``random``, numpy, torch and the current CUDA device.

@@ -19,8 +19,6 @@ from padding.engine.config import add_solver_config
 from padding.errors import ConfigError
 from padding.modeling.config import add_mask2former_config
 
-__all__ = ["ConfigError", "add_core_config", "load_cfg", "setup_cfg"]
-
 AddConfig = Callable[[CfgNode], None]
 
 

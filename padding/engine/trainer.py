@@ -38,8 +38,6 @@ from padding.engine.random_state import capture_random_state, preserved_random_s
 from padding.errors import CheckpointError, ConfigError, MethodError
 from padding.modeling.weights.loading import load_weights
 
-__all__ = ["TRAINER_REGISTRY", "Trainer", "micro_batch_size", "training_entries"]
-
 
 class TrainerRegistry(Registry):
     """Training loops by name; an unknown name is an error of the configuration."""

@@ -14,8 +14,6 @@ from padding.evaluation.panoptic import PanopticEvaluator
 from padding.evaluation.saliency import SaliencyEvaluator
 from padding.evaluation.semantic import SemSegEvaluator
 
-__all__ = ["EVALUATOR_BUILDERS", "build_evaluator"]
-
 
 def _build_semantic(cfg: CfgNode, dataset_name: str, output_folder: Path) -> list[DatasetEvaluator]:
     node = cfg.TEST.SEM_SEG

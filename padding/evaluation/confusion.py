@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from padding.errors import DataError
 
-__all__ = ["SemanticScores", "confusion_matrix", "iou_from_confusion", "scores_from_confusion"]
-
 
 @dataclass(frozen=True)
 class SemanticScores:

@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from padding.errors import DataError
 
-__all__ = ["ClassGroups", "GroupMeans", "group_means", "grouped_results", "harmonic_mean"]
-
 
 @dataclass(frozen=True)
 class ClassGroups:

@@ -28,8 +28,6 @@ from padding.errors import ConfigError, DataError
 from padding.evaluation.grouping import ClassGroups, grouped_results
 from padding.evaluation.report import build_report, publish
 
-__all__ = ["DetectionScores", "InstanceEvaluator", "InstanceGroundTruth", "detection_scores", "mask_entries"]
-
 logger = logging.getLogger(__name__)
 
 IouType = Literal["bbox", "segm"]

@@ -23,8 +23,6 @@ from padding.evaluation.grouping import ClassGroups, group_means, grouped_result
 from padding.evaluation.panoptic_quality import PanopticQuality, PanopticScores
 from padding.evaluation.report import build_report, publish
 
-__all__ = ["PanopticEvaluator", "PanopticGroundTruth", "PanopticQuality", "PanopticScores", "panoptic_results"]
-
 logger = logging.getLogger(__name__)
 
 METRICS = ("PQ", "SQ", "RQ")

@@ -17,8 +17,6 @@ import numpy.typing as npt
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.panoptic_quality import FORGIVEN_FRAC, MATCH_IOU, on_own_crowd, overlap_of
 
-__all__ = ["PanopticConfusion", "confusion_results"]
-
 
 class PanopticConfusion:
     """Counts pairs of classes over image after image.

@@ -18,18 +18,6 @@ import numpy.typing as npt
 
 from padding.errors import DataError
 
-__all__ = [
-    "FORGIVEN_FRAC",
-    "MATCH_IOU",
-    "PanopticQuality",
-    "PanopticScores",
-    "ground_truth_area",
-    "on_own_crowd",
-    "overlap_table",
-    "segment_columns",
-    "segment_positions",
-]
-
 VOID_ID = 0  # reserved by the COCO panoptic format in ground truth and predictions alike
 MATCH_IOU = 0.5  # exclusive: above it a match is unique, which is why no assignment problem arises
 FORGIVEN_FRAC = 0.5  # exclusive: a false alarm lying on void or crowd by more than this is not counted

@@ -16,8 +16,6 @@ from tabulate import tabulate
 from padding.data.files import write_text
 from padding.evaluation.grouping import ClassGroups
 
-__all__ = ["Report", "build_report", "publish"]
-
 logger = logging.getLogger(__name__)
 
 MISSING = "–"  # printed for a number that does not exist, e.g. the score of an absent class

@@ -28,8 +28,6 @@ from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to
 from padding.errors import ConfigError, DataError
 from padding.evaluation.saliency_metrics import SaliencyTotals, image_scores, min_max_normalized
 
-__all__ = ["NORMALIZED", "SaliencyEvaluator", "draw_precision_recall", "saliency_at_size"]
-
 logger = logging.getLogger(__name__)
 
 NORMALIZED = "_normalized"

@@ -13,17 +13,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "BETA_SQUARED",
-    "NUM_THRESHOLDS",
-    "ImageScores",
-    "SaliencyTotals",
-    "f_measure",
-    "image_scores",
-    "min_max_normalized",
-    "s_measure",
-]
-
 NUM_THRESHOLDS = 256
 BETA_SQUARED = 0.3
 """Weight of precision against recall, as in every paper since Achanta et al. (CVPR 2009)."""

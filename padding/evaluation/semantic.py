@@ -4,7 +4,7 @@
 Label conventions. A ground-truth file is an index image (PIL mode P, L or 16 bit; palettes are never looked at).
 Contiguous labels 0..K-1 with ``ignore_label`` need nothing more: COCO's prepared maps, VOC and Cityscapes' train ids.
 Other numberings are declared in the metadata by ``sem_seg_label_map``, label on disk -> contiguous id or
-``ignore_label``; ``cityscapes_label_map()`` is the one of Cityscapes' ``labelIds`` files.
+``ignore_label``; ``cityscapes_label_map()`` of ``padding.data.sets.cityscapes`` is the one of Cityscapes' ``labelIds`` files.
 """
 
 import logging
@@ -23,14 +23,11 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from padding.data.readers import read_label_map
-from padding.data.sets.cityscapes import cityscapes_label_map
 from padding.data.targets import translate_labels
 from padding.errors import ConfigError, DataError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.report import build_report, publish
-
-__all__ = ["SemSegEvaluator", "SemanticGroundTruth", "cityscapes_label_map", "label_map_of_scores"]
 
 logger = logging.getLogger(__name__)
 

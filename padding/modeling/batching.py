@@ -11,20 +11,6 @@ from torch import Tensor, nn
 
 from padding.errors import ConfigError, SampleError
 
-__all__ = [
-    "batch_images",
-    "batch_label_maps",
-    "batch_valid_masks",
-    "map_size",
-    "normalize_image",
-    "original_size",
-    "prepare_targets",
-    "register_pixel_statistics",
-    "require_keys",
-    "resize_logits",
-    "sample_name",
-]
-
 Sample = Mapping[str, Any]
 
 

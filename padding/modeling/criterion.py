@@ -17,13 +17,6 @@ from padding.modeling.matcher import HungarianMatcher, Match
 from padding.modeling.point_sampling import Generators, image_generators, sample_at, uncertain_points
 from padding.modeling.processes import mean_over_processes, world_size
 
-__all__ = [
-    "MaskCriterion",
-    "classification_loss",
-    "mask_bce_loss",
-    "mask_dice_loss",
-]
-
 _TERMS = ("loss_ce", "loss_mask", "loss_dice")
 
 

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from padding.errors import ConfigError
 
-__all__ = ["ASPP", "DeepLabDecoder", "DeepLabOptions", "DeepLabV3PlusHead"]
-
 
 @dataclass(frozen=True)
 class DeepLabOptions:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor
 
-__all__ = ["event_storage", "note_observations", "training_iteration"]
-
 
 def event_storage() -> EventStorage | None:
     """The training's event storage; None outside a training loop, where v0.6 has no other way to ask."""

@@ -12,21 +12,6 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-__all__ = [
-    "apply_seen_bias",
-    "assign_segments",
-    "binary_masks",
-    "boxes_of_masks",
-    "instance_inference",
-    "instance_queries",
-    "keep_classes",
-    "panoptic_inference",
-    "panoptic_queries",
-    "semantic_inference",
-    "top_pairs",
-    "widen_logits",
-]
-
 _MASK_PROB_THRESHOLD = 0.5
 _AREA_EPS = 1e-6
 

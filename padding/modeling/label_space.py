@@ -6,8 +6,6 @@ from detectron2.config import CfgNode
 from padding.data.class_split import ClassSplit, class_split_of
 from padding.errors import ConfigError
 
-__all__ = ["evaluation_split", "learned_split", "training_split"]
-
 
 def training_split(cfg: CfgNode) -> ClassSplit:
     """Label space of ``DATASETS.TRAIN``.

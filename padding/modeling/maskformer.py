@@ -30,8 +30,6 @@ from padding.modeling.label_space import evaluation_split, training_split
 from padding.modeling.matcher import HungarianMatcher
 from padding.modeling.postprocessing import InferenceOptions, predict_image
 
-__all__ = ["MaskFormer"]
-
 
 @META_ARCH_REGISTRY.register()
 class MaskFormer(nn.Module):

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from padding.errors import ConfigError
 from padding.modeling.point_sampling import Generators, draw_points, sample_at
 
-__all__ = ["HungarianMatcher", "pairwise_bce", "pairwise_dice"]
-
 Match = tuple[Tensor, Tensor]
 
 

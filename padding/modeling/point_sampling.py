@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Generators", "draw_points", "image_generators", "sample_at", "uncertain_points"]
-
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 

@@ -20,8 +20,6 @@ from padding.modeling.inference import (
     semantic_inference,
 )
 
-__all__ = ["InferenceOptions", "predict_image"]
-
 
 @dataclass(frozen=True)
 class InferenceOptions:

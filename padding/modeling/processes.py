@@ -4,8 +4,6 @@
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["mean_over_processes", "sum_over_processes", "world_size"]
-
 
 def world_size() -> int:
     """Number of training processes."""

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["recompute_blocks"]
-
 
 def recompute_blocks(network: nn.Module, block_types: tuple[type[nn.Module], ...]) -> int:
     """Make blocks keep only their inputs while they are trained, in place.

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from padding.modeling.batching import batch_images, prepare_targets, register_pixel_statistics, require_keys
 from padding.modeling.label_space import training_split
 
-__all__ = ["SegmentClassifier", "pool_segments"]
-
 
 def pool_segments(features: Tensor, masks: Tensor) -> Tensor:
     """Mean feature of each segment.

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from padding.errors import ConfigError
 
-__all__ = ["TimmBackbone", "build_timm_backbone"]
-
 _STAGES = ("res2", "res3", "res4", "res5")
 
 

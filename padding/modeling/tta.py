@@ -19,8 +19,6 @@ from torch import Tensor
 from padding.errors import ConfigError
 from padding.modeling.batching import normalize_image, original_size
 
-__all__ = ["MODES", "Network", "SegmentationPlan", "scored_pixels", "segment", "segment_sample", "window_starts"]
-
 Network = Callable[[Tensor], Mapping[str, Tensor]]
 """(B, C, H, W) -> logits (B, K, h, w) of any resolution by name; one channel is the logit of a yes-or-no map."""
 

@@ -20,8 +20,6 @@ from padding.data.readers import read_json
 from padding.data.sample import DatasetDict
 from padding.errors import DataError
 
-__all__ = ["load_instances"]
-
 logger = logging.getLogger(__name__)
 
 _MIN_POLYGON_NUMBERS = 6

@@ -14,8 +14,6 @@ from padding.data.loaders.panoptic_json import check_files
 from padding.data.sample import DatasetDict
 from padding.errors import DataError, MissingFileError
 
-__all__ = ["IMAGE_ENDINGS", "images_by_id", "load_listed_images", "read_id_list"]
-
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 

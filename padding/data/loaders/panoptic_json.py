@@ -18,8 +18,6 @@ from padding.data.readers import read_json
 from padding.data.sample import DatasetDict, SegmentInfo
 from padding.errors import DataError, MissingFileError
 
-__all__ = ["UnseenPolicy", "check_files", "load_panoptic", "names_outside"]
-
 logger = logging.getLogger(__name__)
 
 UnseenPolicy = Literal["error", "ignore_pixels", "drop_image"]

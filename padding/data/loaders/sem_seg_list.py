@@ -18,8 +18,6 @@ from padding.data.readers import read_json
 from padding.data.sample import DatasetDict
 from padding.errors import DataError
 
-__all__ = ["ImagePolicy", "load_sem_seg"]
-
 logger = logging.getLogger(__name__)
 
 ImagePolicy = Literal["ignore_pixels", "drop_image"]

@@ -31,8 +31,6 @@ from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.semi_splits import select_entries
 from padding.errors import ConfigError, run_command
 
-__all__ = ["LabelAudit", "audit_labels", "first_files", "main"]
-
 _SHOWN = 3
 
 

@@ -14,8 +14,6 @@ from padding.data.prepare.label_audit import first_files
 from padding.data.readers import displayed_size, opened_image
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 
-__all__ = ["SaliencyAudit", "audit_saliency"]
-
 
 @dataclass
 class SaliencyAudit:

@@ -24,8 +24,6 @@ from padding.data.saliency.maps import read_saliency, saliency_target, saliency_
 from padding.data.targets import pad_to_size
 from padding.errors import ConfigError
 
-__all__ = ["JointSaliencyMapper", "SaliencyMapper", "saliency_plan", "transform_saliency"]
-
 _MOSTLY_KNOWN = 128  # of 255: a resized pixel is known if more than half of what it was made of is
 
 

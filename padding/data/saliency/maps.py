@@ -19,8 +19,6 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.targets import check_size, translate_labels
 from padding.errors import ConfigError, DataError
 
-__all__ = ["SALIENT_ABOVE", "has_saliency", "read_grey_map", "read_saliency", "saliency_target", "saliency_to_bytes"]
-
 SALIENT_ABOVE = 128
 """Grey values above it are salient where a map is made binary; the convention of DUTS and of the evaluations."""
 

@@ -24,14 +24,6 @@ from padding.data.semi_splits import SemiSplit, read_semi_split, select_entries
 from padding.data.streams import PairedStream, TrainStream, derived_seed, load_training_entries
 from padding.errors import ConfigError, DataError
 
-__all__ = [
-    "SALIENCY_BATCHES",
-    "build_saliency_stream",
-    "load_joint_entries",
-    "load_saliency_entries",
-    "load_segmentation_entries",
-]
-
 logger = logging.getLogger(__name__)
 Entries = list[dict[str, Any]]
 SALIENCY_BATCHES = ("paired", "joint")

@@ -19,8 +19,6 @@ from padding.data.shapes.classes import SPLITS, class_table, coarse_ids, shapes_
 from padding.data.shapes.write import FOLDER, GENERATOR_VERSION, IMAGE_FOLDERS, file_digest
 from padding.errors import UserError
 
-__all__ = ["check_shapes"]
-
 _COLOURED = ("images", "images_camouflaged", "panoptic")
 _MEND = "run datasets/prepare_shapes.py again with the same parameters to mend it"
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from padding.modeling.weights.renaming import Fusion, Imported, Layout, normalise_keys
 
-__all__ = ["import_backbone"]
-
 
 def _resnet_stage(match: re.Match[str]) -> str:
     """Stages count from 1 there and are called res2 to res5 here."""

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from padding.errors import CheckpointError, MissingFileError
 
-__all__ = ["first_line", "read_checkpoint", "read_torch", "read_with_entries"]
-
 State = dict[str, Tensor]
 
 

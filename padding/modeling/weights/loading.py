@@ -14,8 +14,6 @@ from padding.modeling.weights.checkpoint import State, read_checkpoint
 from padding.modeling.weights.renaming import NOT_NEEDED, Imported, normalise_keys
 from padding.modeling.weights.report import BODY, CheckpointReport
 
-__all__ = ["load_backbone_weights", "load_initial_weights", "load_into", "load_state", "load_weights"]
-
 # Their first dimension is the number of classes, which differs between data sets.
 _CLASS_DEPENDENT = re.compile(r"(^|\.)(class_embed\.(weight|bias)|new_fc\.(weight|bias)|criterion\.empty_weight)$")
 _HEAD = "sem_seg_head."

@@ -18,8 +18,6 @@ from padding.errors import CheckpointError
 from padding.modeling.weights.checkpoint import State
 from padding.modeling.weights.report import CheckpointReport
 
-__all__ = ["NOT_NEEDED", "Fusion", "Imported", "Layout", "Rule", "normalise_keys", "renamed"]
-
 # Pattern of a whole name in the file -> name here; {} are the groups of the pattern.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 from torch import Tensor
 
-__all__ = ["BODY", "CheckpointReport", "describe_differences"]
-
 # Parts of a network that are useless unless complete; other parts (a generator, a new classifier) may start afresh.
 BODY = ("backbone.", "sem_seg_head.")
 

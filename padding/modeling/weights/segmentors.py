@@ -14,8 +14,6 @@ from torch import Tensor
 from padding.errors import CheckpointError
 from padding.modeling.weights.renaming import NOT_NEEDED, Fusion, Imported, Layout, Rule, normalise_keys, renamed
 
-__all__ = ["BODY_NAMES", "import_huggingface", "import_mask2former", "layout_of"]
-
 _ATTENTION = r"(in_proj_(weight|bias)|out_proj\.(weight|bias))"
 _WB = r"\.(weight|bias)"
 # Every name of a Mask2Former with a ResNet of Detectron2, or with another backbone of this project.

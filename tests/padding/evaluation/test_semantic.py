@@ -12,9 +12,10 @@ from detectron2.evaluation import SemSegEvaluator as DetectronSemSegEvaluator
 from PIL import Image
 
 from padding.data.readers import read_label_map
+from padding.data.sets.cityscapes import cityscapes_label_map
 from padding.errors import MissingFileError
 from padding.evaluation import semantic
-from padding.evaluation.semantic import SemanticGroundTruth, SemSegEvaluator, cityscapes_label_map, label_map_of_scores
+from padding.evaluation.semantic import SemanticGroundTruth, SemSegEvaluator, label_map_of_scores
 
 Dataset = Callable[..., tuple[str, list[dict[str, Any]]]]
 K = 5
