@@ -4,7 +4,7 @@
 Label conventions. A ground-truth file is an index image (PIL mode P, L or 16 bit; palettes are never looked at).
 Contiguous labels 0..K-1 with ``ignore_label`` need nothing more: COCO's prepared maps, VOC and Cityscapes' train ids.
 Other numberings are declared in the metadata by ``sem_seg_label_map``, label on disk -> contiguous id or
-``ignore_label``; ``cityscapes_label_map()`` of ``padding.data.sets.cityscapes`` is the one of Cityscapes' ``labelIds`` files.
+``ignore_label``; that of Cityscapes' ``labelIds`` files is ``padding.data.sets.cityscapes.cityscapes_label_map()``.
 """
 
 import logging
