@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 from panopticapi.evaluation import PQStat, pq_compute_single_core
 
-import padding  # noqa: F401  (the Detectron2 fixes)
 from benchmarks.in_turn import add_numbers
 from padding.data.files import save_panoptic_png
 from padding.data.readers import read_panoptic_ids

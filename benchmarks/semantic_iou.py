@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import padding  # noqa: F401  (the Detectron2 fixes, before anything of Detectron2)
-
-# isort: split
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog

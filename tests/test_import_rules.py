@@ -116,8 +116,8 @@ def test_compat_is_the_first_import_of_padding() -> None:
     assert first == "padding.compat"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_other_method_starts_with_the_fixes(method: str) -> None:
-    init = ROOT / method / "__init__.py"
+@pytest.mark.parametrize("package", [*METHODS, "benchmarks"])
+def test_every_other_package_starts_with_the_fixes(package: str) -> None:
+    init = ROOT / package / "__init__.py"
     tree = ast.parse(init.read_text())
     assert next(imported_modules(tree))[1] == "padding"
