@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.in_turn import add_numbers, relative_difference, time_in_turn
+from benchmarks import add_numbers, relative_difference, time_in_turn
 from tcc.class_features import ConsistencyOptions, PixelLabels, class_similarity, feature_consistency, on_grid
 
 Features = tuple[Tensor, Tensor]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.in_turn import add_numbers, relative_difference
+from benchmarks import add_numbers, relative_difference
 from padding.modeling.deformable_attention import SpatialShapes, embedding_bag_attention, grid_sample_attention
 from padding.modeling.pixel_decoder import pixel_centres
 

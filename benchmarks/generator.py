@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.in_turn import add_numbers, time_in_turn
+from benchmarks import add_numbers, time_in_turn
 from padding.generator import PrimitiveTransformer, PrimitiveTransformerLayer
 
 Forward = Callable[[Tensor, Tensor], Tensor]

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.in_turn import add_numbers, relative_difference, time_in_turn
+from benchmarks import add_numbers, relative_difference, time_in_turn
 from psi.pattern_graph import PatternGraph
 from psi.pattern_propagation import BACKENDS, choose_backend, propagate_patterns
 

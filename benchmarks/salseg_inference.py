@@ -19,7 +19,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.in_turn import time_in_turn
+from benchmarks import time_in_turn
 from padding.data.catalog import register_all
 from padding.engine.commands import add_pairs_argument, command_parser, load_config, parse
 from padding.errors import run_command

@@ -20,7 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as DetectronSemSegEvaluator
 from PIL import Image
 
-from benchmarks.in_turn import add_numbers
+from benchmarks import add_numbers
 from padding.evaluation.confusion import iou_from_confusion
 from padding.evaluation.semantic import SemSegEvaluator
 
