@@ -22,6 +22,8 @@ import numpy as np
 from panopticapi.evaluation import PQStat, pq_compute_single_core
 
 from benchmarks import add_numbers
+from padding.data.files import save_panoptic_png
+from padding.data.readers import read_panoptic_ids
 from padding.evaluation.panoptic_quality import PanopticQuality
 
 NUM_CLASSES = 133
