@@ -32,7 +32,8 @@ def time_in_turn(forms: Mapping[str, Callable[[], Result]], repeats: int) -> tup
             start = time.process_time()
             results[name] = form()
             if repeat:
-                seconds[name].append(time.process_time() - start)
+                # A coarse clock may not have moved, and ratios need a divisor.
+                seconds[name].append(max(time.process_time() - start, 1e-9))
     return {name: statistics.median(values) for name, values in seconds.items()}, results
 
 

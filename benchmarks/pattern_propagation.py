@@ -52,7 +52,9 @@ def peak_megabytes(backend: str, size: int, channels: int, batch: int) -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     step(backend, levels, probes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (peak - pages * resource.getpagesize()) / 2**20
+    # A small step may fit into what the process had free: one page at least, for a ratio needs a divisor.
+    page = resource.getpagesize()
+    return max(peak - pages * page, page) / 2**20
 
 
 def peak_of(backend: str, size: int, channels: int, batch: int) -> float:

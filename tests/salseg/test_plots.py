@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from padding.data.catalog import register_all
 from padding.data.class_split import ClassSplit, class_split_of
@@ -97,13 +96,10 @@ def test_truths_are_those_of_the_sets(root: Path) -> None:
     assert 0 <= plain.miou < 50
 
 
+@pytest.mark.usefixtures("restored_catalogs")
 def test_a_file_of_both_kinds_of_sets_is_one_image_with_both_truths(root: Path) -> None:
     register_derived_saliency("shapes_derived", dense=SEMANTIC, salient=("red", "striped"))
-    try:
-        images = inspect(root, "DATASETS.TEST", f"('shapes_derived', '{SEMANTIC}')")
-    finally:
-        DatasetCatalog.remove("shapes_derived")
-        MetadataCatalog.remove("shapes_derived")
+    images = inspect(root, "DATASETS.TEST", f"('shapes_derived', '{SEMANTIC}')")
     assert len({image.key for image in images}) == len(images) > 1
     for image in images:
         assert image.true_labels is not None

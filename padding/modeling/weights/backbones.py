@@ -127,6 +127,6 @@ def import_backbone(state: Mapping[str, Tensor]) -> Imported:
     imported = Imported(normalise_keys(state)[0])
     prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in imported.state)), "")
     imported.skip([name for name in imported.state if not name.startswith(prefix)], "not of the backbone")
-    imported.rename(lambda name: name.removeprefix(prefix))
+    imported.rename_all(lambda name: name.removeprefix(prefix))
     imported.apply(next((layout for layout in _LAYOUTS if layout.mark in imported.state), _OURS))
     return imported

@@ -97,7 +97,7 @@ class Imported:
             self.renamed.pop(old, None)
             self.skipped[old] = why
 
-    def rename(self, new_name: Callable[[str], str]) -> None:
+    def rename_all(self, new_name: Callable[[str], str]) -> None:
         """Give every tensor the name that a function makes of its own."""
         names = {name: new_name(name) for name in self.state}
         self.state = {names[name]: tensor for name, tensor in self.state.items()}
@@ -112,7 +112,7 @@ class Imported:
         self.layout = layout.name
         unneeded = [name for name in self.state if re.match(layout.classifier, name)]
         self.skip(unneeded, "serves classification alone")
-        self.rename(lambda name: renamed(name, layout.rules))
+        self.rename_all(lambda name: renamed(name, layout.rules))
         if layout.class_row is not None:
             self._drop_class_row(layout.class_row)
         if layout.fusion is not None:
