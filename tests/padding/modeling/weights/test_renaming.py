@@ -72,7 +72,7 @@ def test_a_name_is_followed_from_the_file_to_its_end() -> None:
     state |= {"x.table": torch.arange(5.0)[None], "other": torch.ones(1)}
     imported = Imported(dict(state))
     imported.skip(["other"], "elsewhere")
-    imported.rename(lambda name: name.removeprefix("x."))
+    imported.rename_all(lambda name: name.removeprefix("x."))
     imported.apply(LAYOUT)
     assert {name: tensor.flatten().tolist() for name, tensor in imported.state.items()} == {
         "blocks.1.ab.w": [0.0, 0.0, 1.0],
