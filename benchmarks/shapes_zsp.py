@@ -106,7 +106,7 @@ def measure(cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, Any]]], style: str = "github") -> str:
-    """Rows with and without gamma; see ``rows.sweep_table``."""
+    """Rows with and without gamma; see ``table_rows.sweep_table``."""
     return sweep_table({label: [run["sweep"] for run in runs] for label, runs in results.items()}, style)
 
 

@@ -2,7 +2,7 @@
 """New classes for a trained PADing: embeddings -> synthetic features -> rows of the classifier, without images.
 
 The generator makes features of the new classes and of the unseen ones it was trained for; ``seen_statistics.py`` holds
-real features of the seen classes and of no-object; ``refit.py`` fits the rows. Not in the paper.
+real features of the seen classes and of no-object; ``new_class_rows.py`` fits the rows. Not in the paper.
 """
 
 import colorsys

@@ -135,7 +135,7 @@ def task_results(cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
     """Table 2 for a panoptic model: column -> group -> percent at gamma 0, and sweeps of masks and labels.
 
     Returns:
-        ``gamma 0``: ``{column: {group: percent}}``; ``sweep``: ``{column: summary}``, see ``sweep.sweep_results``.
+        ``gamma 0``: ``{column: {group: percent}}``; ``sweep``: ``{column: summary}``, see ``curve.sweep_results``.
     """
     name = cfg.DATASETS.TEST[0]
     folder = Path(cfg.OUTPUT_DIR) / "inference" / name

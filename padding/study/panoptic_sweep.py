@@ -71,7 +71,7 @@ def sweep_settings(
     thing_ids: frozenset[int],
     overlap_threshold: float,
 ) -> AccumulatedSweep:
-    """Panoptic quality at every setting on each half of the images (``sweep.half_of_images``).
+    """Panoptic quality at every setting on each half of the images (``curve.half_of_images``).
 
     Args:
         predictions: each image once; no-object is the last logit.

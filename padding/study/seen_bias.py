@@ -236,7 +236,7 @@ def _with_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
 def sweep_summary(
     cfg: CfgNode, model: MaskFormer, gammas: Sequence[float] = GAMMAS, *, evaluator_type: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Numbers of a sweep for each quantity of the data set; see ``sweep.sweep_results``. The first one leads."""
+    """Numbers of a sweep for each quantity of the data set; see ``curve.sweep_results``. The first one leads."""
     sweep, groups = sweep_model(cfg, model, gammas, evaluator_type=evaluator_type)
     quantities = QUANTITIES[evaluator_type or _evaluator_type(cfg.DATASETS.TEST[0])]
     return {name: results_of(sweep, groups, attribute) for name, attribute in quantities.items()}

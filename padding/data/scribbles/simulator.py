@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scribbles simulated from a dense label map: one curve in every connected part of a class, never across its border.
 
-Each part is shrunk, a curve is laid through what is left (``scribble_curves``), its ends are shortened, and it is taken
+Each part is shrunk, a curve is laid through what is left (``curves``), its ends are shortened, and it is taken
 only if every pixel of the thick line lies in the part. What decides it is a generator seeded by the seed, the image's
 name, the class and the part: neither the order of images nor the number of processes matters, and a shorter length or a
 higher drop rate takes ink away without moving the rest.
@@ -36,7 +36,7 @@ _END_TRIM = (0.90, 0.95)
 class SimulatorConfig:
     """How scribbles are simulated; the defaults suit images of VOC's size."""
 
-    style: str = "skeleton"  # one of ``scribble_curves.STYLES``
+    style: str = "skeleton"  # one of ``curves.STYLES``
     seed: int = 0  # any integer >= 0
     width: int = DEFAULT_WIDTH  # pixels across a line; objects thinner than it get a thinner line
     length: float = 1.0  # share of a curve that is drawn, in [0, 1]; 0: a dot

@@ -30,7 +30,7 @@ class ScribbleSet:
     name: str  # registered name
     dense: str  # registered set of the same images with dense labels
     folder: Path  # of the scribble PNGs, below the data root
-    # Fields of ``scribble_simulator.SimulatorConfig`` that suit the size of its images.
+    # Fields of ``scribbles.simulator.SimulatorConfig`` that suit the size of its images.
     simulator: Mapping[str, Any] = field(default_factory=dict)
     written_as: str = ""  # set whose class numbers the PNGs have, where that is another one
 
