@@ -60,6 +60,7 @@ class TimmBackbone(Backbone):
         self._specs = {
             stage: ShapeSpec(channels=c, stride=s) for stage, c, s in zip(self._names, channels, strides, strict=True)
         }
+        self._channels_last = getattr(network, "output_fmt", "") == "NHWC"  # Swin's and a few others' maps
         self.network = network
         self.output_norms = nn.ModuleDict(
             {stage: _output_norm(name, stage, spec) for stage, spec in self._specs.items()}
@@ -76,8 +77,11 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps by name."""
-        maps = zip(self._names, self.network(images), strict=True)
-        return {stage: self.output_norms[stage](features) for stage, features in maps}
+        maps = self.network(images)
+        if self._channels_last:
+            maps = [features.permute(0, 3, 1, 2) for features in maps]
+        named = zip(self._names, maps, strict=True)
+        return {stage: self.output_norms[stage](features) for stage, features in named}
 
 
 @BACKBONE_REGISTRY.register()
@@ -114,6 +118,8 @@ def _create(name: str, output_stride: int, drop_path: float, **options: Any) -> 
         options["drop_path_rate"] = drop_path
     if output_stride != 32 and not is_densenet:
         options["output_stride"] = output_stride
+    if name.startswith("swin"):
+        options["strict_img_size"] = False  # images of any size, the last windows of a row padded
     try:
         network: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
     except TypeError as error:

@@ -92,6 +92,15 @@ def test_every_parameter_is_trained_with_the_first_and_last_map_alone(name: str)
     assert [parameter for parameter, p in backbone.named_parameters() if p.grad is None] == []
 
 
+def test_swin_gives_maps_with_channels_first_at_any_size() -> None:
+    with torch.device("meta"):
+        backbone = TimmBackbone("swin_tiny_patch4_window7_224").eval()
+        maps = backbone(torch.empty(2, 3, 64, 96))
+    assert [tuple(features.shape) for features in maps.values()] == [
+        (2, spec.channels, 64 // spec.stride, 96 // spec.stride) for spec in backbone.output_shape().values()
+    ]
+
+
 def test_stochastic_depth_is_timms() -> None:
     rates = [m.drop_prob for m in TimmBackbone("convnext_small", drop_path=0.3).modules() if isinstance(m, DropPath)]
     assert rates[0] > 0
