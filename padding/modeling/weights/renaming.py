@@ -45,6 +45,7 @@ class Layout:
         rules: how names change; a name that none knows stays, so that loading reports it.
         mark: a name that only this kind has.
         classifier: pattern of the first part of names that serve classification alone.
+        why: what is said of those.
         fusion: of names after renaming.
         class_row: end of the names here of position tables whose first row may be the class token's.
     """
@@ -53,6 +54,7 @@ class Layout:
     rules: tuple[Rule, ...] = ()
     mark: str = ""
     classifier: str = "(?!)"
+    why: str = "serves classification alone"
     fusion: Fusion | None = None
     class_row: str | None = None
 
@@ -111,7 +113,7 @@ class Imported:
         """
         self.layout = layout.name
         unneeded = [name for name in self.state if re.match(layout.classifier, name)]
-        self.skip(unneeded, "serves classification alone")
+        self.skip(unneeded, layout.why)
         self.rename_all(lambda name: renamed(name, layout.rules))
         if layout.class_row is not None:
             self._drop_class_row(layout.class_row)

