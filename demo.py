@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tqdm import tqdm
 
 from padding.engine.commands import add_config_arguments, command_parser, load_config, parse, register_data
@@ -186,12 +185,13 @@ class Demo:
         return self._output / name
 
     def _draw_image(self, path: Path) -> Path:
+        from padding.data.files import save_picture
         from padding.engine.label_map import class_colors, label_map_of, write_label_map
 
         target = self._target(path, ".png")
         image = read_rgb(path)
         prediction = self._predictor(image)
-        Image.fromarray(self._overlay(image, prediction)).save(target)
+        save_picture(self._overlay(image, prediction), target)
         if self._label_maps is not None:
             try:
                 labels = label_map_of(prediction)

@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from padding.errors import ConfigError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -96,6 +98,19 @@ def save_figure(figure: "Figure", path: str | Path, *, dpi: int = 150) -> None:
     """Write a figure of matplotlib in the format that the suffix names."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format=Path(path).suffix.lstrip("."))
+
+
+def save_picture(picture: npt.NDArray[np.uint8], path: str | Path) -> None:
+    """Write RGB (h, w, 3) uint8 in the format that the suffix names, without waiting for the disk.
+
+    Raises:
+        ConfigError: for a suffix that is no picture's.
+    """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise ConfigError(f"{path} cannot be written: use a name that ends with .png or .jpg")
+    with replacing(path, flush=False) as temporary:
+        Image.fromarray(picture).save(temporary, format=kind, quality=95)
 
 
 def save_png(array: npt.NDArray[np.uint8], path: str | Path, *, palette: Sequence[Sequence[int]] = ()) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from detectron2.data.catalog import Metadata
 
+from padding.data.files import save_picture
 from padding.engine.random_state import preserved_random_state
 from padding.engine.saliency_picture import GAP_PX, beside
 
@@ -99,8 +100,4 @@ def draw_contact_sheet(
         drawn = (draw_panoptic(row.image, *part, metadata, scale=scale) for part in (row.truth, row.prediction))
         cells.append(beside(plain, *drawn))
     lines = [beside(*cells[i : i + panels]) for i in range(0, len(cells), panels)]
-    sheet = np.concatenate([_header(titles, size[0], panels), beside(*lines, axis=0)])
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), sheet[:, :, ::-1]):
-        raise ValueError(f"{path} cannot be written; use a name that ends with .png or .jpg in a writable folder")
+    save_picture(np.concatenate([_header(titles, size[0], panels), beside(*lines, axis=0)]), path)

@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from padding.data.files import write_text
 from padding.errors import DeviceError
 
 AGENT_FILE = ".torchrun_agent"
@@ -110,8 +111,7 @@ def restarted_by_torchrun(output_dir: str | Path) -> bool:
         mark = Path(output_dir) / AGENT_FILE
         identity = _agent_identity()
         restarted = restarted or (mark.is_file() and mark.read_text() == identity)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(identity)
+        write_text(mark, identity)
     if restarted:
         logging.getLogger(__name__).info("torchrun restarted this training: it resumes from its last checkpoint")
     return comm.all_gather(restarted)[0]

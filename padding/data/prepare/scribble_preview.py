@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from padding.data.files import save_picture
 from padding.data.prepare.scribbles import ScribbleTask
 from padding.data.readers import read_label_map
 from padding.data.sample import IGNORE_LABEL
@@ -50,17 +51,10 @@ def write_sheet(path: Path, tiles: Sequence[npt.NDArray[np.uint8]], columns: int
     """Write RGB pictures (h, w, 3) of one size as one, line by line; what they do not fill is white.
 
     Raises:
-        PreparationError: the file cannot be written.
+        ConfigError: for a suffix that is no picture's.
     """
     filled = [*tiles, *[np.full_like(tiles[0], 255)] * (-len(tiles) % columns)]
-    sheet = np.vstack([np.hstack(filled[i : i + columns]) for i in range(0, len(filled), columns)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        written = cv2.imwrite(str(path), np.ascontiguousarray(sheet[..., ::-1]))
-    except cv2.error:  # an ending that it does not know
-        written = False
-    if not written:
-        raise PreparationError(f"{path}: could not be written; is its ending one of .png, .jpg?")
+    save_picture(np.vstack([np.hstack(filled[i : i + columns]) for i in range(0, len(filled), columns)]), path)
 
 
 def _tile(task: ScribbleTask, folder: ScribbleFolder, colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -12,7 +12,17 @@ import pytest
 from PIL import Image
 
 from padding.data import files
-from padding.data.files import TEMPORARY, replace_folder, replacing, save_png, without_nan, write_json, write_text
+from padding.data.files import (
+    TEMPORARY,
+    replace_folder,
+    replacing,
+    save_picture,
+    save_png,
+    without_nan,
+    write_json,
+    write_text,
+)
+from padding.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 
@@ -99,6 +109,19 @@ def test_png_with_palette(tmp_path: Path) -> None:
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), labels)
         assert image.convert("RGB").getpixel((1, 0)) == (255, 128, 0)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_picture_in_the_format_of_its_suffix(tmp_path: Path, ending: str) -> None:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[..., 0] = 200
+    save_picture(picture, tmp_path / "new" / f"a.{ending}")
+    with Image.open(tmp_path / "new" / f"a.{ending}") as image:
+        assert image.format == {"png": "PNG", "jpg": "JPEG"}[ending]
+        np.testing.assert_allclose(np.asarray(image), picture, atol=3)
+    with pytest.raises(ConfigError, match="use a name that ends with"):
+        save_picture(picture, tmp_path / "a.strange")
+    assert not leftovers(tmp_path)
 
 
 def test_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from padding.data.scribbles.polylines import draw_scribbles, parse_scribble_xml
 from padding.data.scribbles.simulator import SimulatorConfig
 from padding.data.scribbles.sources import ScribbleReader, find_scribbles
 from padding.data.scribbles.tags import ScribbleTags
-from padding.errors import DataError, PreparationError
+from padding.errors import ConfigError, DataError, PreparationError
 
 SPLIT = ClassSplit(
     ("background", "lake", "tower"), (False, False, True), (0, 1, 2), colors=((0, 0, 0), (0, 0, 255), (255, 0, 0))
@@ -299,5 +299,5 @@ def test_preview_shows_scribbles_in_the_colours_of_their_classes(made: Made, tmp
     for color in ((0, 0, 255), (255, 0, 0), (0, 0, 0)):
         assert (sheet == color).all(axis=-1).sum() > 500
     assert (sheet[400:, 700:] == 255).all(), "no fifth and sixth image"
-    with pytest.raises(PreparationError, match=r"sheet\.strange: could not be written"):
+    with pytest.raises(ConfigError, match=r"sheet\.strange cannot be written: use a name that ends"):
         draw_preview(made.tasks, made.folder, SPACE.palette, tmp_path / "sheet.strange")
