@@ -12,6 +12,7 @@ import torch
 from detectron2.data.catalog import Metadata
 
 from padding.data.files import save_picture
+from padding.engine.label_placement import spread_labels
 from padding.engine.random_state import preserved_random_state
 from padding.engine.saliency_picture import GAP_PX, beside
 
@@ -57,7 +58,8 @@ def draw_panoptic(
     with preserved_random_state(with_cuda=False):
         np.random.seed(0)  # noqa: NPY002  (the visualizer jitters colours by the global state; equal input, equal picture)
         canvas = Visualizer(enlarged, metadata=metadata)
-        return canvas.draw_panoptic_seg(torch.from_numpy(ids), infos, alpha=0.55).get_image()
+        picture = canvas.draw_panoptic_seg(torch.from_numpy(ids), infos, alpha=0.55)
+    return spread_labels(picture).get_image()
 
 
 def _header(titles: Sequence[str], width: int, panels: int) -> npt.NDArray[np.uint8]:

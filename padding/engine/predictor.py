@@ -15,6 +15,7 @@ from padding.data.augmentation import View, resize_for_test
 from padding.data.class_split import ClassSplit, class_split_of
 from padding.engine.commands import load_model
 from padding.engine.label_map import scored_labels
+from padding.engine.label_placement import spread_labels
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import ConfigError, MethodError
 
@@ -165,7 +166,7 @@ class Predictor:
             picture = canvas.draw_sem_seg(scored_labels(prediction["sem_seg"]))
         else:
             raise ValueError(f"nothing to draw: the prediction holds {sorted(prediction)}")
-        return picture.get_image()
+        return spread_labels(picture).get_image()
 
 
 def _to_cpu(value: Any) -> Any:
