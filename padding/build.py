@@ -86,8 +86,8 @@ def load_embeddings(node: CfgNode, split: ClassSplit) -> Tensor:
             f"MODEL.PADING.EMBEDDINGS.PATH is empty, but METHOD '{node.METHOD}' needs class embeddings; name an npz "
             "table written by datasets/prepare_class_embeddings.py."
         )
-    path = find_embeddings(node.EMBEDDINGS.PATH)
-    return torch.from_numpy(load_class_embeddings(path, split.names, l2_normalize=node.EMBEDDINGS.L2_NORMALIZE))
+    options = _as_arguments(node.EMBEDDINGS)
+    return torch.from_numpy(load_class_embeddings(find_embeddings(options.pop("path")), split.names, **options))
 
 
 def _build_generator(

@@ -25,7 +25,8 @@ def add_padding_config(cfg: CfgNode) -> None:
     node.GENERATOR_SHARE = 0.5
 
     # Table of class embeddings [a], npz with the names of all classes; a relative path is looked up in the data root.
-    node.EMBEDDINGS = CfgNode({"PATH": "", "L2_NORMALIZE": True})
+    # ALLOW_IDENTICAL: accept a table in which classes share one row; nothing can tell them apart.
+    node.EMBEDDINGS = CfgNode({"PATH": "", "L2_NORMALIZE": True, "ALLOW_IDENTICAL": False})
     # Divisor of the cosines of METHOD "projection", > 0.
     node.PROJECTION = CfgNode({"TEMPERATURE": 0.01})
     _add_generator_keys(node)

@@ -174,7 +174,8 @@ def new_class_embeddings(
         return torch.from_numpy(normalise_rows(table) if normalize else table)
     path = Path(given) if given is not None else find_embeddings(cfg.MODEL.PADING.EMBEDDINGS.PATH)
     try:
-        rows = load_class_embeddings(path, names, l2_normalize=normalize, width=width)
+        allowed = cfg.MODEL.PADING.EMBEDDINGS.ALLOW_IDENTICAL
+        rows = load_class_embeddings(path, names, l2_normalize=normalize, width=width, allow_identical=allowed)
     except ValueError as error:
         raise DataError(
             f"{error} New classes need embeddings from the same text model as the old ones: write a table of them "

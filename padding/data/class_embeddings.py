@@ -8,6 +8,7 @@ Letters: K classes, E width of the embeddings.
 
 import difflib
 import io
+import math
 import zipfile
 import zlib
 from collections import Counter
@@ -144,8 +145,52 @@ def select_rows(table: EmbeddingTable, names: Sequence[str], where: str) -> Floa
     return table.embeddings[[row_of[name] for name in names]]
 
 
+def identical_rows(names: Sequence[str], rows: npt.ArrayLike) -> list[tuple[str, ...]]:
+    """Groups of classes whose rows in (K, E) are equal, each in the order of ``names``."""
+    groups: dict[bytes, list[str]] = {}
+    for name, row in zip(names, np.asarray(rows) + 0.0, strict=True):  # -0.0 equals 0.0, but not in bytes
+        groups.setdefault(row.tobytes(), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def combine_tables(
+    tables: Sequence[EmbeddingTable], names: Sequence[str], weights: Sequence[float] | None = None
+) -> FloatArray:
+    """Rows of several tables side by side, each part without its table's mean and of a chosen norm.
+
+    Vectors of one model share a large common direction, and models differ in scale; without both, one part would
+    dominate every cosine.
+
+    Args:
+        tables: of widths E_1, ..., E_n; the mean is that of all rows of a table, whatever ``names`` selects.
+        names: K classes that every table holds.
+        weights: norm of each part, > 0; None: 1 each.
+
+    Returns:
+        (K, E_1 + ... + E_n) float32.
+
+    Raises:
+        ConfigError: another number of weights than of tables, or a weight that is not positive.
+        DataError: a table lacks a class, or the row of a class is the mean of its table.
+    """
+    weights = [1.0] * len(tables) if weights is None else list(weights)
+    if len(weights) != len(tables) or not all(0 < weight < math.inf for weight in weights):
+        raise ConfigError(f"{len(tables)} tables need as many weights > 0, got {weights}")
+    parts = []
+    for number, (table, weight) in enumerate(zip(tables, weights, strict=True), start=1):
+        where = f"table {number} of {len(tables)}"
+        centred = select_rows(table, names, where) - table.embeddings.mean(axis=0, dtype=np.float64)
+        parts.append(weight * normalise_rows(validate_table(names, centred, f"{where}, without its mean")))
+    return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
 def load_class_embeddings(
-    path: str | Path, names: Sequence[str], *, l2_normalize: bool, width: int | None = None
+    path: str | Path,
+    names: Sequence[str],
+    *,
+    l2_normalize: bool,
+    width: int | None = None,
+    allow_identical: bool = False,
 ) -> FloatArray:
     """Embeddings of the named classes, in the order of ``names``.
 
@@ -154,13 +199,14 @@ def load_class_embeddings(
         names: class names, all different.
         l2_normalize: divide every row by its norm.
         width: width E the caller is built for; None accepts any.
+        allow_identical: accept classes with equal rows, which no generator or projection can tell apart.
 
     Returns:
         (len(names), E) float32.
 
     Raises:
         MissingFileError: no such file.
-        ValueError: unreadable or invalid table, missing or doubled names, another width.
+        ValueError: unreadable or invalid table, missing or doubled names, equal rows, another width.
     """
     table = read_class_embeddings(path)
     if width is not None and table.embeddings.shape[1] != width:
@@ -174,7 +220,14 @@ def load_class_embeddings(
             f"Embeddings were asked twice for the same class: {_listed(doubled)}. Class names must differ."
         )
     rows = select_rows(table, names, str(path))
-    return normalise_rows(rows) if l2_normalize else rows
+    rows = normalise_rows(rows) if l2_normalize else rows
+    same = [] if allow_identical else identical_rows(names, rows)
+    if same:
+        raise DataError(
+            f"{path}: identical embeddings: {_listed([' = '.join(group) for group in same])}. Nothing can tell these "
+            "classes apart; take another table, or accept it with MODEL.PADING.EMBEDDINGS.ALLOW_IDENTICAL True."
+        )
+    return rows
 
 
 def save_class_embeddings(path: str | Path, names: Sequence[str], embeddings: npt.ArrayLike, source: str = "") -> None:

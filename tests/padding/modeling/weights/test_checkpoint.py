@@ -15,6 +15,7 @@ import torch
 
 from padding.errors import CheckpointError, MissingFileError
 from padding.modeling.weights.checkpoint import read_checkpoint, read_with_entries
+from tests.fake_package import write_package
 from tests.weight_files import arrays, write_pkl
 
 
@@ -162,13 +163,7 @@ def test_remote_weights_come_from_the_cache_or_not_at_all(tmp_path: Path, monkey
 
 def test_weights_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by the module's folder and by the files that the distribution lists, whichever is named."""
-    for folder in ("some_weights/files", "some_weights-1.0.dist-info"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "some_weights/__init__.py").write_text("raise AssertionError('imported')")
-    torch.save({"w": torch.ones(2)}, tmp_path / "some_weights/files/a.pth")
-    info = tmp_path / "some_weights-1.0.dist-info"
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-weights\nVersion: 1.0\n")
-    (info / "RECORD").write_text("some_weights/__init__.py,,\nsome_weights/files/a.pth,,\n")
+    torch.save({"w": torch.ones(2)}, write_package(tmp_path, "some-weights", {"files/a.pth": b""}) / "files/a.pth")
     monkeypatch.syspath_prepend(tmp_path)
     for place in ("some_weights/files/a.pth", "some-weights/files/a.pth", "some-weights/some_weights/files/a.pth"):
         assert read_checkpoint(f"package://{place}")["w"].tolist() == [1, 1]
