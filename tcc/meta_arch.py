@@ -32,7 +32,7 @@ from tcc.cutmix import CutMix, build_cutmix
 from tcc.objective import CohortBatch, CohortObjective, build_objective, full_size_logits
 from tcc.ramp_up import build_ramp_up
 from tcc.students import Student, build_student
-from tcc.teacher import BatchNormPolicy, target_pass, update_average
+from tcc.teacher import BatchNormPolicy, target_pass, update_average, warmed_up
 
 STUDENTS = ("cnn", "vit")
 ENSEMBLE = "ensemble"
@@ -50,6 +50,7 @@ class Perturbation:
         feature_dropout: probability of dropping a channel of the students' features.
         batch_norm: of the pass that makes the targets.
         ema_decay: targets come from moving averages of the students; 0: from the students.
+        ema_warm_up: the decay begins at 0, see ``warmed_up``.
     """
 
     cutmix: CutMix | None = None
@@ -57,6 +58,7 @@ class Perturbation:
     feature_dropout: float = 0.0
     batch_norm: BatchNormPolicy = "batch_no_update"
     ema_decay: float = 0.0
+    ema_warm_up: bool = False
 
     @property
     def needs_target_pass(self) -> bool:
@@ -153,6 +155,7 @@ class TCC(nn.Module):
                 feature_dropout=node.FEATURE_DROPOUT,
                 batch_norm=node.CUTMIX.TEACHER_BN,
                 ema_decay=node.EMA.DECAY,
+                ema_warm_up=node.EMA.WARM_UP,
             ),
             "plan": SegmentationPlan.from_config(cfg, size_divisibility=_SIZE_DIVISIBILITY),
             "outputs": [node.TEST.STUDENT if len(names) > 1 else names[0], *parts],
@@ -288,8 +291,11 @@ class TCC(nn.Module):
 
     def update_averages(self) -> None:
         """Move the averages towards the students, once per optimiser step."""
+        decay = self.perturbation.ema_decay
+        if self.perturbation.ema_warm_up:
+            decay = warmed_up(decay, training_iteration())
         for name, average in self.averages.items():
-            update_average(average, self.students[name], self.perturbation.ema_decay)
+            update_average(average, self.students[name], decay)
 
     def reset_averages(self) -> None:
         """Make the averages equal to the students, as a training starts from the latter's weights."""

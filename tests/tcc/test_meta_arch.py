@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -131,6 +132,63 @@ def test_strong_view_and_second_stream_are_asked_for_by_name() -> None:
         sample["image_strong"] = sample["image"]
     found = losses(build(*second, TCC_KEY + "STRONG_AUG", True), samples)
     assert all(torch.isfinite(loss) for loss in found.values())
+
+
+@pytest.mark.parametrize("student", ["cnn", "vit"])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_one_student_learns_its_mixed_strong_views_from_its_weak_ones(student: str, decay: float) -> None:
+    """FixMatch with CutMix, and with a moving average Mean Teacher, against the steps written out."""
+    opts = (
+        "STUDENTS",
+        student,
+        "TARGETS.SOURCE",
+        "self",
+        "STRONG_AUG",
+        True,
+        "CUTMIX.ENABLED",
+        True,
+        "EMA.DECAY",
+        decay,
+    )
+    opts += ("CCD.MODE", "hard", "CCD.CONF_THRESHOLD", 0.5, "CCD.NORMALIZE_BY", "valid", "CCD.ON_LABELED", False)
+    opts += ("CFCD.ENABLED", False, f"{student.upper()}.HEAD.ASPP_DROPOUT", 0.0, "RAMP_UP.TYPE", "none")
+    model = build(*(TCC_KEY + word if i % 2 == 0 else word for i, word in enumerate(opts))).train()
+    teacher = model.averages[student] if decay else model.students[student]
+    with torch.no_grad():
+        for network, scale in {model.students[student]: 3e3, teacher: 4e3}.items():
+            network.head.decoder.predictor.weight.mul_(scale)  # a fresh head is sure of nothing
+    samples = random_samples()
+    for sample in samples[2:]:
+        sample["image_strong"] = 255 - sample["image"]
+    expected = copy.deepcopy(model)
+    torch.manual_seed(7)
+    found = losses(model, samples)
+    assert sorted(found) == ["loss_ccd_unlabeled", f"loss_sup_{student}"]
+
+    def pixels(view: str, some: list[dict[str, Any]]) -> torch.Tensor:
+        return torch.stack([(s[view] - expected.pixel_mean) / expected.pixel_std for s in some])
+
+    def scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(network(images)["logits"], size=(64, 64), mode="bilinear", align_corners=False)
+
+    torch.manual_seed(7)
+    assert expected.perturbation.cutmix is not None
+    mask = expected.perturbation.cutmix.draw(2, (64, 64), device="cpu").mask
+    with torch.no_grad():
+        copied = copy.deepcopy(expected.averages[student] if decay else expected.students[student]).train()
+        weak = scores(copied, pixels("image", samples[2:])).softmax(dim=1)
+    strong, valid = pixels("image_strong", samples[2:]), torch.stack([s["valid"] for s in samples[2:]])
+    images = torch.stack([torch.where(mask[i], strong[1 - i], strong[i]) for i in range(2)])
+    targets = torch.stack([torch.where(mask[i], weak[1 - i], weak[i]) for i in range(2)])
+    sure, labels = targets.max(dim=1)
+    joint = torch.cat([pixels("image", samples[:2]), images])
+    errors = F.cross_entropy(scores(expected.students[student], joint)[2:], labels, reduction="none")
+    kept = (sure >= 0.5) & valid
+    assert 0 < kept.sum() < valid.sum()
+    torch.testing.assert_close(found["loss_ccd_unlabeled"], (errors * kept).sum() / valid.sum(), rtol=1e-4, atol=1e-6)
+    sum(found.values()).backward()
+    assert all(p.grad is not None for p in model.students[student].parameters())
+    assert all(p.grad is None for p in model.averages.parameters())
 
 
 def test_same_backbone_twice_is_not_the_same_student() -> None:
