@@ -125,9 +125,12 @@ def _add_perturbation_keys(node: CfgNode) -> None:
     # "batch" (running ones move as well) or "running" (evaluation mode).
     cutmix.TEACHER_BN = "batch_no_update"
     # Targets come from the weakly augmented view, gradients from a strongly augmented one (colour, blur).
+    # INPUT.STRONG_VIEWS 2: from two of them, the mean of both losses.
     node.STRONG_AUG = False
     # Probability of dropping a feature channel of the unlabelled images (first and last stage); 0 switches it off.
     node.FEATURE_DROPOUT = 0.0
+    # The dropout acts on the weak view instead, which is trained on as well, with CCD.WEIGHT (UniMatch).
+    node.FEATURE_VIEW = False
     # Whose scores a student learns from (CCD): its "peer"'s, or those of "self", the student or its moving average, as
     # FixMatch and Mean Teacher have it. "self" needs CCD.ON_LABELED False: a labeled image has one view.
     node.TARGETS = CfgNode({"SOURCE": "peer"})

@@ -150,7 +150,7 @@ class CohortObjective:
     feature: str
 
     def __call__(
-        self, labeled: CohortBatch, unlabeled: CohortBatch | None, ramp: float
+        self, labeled: CohortBatch, unlabeled: CohortBatch | None, ramp: float, features: CohortBatch | None = None
     ) -> tuple[dict[str, Tensor], Observations]:
         """Weighted losses by name, and what a log should show.
 
@@ -158,9 +158,11 @@ class CohortObjective:
             labeled: with labels.
             unlabeled: None: there is none in this step.
             ramp: g(t).
+            features: the unlabeled images with perturbed features, for L_d alone; None: there are none.
         """
         assert labeled.labels is not None
-        batches = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled is not None else {})
+        given = {"labeled": labeled, "unlabeled": unlabeled, "features": features}
+        batches = {kind: batch for kind, batch in given.items() if batch is not None}
 
         # Logits (B, K, H, W) of both students at the size of the labels, student by student.
         logits = {
@@ -183,7 +185,7 @@ class CohortObjective:
                 observed[f"ccd_{kind}"] = raw.detach()
 
         # L_f (Eq. 7).
-        consistent = [kind for kind in batches if kind == "unlabeled" or self.consistency_on_labeled]
+        consistent = [kind for kind in ("labeled",) * self.consistency_on_labeled + ("unlabeled",) if kind in batches]
         if self.consistency is not None and consistent:
             raws = []
             for kind in consistent:

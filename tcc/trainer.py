@@ -54,9 +54,10 @@ class SemiSupervisedTrainer(Trainer):
                 f"SOLVER.IMS_PER_BATCH_UNLABELED is {unlabeled} of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: no "
                 "labeled image is left"
             )
-        if cfg.MODEL.TCC.STRONG_AUG and not cfg.INPUT.STRONG_VIEW:
+        if cfg.MODEL.TCC.STRONG_AUG and not (cfg.INPUT.STRONG_VIEW and cfg.INPUT.STRONG_VIEWS > 0):
             raise ConfigError(
-                "MODEL.TCC.STRONG_AUG trains on strong views, which INPUT.STRONG_VIEW True makes; set it too"
+                "MODEL.TCC.STRONG_AUG trains on strong views, which INPUT.STRONG_VIEW True and INPUT.STRONG_VIEWS, at "
+                "least 1, make; set them too"
             )
         # Both kinds split by the same numbers: each micro-batch and each process has their ratio.
         parts = (cfg.SOLVER.ACCUMULATE_STEPS, comm.get_world_size())

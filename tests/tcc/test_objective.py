@@ -156,6 +156,17 @@ def test_students_learn_from_themselves(labeled: CohortBatch, unlabeled: CohortB
     torch.testing.assert_close(both, terms["cnn"] + terms["vit"])
 
 
+def test_perturbed_features_are_a_further_kind_of_images(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
+    """Distilled with the weight of the others; CFCD compares whole features alone."""
+    objective = build("CCD.WEIGHT", 0.5, "CFCD.ON_LABELED", True)
+    features = CohortBatch(
+        outputs(), unlabeled.valid, targets={name: torch.randn(2, K, *SIZE) for name in ("cnn", "vit")}
+    )
+    without, found = objective(labeled, unlabeled, 1.0)[0], objective(labeled, unlabeled, 1.0, features)[0]
+    expected = objective(labeled, features, 1.0)[0]["loss_ccd_unlabeled"]
+    torch.testing.assert_close(found, without | {"loss_ccd_features": expected})
+
+
 def test_labeled_images_are_grouped_by_their_true_labels(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
     switch = ("CFCD.ON_LABELED", True, "CFCD.STRIDE", 8)
     found = build(*switch)(labeled, None, 1.0)[0]["loss_cfcd"]

@@ -19,6 +19,8 @@ from tests.tiny_tcc import tiny_tcc_cfg
 # One student that learns from itself.
 ALONE = ("MODEL.TCC.STUDENTS", "cnn", "MODEL.TCC.TARGETS.SOURCE", "self", "MODEL.TCC.CFCD.ENABLED", False)
 ALONE += ("MODEL.TCC.CCD.ON_LABELED", False, "TEST.SEM_SEG.PARTS", ())
+UNIMATCH = ("MODEL.TCC.STRONG_AUG", True, "INPUT.STRONG_VIEW", True, "INPUT.STRONG_VIEWS", 2)
+UNIMATCH += ("MODEL.TCC.FEATURE_VIEW", True, "MODEL.TCC.FEATURE_DROPOUT", 0.5, "MODEL.TCC.CUTMIX.ENABLED", True)
 SPLIT = ("DATASETS.SPLIT", "shapes/4_of_12", "DATASETS.TEST", ())
 
 
@@ -115,8 +117,9 @@ def test_without_unlabeled_images_there_is_one_stream(tmp_path: Path) -> None:
         ("MODEL.TCC.CUTMIX.ENABLED", True, "MODEL.TCC.CUTMIX.PARTNER", "second_stream", "MODEL.TCC.EMA.DECAY", 0.5),
         ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2, "MODEL.TCC.FEATURE_DROPOUT", 0.5),
         (*ALONE, "MODEL.TCC.EMA.DECAY", 0.6, "MODEL.TCC.EMA.WARM_UP", True),
+        (*ALONE, *UNIMATCH),
     ],
-    ids=["plain", "cutmix-average", "amp-accumulation", "mean-teacher"],
+    ids=["plain", "cutmix-average", "amp-accumulation", "mean-teacher", "unimatch"],
 )
 def test_resume_continues_exactly(opts: tuple[Any, ...], tmp_path: Path) -> None:
     straight = trainer(tmp_path / "straight", *opts)
@@ -197,6 +200,8 @@ def test_strong_views_are_made_for_unlabeled_images_alone(tmp_path: Path) -> Non
         trainer(tmp_path / "a", *switch)
     batch = trainer(tmp_path / "b", *switch, "INPUT.STRONG_VIEW", True).next_batch()
     assert [("image_strong" in sample) for sample in batch] == [False, False, True, True]
+    with pytest.raises(ValueError, match="STRONG_VIEWS, at least 1"):
+        trainer(tmp_path / "c", *switch, "INPUT.STRONG_VIEW", True, "INPUT.STRONG_VIEWS", 0)
 
 
 def test_other_models_and_single_students_are_refused(tmp_path: Path) -> None:
