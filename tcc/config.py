@@ -15,7 +15,8 @@ def add_tcc_config(cfg: CfgNode) -> None:
     # The two students, called "cnn" and "vit" whatever their backbones are.
     node.CNN = _student_node(backbone="resnet50", output_stride=16, aspp_dilations=(6, 12, 18), seed_offset=0)
     node.VIT = _student_node(backbone="pvt_small", output_stride=32, aspp_dilations=(3, 6, 9), seed_offset=1)
-    # "both" to train; "cnn" or "vit" builds one student alone, for a checkpoint of python -m tcc.export_student.
+    # "both", or one student alone: "cnn" or "vit", to learn from itself (TARGETS.SOURCE "self"), or for a checkpoint of
+    # python -m tcc.export_student.
     node.STUDENTS = "both"
     # Student whose scores are the prediction: "cnn", "vit" or "ensemble" (mean of the probabilities).
     node.TEST = CfgNode({"STUDENT": "vit"})
@@ -88,6 +89,9 @@ def _add_ccd_keys(node: CfgNode) -> None:
     ccd.ON_UNLABELED = True
     ccd.LOSS_STRIDE = 1  # logits are compared at 1/LOSS_STRIDE of the image size
     ccd.CONF_THRESHOLD = 0.0  # pixels whose target has a lower largest probability are left out
+    # The sum over the pixels that are left is divided by the number of these ("kept"), or of all "valid" ones of the
+    # image, as FixMatch has it: then few confident pixels weigh little.
+    ccd.NORMALIZE_BY = "kept"
 
 
 def _add_cfcd_keys(node: CfgNode) -> None:
@@ -121,8 +125,15 @@ def _add_perturbation_keys(node: CfgNode) -> None:
     # "batch" (running ones move as well) or "running" (evaluation mode).
     cutmix.TEACHER_BN = "batch_no_update"
     # Targets come from the weakly augmented view, gradients from a strongly augmented one (colour, blur).
+    # INPUT.STRONG_VIEWS 2: from two of them, the mean of both losses.
     node.STRONG_AUG = False
     # Probability of dropping a feature channel of the unlabelled images (first and last stage); 0 switches it off.
     node.FEATURE_DROPOUT = 0.0
-    # Targets (and the evaluation) from an exponential moving average of each student; DECAY 0 switches it off.
-    node.EMA = CfgNode({"DECAY": 0.0})
+    # The dropout acts on the weak view instead, which is trained on as well, with CCD.WEIGHT (UniMatch).
+    node.FEATURE_VIEW = False
+    # Whose scores a student learns from (CCD): its "peer"'s, or those of "self", the student or its moving average, as
+    # FixMatch and Mean Teacher have it. "self" needs CCD.ON_LABELED False: a labeled image has one view.
+    node.TARGETS = CfgNode({"SOURCE": "peer"})
+    # Targets (and the evaluation) from an exponential moving average of each student; DECAY 0 switches it off. WARM_UP:
+    # after iteration t (from 0) the decay is min(1 - 1 / (t + 1), DECAY), so that initial values are forgotten at once.
+    node.EMA = CfgNode({"DECAY": 0.0, "WARM_UP": False})

@@ -142,6 +142,7 @@ def divergence(
     detach: bool = True,
     reduction: Literal["pixel", "element"] = "pixel",
     conf_threshold: float = 0.0,
+    normalize_by: Literal["kept", "valid"] = "kept",
 ) -> Tensor:
     """Kullback-Leibler divergence of a student from its target (one direction of Eq. 8).
 
@@ -157,6 +158,7 @@ def divergence(
         detach: no gradient into the target; with both directions and False, the symmetric Jeffreys divergence.
         reduction: "element" divides by K.
         conf_threshold: pixels whose target has a lower largest probability are left out.
+        normalize_by: the mean is over the pixels that are left ("kept"), or their sum is divided by all "valid" ones.
 
     Returns:
         Scalar >= 0, float32.
@@ -177,10 +179,18 @@ def divergence(
         pixels = (target.exp() * (target - student)).sum(dim=1) * temperature**2
         if reduction == "element":
             pixels = pixels / logits.shape[1]
-        return mean_over_pixels(pixels, valid & confident(target_logits, conf_threshold))
+        kept = valid & confident(target_logits, conf_threshold)
+        return mean_over_pixels(pixels, kept, among=valid if normalize_by == "valid" else kept)
 
 
-def hard_divergence(logits: Tensor, target_logits: Tensor, *, valid: Tensor, conf_threshold: float = 0.0) -> Tensor:
+def hard_divergence(
+    logits: Tensor,
+    target_logits: Tensor,
+    *,
+    valid: Tensor,
+    conf_threshold: float = 0.0,
+    normalize_by: Literal["kept", "valid"] = "kept",
+) -> Tensor:
     """Cross entropy with the best class of the target, as cross pseudo supervision (CPS) has it.
 
     Args:
@@ -188,15 +198,17 @@ def hard_divergence(logits: Tensor, target_logits: Tensor, *, valid: Tensor, con
         target_logits: the same shape; never gets a gradient.
         valid: (B, H, W) bool.
         conf_threshold: pixels whose target has a lower largest probability are left out.
+        normalize_by: see ``divergence``.
 
     Returns:
-        Scalar >= 0, float32: mean over the valid pixels of each image, then over images.
+        Scalar >= 0, float32: mean over the pixels of each image, then over images.
     """
     with torch.autocast(logits.device.type, enabled=False):
         # arg-max has no gradient, the confidence below would have one.
         target_logits = target_logits.detach()
         pixels = F.cross_entropy(logits.float(), target_logits.max(dim=1).indices, reduction="none")
-        return mean_over_pixels(pixels, valid & confident(target_logits, conf_threshold))
+        kept = valid & confident(target_logits, conf_threshold)
+        return mean_over_pixels(pixels, kept, among=valid if normalize_by == "valid" else kept)
 
 
 def confident(logits: Tensor, threshold: float) -> Tensor:
@@ -206,15 +218,16 @@ def confident(logits: Tensor, threshold: float) -> Tensor:
     return logits.detach().float().softmax(dim=1).amax(dim=1) >= threshold
 
 
-def mean_over_pixels(values: Tensor, valid: Tensor) -> Tensor:
+def mean_over_pixels(values: Tensor, valid: Tensor, among: Tensor | None = None) -> Tensor:
     """Mean over the valid pixels of each image, then over the images that have one; 0 if there are none.
 
     Args:
         values: (B, ...) float.
         valid: the same shape, bool.
+        among: the same shape, bool: the pixels that are counted, the others of which are 0; None: the valid ones.
     """
-    valid = valid.flatten(1)
+    valid, counted = valid.flatten(1), (valid if among is None else among).flatten(1)
     # Values of invalid pixels may be anything, also infinite: they are replaced, not multiplied by 0.
     total = torch.where(valid, values.flatten(1), values.new_zeros(())).sum(dim=1)
-    count = valid.sum(dim=1)
+    count = counted.sum(dim=1)
     return (total / count.clamp_min(1)).sum() / (count > 0).sum().clamp_min(1)

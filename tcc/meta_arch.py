@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from padding.data.sample import IGNORE_LABEL
+from padding.data.sample import IGNORE_LABEL, strong_view_names
 from padding.errors import ConfigError, check_choice
 from padding.modeling.batching import (
     batch_images,
@@ -32,7 +32,7 @@ from tcc.cutmix import CutMix, build_cutmix
 from tcc.objective import CohortBatch, CohortObjective, build_objective, full_size_logits
 from tcc.ramp_up import build_ramp_up
 from tcc.students import Student, build_student
-from tcc.teacher import BatchNormPolicy, target_pass, update_average
+from tcc.teacher import BatchNormPolicy, target_pass, update_average, warmed_up
 
 STUDENTS = ("cnn", "vit")
 ENSEMBLE = "ensemble"
@@ -46,22 +46,37 @@ class Perturbation:
 
     Attributes:
         cutmix: mixes images, targets and valid pixels; None: off.
-        strong_view: train on ``image_strong`` of the samples.
+        strong_views: train on so many strong views of the samples; 0: on the weak one.
         feature_dropout: probability of dropping a channel of the students' features.
+        feature_view: that of the weak view, which is trained on as well.
         batch_norm: of the pass that makes the targets.
         ema_decay: targets come from moving averages of the students; 0: from the students.
+        ema_warm_up: the decay begins at 0, see ``warmed_up``.
     """
 
     cutmix: CutMix | None = None
-    strong_view: bool = False
+    strong_views: int = 0
     feature_dropout: float = 0.0
+    feature_view: bool = False
     batch_norm: BatchNormPolicy = "batch_no_update"
     ema_decay: float = 0.0
+    ema_warm_up: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that a view of perturbed features has a perturbation.
+
+        Raises:
+            ConfigError: names the keys.
+        """
+        if self.feature_view and self.feature_dropout <= 0:
+            raise ConfigError(
+                "MODEL.TCC.FEATURE_VIEW needs MODEL.TCC.FEATURE_DROPOUT above 0: nothing else perturbs it"
+            )
 
     @property
     def needs_target_pass(self) -> bool:
         """Whether targets come from another forward than the one with gradients."""
-        return self.cutmix is not None or self.strong_view or self.feature_dropout > 0 or self.ema_decay > 0
+        return self.cutmix is not None or self.strong_views > 0 or self.feature_dropout > 0 or self.ema_decay > 0
 
 
 class _Images(NamedTuple):
@@ -149,10 +164,12 @@ class TCC(nn.Module):
             "ramp_up": build_ramp_up(cfg),
             "perturbation": Perturbation(
                 cutmix=build_cutmix(cfg),
-                strong_view=node.STRONG_AUG,
+                strong_views=cfg.INPUT.STRONG_VIEWS * node.STRONG_AUG,
                 feature_dropout=node.FEATURE_DROPOUT,
+                feature_view=node.FEATURE_VIEW,
                 batch_norm=node.CUTMIX.TEACHER_BN,
                 ema_decay=node.EMA.DECAY,
+                ema_warm_up=node.EMA.WARM_UP,
             ),
             "plan": SegmentationPlan.from_config(cfg, size_divisibility=_SIZE_DIVISIBILITY),
             "outputs": [node.TEST.STUDENT if len(names) > 1 else names[0], *parts],
@@ -187,13 +204,15 @@ class TCC(nn.Module):
 
         # Targets of the unlabeled images: student -> (B_u, K, H', W'), of the images as they are; what is trained on
         # is their perturbed view. None: the students' outputs are each other's targets.
-        targets: dict[str, Tensor] | None = None
+        weak_targets = targets = None
         if unlabeled:
-            weak = self._images(unlabeled)
-            trained, targets = self._perturbed(weak, unlabeled) if self.perturbation.needs_target_pass else (weak, None)
-            images.append(trained)
+            trained = weak = self._images(unlabeled)
+            if self.perturbation.needs_target_pass:
+                weak_targets = self._target_logits(weak.pixels)
+                trained, targets = self._perturbed(weak, weak_targets, unlabeled)
+            images += [trained, weak] if self.perturbation.feature_view else [trained]
 
-        # Outputs: "logits" (B, K, h, w) and features of both students, for either kind of images (Sec. 3.1).
+        # Outputs: "logits" (B, K, h, w) and features of both students, for each kind of images (Sec. 3.1).
         outputs = self._student_outputs(images)
 
         # Losses: L_s with labels (Eq. 10), g(t) (L_d + lambda L_f) between the students (Eq. 7 to 9).
@@ -204,6 +223,7 @@ class TCC(nn.Module):
             CohortBatch(outputs[0], images[0].valid, labels=labels),
             CohortBatch(outputs[1], images[1].valid, targets=targets) if unlabeled else None,
             self.ramp_up(training_iteration()),
+            CohortBatch(outputs[2], images[2].valid, targets=weak_targets) if len(images) > 2 else None,
         )
         note_observations("tcc", observations)
         return losses
@@ -237,27 +257,34 @@ class TCC(nn.Module):
             key=key,
         ).tensor
 
-    def _perturbed(self, weak: _Images, samples: Sequence[dict[str, Any]]) -> tuple[_Images, dict[str, Tensor]]:
-        """Images to train on, and for each student the (B, K, H, W) logits of its targets."""
-        targets = self._target_logits(weak.pixels)
-        trained = weak
-        if self.perturbation.strong_view:
-            trained = weak._replace(pixels=self._pixels(samples, "image_strong"))
+    def _perturbed(
+        self, weak: _Images, weak_targets: dict[str, Tensor], samples: Sequence[dict[str, Any]]
+    ) -> tuple[_Images, dict[str, Tensor]]:
+        """Images to train on, one view of the batch after the other, and each student's logits as their targets."""
         cutmix = self.perturbation.cutmix
-        if cutmix is None:
-            return trained, targets
-        partner, partner_targets = trained, targets
-        if cutmix.partner == "second_stream":
+        others, partner, partner_targets = samples, weak, weak_targets
+        if cutmix is not None and cutmix.partner == "second_stream":
             require_keys(samples, ("partner",), f"{type(self).__name__} with CUTMIX.PARTNER 'second_stream'")
             others = [sample["partner"] for sample in samples]
             partner = self._images(others)
             partner_targets = self._target_logits(partner.pixels)
-            if self.perturbation.strong_view:
-                partner = partner._replace(pixels=self._pixels(others, "image_strong"))
-        # One draw for all: pixels, valid pixels and targets get the same boxes of the same partner.
-        mixing = cutmix.draw(len(trained.pixels), map_size(trained.pixels), device=self.device)
-        mixed = _Images(mixing(trained.pixels, partner.pixels), mixing(trained.valid, partner.valid))
-        return mixed, {name: mixing(logits, partner_targets[name]) for name, logits in targets.items()}
+        views, targets = [], []
+        for key in strong_view_names(self.perturbation.strong_views) or ("image",):
+            view = self._with_colors(weak, samples, key)
+            mixed_targets = weak_targets
+            if cutmix is not None:
+                other = view if others is samples else self._with_colors(partner, others, key)
+                # One draw for all: pixels, valid pixels and targets get the same boxes of the same partner.
+                mixing = cutmix.draw(len(view.pixels), map_size(view.pixels), device=self.device)
+                view = _Images(mixing(view.pixels, other.pixels), mixing(view.valid, other.valid))
+                mixed_targets = {name: mixing(z, partner_targets[name]) for name, z in weak_targets.items()}
+            views.append(view)
+            targets.append(mixed_targets)
+        trained = _Images(*(torch.cat(parts) for parts in zip(*views, strict=True)))
+        return trained, {name: torch.cat([of_view[name] for of_view in targets]) for name in weak_targets}
+
+    def _with_colors(self, images: _Images, samples: Sequence[dict[str, Any]], key: str) -> _Images:
+        return images if key == "image" else images._replace(pixels=self._pixels(samples, key))
 
     def _target_logits(self, pixels: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) -> (B, K, H, W) of each student or its average, without gradient."""
@@ -272,7 +299,7 @@ class TCC(nn.Module):
         """For each kind of images the outputs of each student, from one forward where their sizes allow it."""
         dropout = self.perturbation.feature_dropout
         counts = [len(batch.pixels) for batch in images]
-        # Together both kinds share the batch norm's statistics; dropout is for unlabeled images alone.
+        # Together all kinds share the batch norm's statistics; dropout is for unlabeled images alone, the last kind.
         together = dropout == 0 and len({batch.pixels.shape[-2:] for batch in images}) == 1
         outputs: list[dict[str, dict[str, Tensor]]] = [{} for _ in images]
         for name, student in self.students.items():
@@ -282,14 +309,18 @@ class TCC(nn.Module):
                 for kind, of_kind in enumerate(outputs):
                     of_kind[name] = {key: parts[kind] for key, parts in pieces.items()}
             else:
-                for of_kind, batch, rate in zip(outputs, images, (0.0, dropout), strict=False):
+                rates = (0.0, 0.0, dropout) if len(images) > 2 else (0.0, dropout)
+                for of_kind, batch, rate in zip(outputs, images, rates, strict=False):
                     of_kind[name] = student(batch.pixels, feature_dropout=rate)
         return outputs
 
     def update_averages(self) -> None:
         """Move the averages towards the students, once per optimiser step."""
+        decay = self.perturbation.ema_decay
+        if self.perturbation.ema_warm_up:
+            decay = warmed_up(decay, training_iteration())
         for name, average in self.averages.items():
-            update_average(average, self.students[name], self.perturbation.ema_decay)
+            update_average(average, self.students[name], decay)
 
     def reset_averages(self) -> None:
         """Make the averages equal to the students, as a training starts from the latter's weights."""

@@ -21,7 +21,7 @@ from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consiste
 from tcc.losses import cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
 
 Observations = dict[str, Tensor | float]
-_PEERS = (("cnn", "vit"), ("vit", "cnn"))
+_PEERS = {"cnn": "vit", "vit": "cnn"}
 
 
 class CohortBatch(NamedTuple):
@@ -72,7 +72,7 @@ class SupervisedOptions:
 
 @dataclass(frozen=True)
 class DistillationOptions:
-    """L_d (Eq. 8); the keys MODEL.TCC.CCD.* of the same names."""
+    """L_d (Eq. 8); the keys MODEL.TCC.CCD.* of the same names, and MODEL.TCC.TARGETS.SOURCE."""
 
     enabled: bool
     weight: float
@@ -84,6 +84,8 @@ class DistillationOptions:
     on_unlabeled: bool
     loss_stride: int
     conf_threshold: float
+    normalize_by: str
+    source: str
 
     def __post_init__(self) -> None:
         """Check the choices.
@@ -92,11 +94,18 @@ class DistillationOptions:
             ConfigError: names the key.
         """
         check_choice("MODEL.TCC.CCD.MODE", self.mode, ("soft", "hard"))
+        check_choice("MODEL.TCC.CCD.NORMALIZE_BY", self.normalize_by, ("kept", "valid"))
+        check_choice("MODEL.TCC.TARGETS.SOURCE", self.source, ("peer", "self"))
+        if self.source == "self" and self.enabled and self.on_labeled:
+            raise ConfigError(
+                "MODEL.TCC.TARGETS.SOURCE is 'self', and of a labeled image there is no other view that could be its "
+                "target: set MODEL.TCC.CCD.ON_LABELED False"
+            )
         if self.loss_stride < 1:
             raise ConfigError(f"MODEL.TCC.CCD.LOSS_STRIDE is {self.loss_stride}; expected at least 1")
 
     def loss(self, logits: Tensor, target_logits: Tensor, valid: Tensor) -> Tensor:
-        """Unweighted loss of one student towards its peer, all (B, ..., H, W) in full resolution."""
+        """Unweighted loss of one student towards its target, all (B, ..., H, W) in full resolution."""
         # (B, K, H, W) maps of both students and their graphs are most of the memory: 1 / stride^2 of it.
         if self.loss_stride > 1:
             size = [-(-n // self.loss_stride) for n in valid.shape[-2:]]
@@ -104,8 +113,9 @@ class DistillationOptions:
                 F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in (logits, target_logits)
             )
             valid = F.interpolate(valid[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0
+        confidence: dict[str, Any] = {"conf_threshold": self.conf_threshold, "normalize_by": self.normalize_by}
         if self.mode == "hard":
-            return hard_divergence(logits, target_logits, valid=valid, conf_threshold=self.conf_threshold)
+            return hard_divergence(logits, target_logits, valid=valid, **confidence)
         return divergence(
             logits,
             target_logits,
@@ -113,7 +123,7 @@ class DistillationOptions:
             temperature=self.temperature,
             detach=self.detach,
             reduction=self.reduction,  # type: ignore[arg-type]
-            conf_threshold=self.conf_threshold,
+            **confidence,
         )
 
 
@@ -140,7 +150,7 @@ class CohortObjective:
     feature: str
 
     def __call__(
-        self, labeled: CohortBatch, unlabeled: CohortBatch | None, ramp: float
+        self, labeled: CohortBatch, unlabeled: CohortBatch | None, ramp: float, features: CohortBatch | None = None
     ) -> tuple[dict[str, Tensor], Observations]:
         """Weighted losses by name, and what a log should show.
 
@@ -148,9 +158,11 @@ class CohortObjective:
             labeled: with labels.
             unlabeled: None: there is none in this step.
             ramp: g(t).
+            features: the unlabeled images with perturbed features, for L_d alone; None: there are none.
         """
         assert labeled.labels is not None
-        batches = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled is not None else {})
+        given = {"labeled": labeled, "unlabeled": unlabeled, "features": features}
+        batches = {kind: batch for kind, batch in given.items() if batch is not None}
 
         # Logits (B, K, H, W) of both students at the size of the labels, student by student.
         logits = {
@@ -173,7 +185,7 @@ class CohortObjective:
                 observed[f"ccd_{kind}"] = raw.detach()
 
         # L_f (Eq. 7).
-        consistent = [kind for kind in batches if kind == "unlabeled" or self.consistency_on_labeled]
+        consistent = [kind for kind in ("labeled",) * self.consistency_on_labeled + ("unlabeled",) if kind in batches]
         if self.consistency is not None and consistent:
             raws = []
             for kind in consistent:
@@ -189,11 +201,10 @@ class CohortObjective:
         return options.enabled and (options.on_labeled if kind == "labeled" else options.on_unlabeled)
 
     def _distillation(self, logits: Mapping[str, Tensor], batch: CohortBatch) -> Tensor:
-        """Each student towards its peer: CNN to transformer and transformer to CNN, added (Eq. 8)."""
-        targets = batch.targets or logits
-        return torch.stack(
-            [self.distillation.loss(logits[name], targets[peer], batch.valid) for name, peer in _PEERS]
-        ).sum()
+        """Each student towards its peer, CNN to transformer and transformer to CNN (Eq. 8), or to itself; added."""
+        targets, options = batch.targets or logits, self.distillation
+        source = {name: name if options.source == "self" else _PEERS[name] for name in logits}
+        return torch.stack([options.loss(logits[name], targets[source[name]], batch.valid) for name in logits]).sum()
 
     def _consistency(self, logits: Mapping[str, Tensor], batch: CohortBatch) -> tuple[Tensor, Observations]:
         assert self.consistency is not None
@@ -263,6 +274,8 @@ def build_objective(cfg: CfgNode, num_classes: int) -> CohortObjective:
             on_unlabeled=ccd.ON_UNLABELED,
             loss_stride=ccd.LOSS_STRIDE,
             conf_threshold=ccd.CONF_THRESHOLD,
+            normalize_by=ccd.NORMALIZE_BY,
+            source=node.TARGETS.SOURCE,
         ),
         consistency=consistency if cfcd.ENABLED else None,
         consistency_weight=cfcd.WEIGHT,

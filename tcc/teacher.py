@@ -51,6 +51,14 @@ def target_pass(student: nn.Module, policy: BatchNormPolicy) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+def warmed_up(decay: float, iteration: int) -> float:
+    """Decay min(1 - 1/(t + 1), decay) after iteration t >= 0.
+
+    While it grows, the average is the plain mean of the students since t = 0: nothing is left of the initial values.
+    """
+    return min(1.0 - 1.0 / (iteration + 1), decay)
+
+
 @torch.no_grad()
 def update_average(average: nn.Module, student: nn.Module, decay: float) -> None:
     """Move every parameter and floating-point buffer of ``average`` towards the student's; copy other buffers.

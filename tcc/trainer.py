@@ -15,7 +15,7 @@ from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_o
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
 from padding.errors import ConfigError, MethodError
 from padding.modeling.weights.loading import load_backbone_weights
-from tcc.meta_arch import STUDENTS, TCC
+from tcc.meta_arch import TCC
 from tcc.students import Student
 
 
@@ -32,17 +32,13 @@ class SemiSupervisedTrainer(Trainer):
 
         Raises:
             MethodError: if the model is not ``TCC``.
-            ConfigError: if it has one student only.
+            ConfigError: if its students have nothing to learn from.
         """
         if not isinstance(model, TCC):
             raise MethodError(f"TRAINER 'SemiSupervisedTrainer' trains TCC, not {type(model).__name__}.")
-        if tuple(model.students) != STUDENTS:
-            raise ConfigError(
-                f"MODEL.TCC.STUDENTS is '{cfg.MODEL.TCC.STUDENTS}': a single student can be evaluated, not trained; "
-                "set it to 'both'"
-            )
+        _check_targets(cfg, model)
         rate = base_learning_rate(cfg.SOLVER)
-        parts = [part for name in STUDENTS for part in _parts(cfg, name, model, rate)]
+        parts = [part for name in model.students for part in _parts(cfg, name, model, rate)]
         return {"main": make_optimizer(cfg.SOLVER, groups_of_parts(cfg.SOLVER, parts))}
 
     def build_stream(self, cfg: CfgNode) -> TrainStream | PairedStream:  # type: ignore[override]
@@ -58,9 +54,10 @@ class SemiSupervisedTrainer(Trainer):
                 f"SOLVER.IMS_PER_BATCH_UNLABELED is {unlabeled} of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: no "
                 "labeled image is left"
             )
-        if cfg.MODEL.TCC.STRONG_AUG and not cfg.INPUT.STRONG_VIEW:
+        if cfg.MODEL.TCC.STRONG_AUG and not (cfg.INPUT.STRONG_VIEW and cfg.INPUT.STRONG_VIEWS > 0):
             raise ConfigError(
-                "MODEL.TCC.STRONG_AUG trains on strong views, which INPUT.STRONG_VIEW True makes; set it too"
+                "MODEL.TCC.STRONG_AUG trains on strong views, which INPUT.STRONG_VIEW True and INPUT.STRONG_VIEWS, at "
+                "least 1, make; set them too"
             )
         # Both kinds split by the same numbers: each micro-batch and each process has their ratio.
         parts = (cfg.SOLVER.ACCUMULATE_STEPS, comm.get_world_size())
@@ -107,6 +104,24 @@ class SemiSupervisedTrainer(Trainer):
             return
         report = load_backbone_weights(student.backbone, node.WEIGHTS, key=f"MODEL.TCC.{name.upper()}.BACKBONE")
         logger.info("Weights of the %s student from %s:\n%s", name, node.WEIGHTS, report)
+
+
+def _check_targets(cfg: CfgNode, model: TCC) -> None:
+    """Refuse one student without a peer, and targets that are the very scores they teach."""
+    node = cfg.MODEL.TCC
+    absent = set(cfg.TEST.SEM_SEG.PARTS) - set(model.outputs)
+    if len(model.students) == 1 and (node.TARGETS.SOURCE == "peer" or node.CFCD.ENABLED or absent):
+        raise ConfigError(
+            f"MODEL.TCC.STUDENTS is '{node.STUDENTS}': a single student can be evaluated, not trained as half of a "
+            "cohort; set 'both', or MODEL.TCC.TARGETS.SOURCE self MODEL.TCC.CFCD.ENABLED False TEST.SEM_SEG.PARTS ()"
+        )
+    imitates = cfg.SOLVER.IMS_PER_BATCH_UNLABELED > 0 and node.CCD.ENABLED and node.CCD.ON_UNLABELED
+    soft_own = node.TARGETS.SOURCE == "self" and node.CCD.MODE == "soft"
+    if imitates and soft_own and not model.perturbation.needs_target_pass:
+        raise ConfigError(
+            "MODEL.TCC.TARGETS.SOURCE is 'self', but nothing tells the targets from the scores, whose divergence is 0: "
+            "switch on MODEL.TCC.STRONG_AUG, CUTMIX, FEATURE_DROPOUT or EMA, or CCD.MODE hard"
+        )
 
 
 def _parts(cfg: CfgNode, name: str, model: TCC, base_rate: float) -> list[tuple[nn.Module, float]]:

@@ -33,7 +33,9 @@ def add_input_config(cfg: CfgNode) -> None:
     # Crops are redrawn, up to ten times, until they hold so many labeled pixels (scribbles); 0: off.
     cfg.INPUT.CROP.MIN_LABELED = 0
     # Samples carry "image_strong", the same view with its colours changed and blurred (UniMatch's strong augmentation).
+    # STRONG_VIEWS: so many, drawn one by one; the further ones are "image_strong_2", "image_strong_3", ...
     cfg.INPUT.STRONG_VIEW = False
+    cfg.INPUT.STRONG_VIEWS = 1
     # "scale_crop" augmentation: factors on the image's size (INPUT.SCALE_SAMPLING "range": lowest and highest); then
     # crops of CROP.SIZE pixels (multiples of 32 fit every backbone), padded where the image is smaller. The mapper
     # "semantic_resize" brings whole images to CROP.SIZE instead.

@@ -34,7 +34,7 @@ from padding.data.augmentation import (
 )
 from padding.data.class_split import class_split_of
 from padding.data.readers import read_label_map, read_panoptic_ids
-from padding.data.sample import IGNORE_LABEL, VOID_INDEX
+from padding.data.sample import IGNORE_LABEL, VOID_INDEX, strong_view_names
 from padding.errors import ConfigError, DataError, MissingFileError
 
 MAPPER_REGISTRY = Registry("MAPPER")
@@ -136,7 +136,7 @@ class Mapper:
         image_pad_value: int = 128,
         extra_maps: Sequence[str] = (),
         valid_mask: bool = False,
-        strong_view: bool = False,
+        strong_views: int = 0,
     ) -> None:
         """Take explicit settings, or a config that ``from_config`` reads.
 
@@ -148,7 +148,7 @@ class Mapper:
             extra_maps: names of continuous grey maps; the file of "x" is the entry "x_file_name", the sample's "x" is
                 float32 (1, H, W) in [0, 1], bilinearly resized with the image's geometry and 0 in the padding.
             valid_mask: add ``valid`` (H, W) bool, False where there is no image: padding and the corners of a rotation.
-            strong_view: add ``image_strong``, the same view with its colours changed.
+            strong_views: add so many of ``strong_view_names``, the same view with its colours changed.
         """
         self.is_train = is_train
         self.plan = plan
@@ -156,7 +156,7 @@ class Mapper:
         self.image_pad_value = image_pad_value
         self.extra_maps = tuple(extra_maps)
         self.valid_mask = valid_mask
-        self.strong_view = strong_view
+        self.strong_views = strong_view_names(strong_views)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Mapper:
             "image_pad_value": cfg.INPUT.IMAGE_PAD_VALUE,
             "extra_maps": cfg.INPUT.EXTRA_MAPS,
             "valid_mask": cfg.INPUT.VALID_MASK,
-            "strong_view": cfg.INPUT.STRONG_VIEW,
+            "strong_views": cfg.INPUT.STRONG_VIEWS * cfg.INPUT.STRONG_VIEW,
         }
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -202,9 +202,9 @@ class Mapper:
         view = View(image, *self.read_labels(sample, image.shape[:2]))
         self.plan(view)
         name, size = str(sample["file_name"]), self.plan.output_size
-        # Colours change after the geometry: both views show the same pixels.
-        if self.strong_view:
-            sample["image_strong"] = _as_image_tensor(
+        # Colours change after the geometry: all views show the same pixels.
+        for strong in self.strong_views:
+            sample[strong] = _as_image_tensor(
                 targets.pad_to_size(self._recolored(view.image), size, self.image_pad_value, name=name)
             )
         view.image = targets.pad_to_size(view.image, size, self.image_pad_value, name=name)

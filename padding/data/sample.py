@@ -27,6 +27,11 @@ VOID_INDEX = 0
 """Value of a segment index map where no segment lies; segment ``k`` of the list has the value ``k + 1``."""
 
 
+def strong_view_names(count: int) -> tuple[str, ...]:
+    """Entries of a sample that hold its strong views: ``image_strong``, ``image_strong_2``, ``image_strong_3``, ..."""
+    return tuple(f"image_strong_{number}" if number > 1 else "image_strong" for number in range(1, count + 1))
+
+
 class SegmentInfo(TypedDict, total=False):
     """One segment of a panoptic PNG."""
 
@@ -61,7 +66,9 @@ class TrainSample(TypedDict, total=False):
     sem_seg: torch.Tensor  # (H, W) int64, contiguous ids and the ignore label
     is_labeled: bool  # semantic samples: False where there is no sem_seg
     valid: torch.Tensor  # (H, W) bool, False where there is no image (INPUT.VALID_MASK)
-    image_strong: torch.Tensor  # (3, H, W) uint8, image with other colours (INPUT.STRONG_VIEW)
+    image_strong: (
+        torch.Tensor
+    )  # (3, H, W) uint8, image with other colours (INPUT.STRONG_VIEW); then image_strong_2, ...
     saliency: torch.Tensor  # (1, H, W) float32 in [0, 1]
     saliency_valid: torch.Tensor  # (H, W) bool, False in padding and where saliency is unknown
     partner: TrainSample  # a sample of another unlabeled image, if the stream has partners

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dice, cross entropies and distillation against slow references, published numbers, and their laws."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -253,6 +254,41 @@ def test_unconfident_targets_are_left_out(
     assert 0 < (valid & sure).sum() < valid.sum()
     found = loss(logits, peer, valid=valid, conf_threshold=0.8)
     torch.testing.assert_close(found, loss(logits, peer, valid=valid & sure))
+
+
+@pytest.mark.parametrize("loss", [divergence, hard_divergence])
+def test_unconfident_pixels_count_in_the_mean_over_all_valid_ones(
+    loss: Callable[..., Tensor], logits: Tensor, peer: Tensor, valid: Tensor
+) -> None:
+    means = []
+    for own, others, known in zip(logits.tolist(), peer.tolist(), valid.tolist(), strict=True):
+        total, count = 0.0, 0
+        for y, x in itertools.product(range(6), range(7)):
+            if not known[y][x]:
+                continue
+            count += 1
+            p, t = (torch.tensor([plane[y][x] for plane in part]).double().softmax(dim=0) for part in (own, others))
+            if t.max() >= 0.8:
+                kl = sum(float(b * (b / a).log()) for a, b in zip(p, t, strict=True))
+                total += kl if loss is divergence else -float(p[t.argmax()].log())
+        means += [total / count] if count else []
+    found = loss(logits, peer, valid=valid, conf_threshold=0.8, normalize_by="valid")
+    assert found.item() == pytest.approx(sum(means) / len(means), rel=1e-5)
+    kept = loss(logits, peer, valid=valid, conf_threshold=0.8)
+    assert 0 < found < kept
+    gradient = torch.autograd.grad(found, logits)[0]
+    assert not gradient.movedim(1, -1)[~(valid & confident(peer, 0.8))].any()
+    torch.testing.assert_close(loss(logits, peer, valid=valid, normalize_by="valid"), loss(logits, peer, valid=valid))
+
+
+def test_one_kept_pixel_of_a_hundred_weighs_a_hundredth() -> None:
+    """Worked by hand: a cross entropy of log 2 at the only confident pixel."""
+    logits, target = torch.zeros(1, 2, 10, 10), torch.zeros(1, 2, 10, 10)
+    target[0, 1, 3, 4] = 9.0
+    options: dict[str, Any] = {"valid": torch.ones(1, 10, 10, dtype=torch.bool), "conf_threshold": 0.95}
+    kept = hard_divergence(logits, target, **options)
+    assert kept.item() == pytest.approx(math.log(2), rel=1e-6)
+    assert hard_divergence(logits, target, **options, normalize_by="valid").item() == pytest.approx(kept.item() / 100)
 
 
 def test_divergence_refuses_what_it_does_not_know(logits: Tensor, peer: Tensor, valid: Tensor) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -133,6 +134,84 @@ def test_strong_view_and_second_stream_are_asked_for_by_name() -> None:
     assert all(torch.isfinite(loss) for loss in found.values())
 
 
+@pytest.mark.parametrize("student", ["cnn", "vit"])
+@pytest.mark.parametrize(("decay", "unimatch"), [(0.0, False), (0.5, False), (0.0, True)])
+def test_one_student_learns_its_mixed_strong_views_from_its_weak_ones(
+    student: str, decay: float, unimatch: bool
+) -> None:
+    """FixMatch with CutMix, with a moving average Mean Teacher, and UniMatch, against the steps written out."""
+    more = ("INPUT.STRONG_VIEWS", 2, TCC_KEY + "FEATURE_DROPOUT", 0.5, TCC_KEY + "FEATURE_VIEW", True)
+    opts = (
+        "STUDENTS",
+        student,
+        "TARGETS.SOURCE",
+        "self",
+        "STRONG_AUG",
+        True,
+        "CUTMIX.ENABLED",
+        True,
+        "EMA.DECAY",
+        decay,
+    )
+    opts += ("CCD.MODE", "hard", "CCD.CONF_THRESHOLD", 0.5, "CCD.NORMALIZE_BY", "valid", "CCD.ON_LABELED", False)
+    opts += ("CFCD.ENABLED", False, f"{student.upper()}.HEAD.ASPP_DROPOUT", 0.0, "RAMP_UP.TYPE", "none")
+    words = [TCC_KEY + word if i % 2 == 0 else word for i, word in enumerate(opts)]
+    model = build(*words, *(more if unimatch else ())).train()
+    teacher = model.averages[student] if decay else model.students[student]
+    with torch.no_grad():
+        for network, scale in {model.students[student]: 3e3, teacher: 4e3}.items():
+            network.head.decoder.predictor.weight.mul_(scale)  # a fresh head is sure of nothing
+    samples = random_samples()
+    labeled, unlabeled = samples[:2], samples[2:]
+    for sample in unlabeled:
+        sample |= {"image_strong": 255 - sample["image"], "image_strong_2": sample["image"] // 2}
+    expected = copy.deepcopy(model)
+    torch.manual_seed(7)
+    found = losses(model, samples)
+    assert set(found) == {"loss_ccd_unlabeled", f"loss_sup_{student}"} | ({"loss_ccd_features"} if unimatch else set())
+
+    def pixels(view: str, some: list[dict[str, Any]]) -> torch.Tensor:
+        return torch.stack([(s[view] - expected.pixel_mean) / expected.pixel_std for s in some])
+
+    def scores(network: nn.Module, images: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+        logits = network(images, feature_dropout=dropout)["logits"]
+        return F.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)
+
+    def mixed(mask: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.where(mask[i], images[1 - i], images[i]) for i in range(2)])
+
+    valid = torch.stack([s["valid"] for s in unlabeled])
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        sure, labels = targets.max(dim=1)
+        kept = (sure >= 0.5) & valid
+        assert 0 < kept.sum() < valid.sum()
+        return (F.cross_entropy(logits, labels, reduction="none") * kept).sum() / valid.sum()
+
+    torch.manual_seed(7)
+    cutmix, own = expected.perturbation.cutmix, expected.students[student]
+    assert cutmix is not None
+    masks = [cutmix.draw(2, (64, 64), device="cpu").mask for _ in range(2 if unimatch else 1)]
+    with torch.no_grad():
+        weak = scores(copy.deepcopy(expected.averages[student] if decay else own).train(), pixels("image", unlabeled))
+        weak = weak.softmax(dim=1)
+    views = [
+        mixed(mask, pixels(n, unlabeled)) for mask, n in zip(masks, ("image_strong", "image_strong_2"), strict=False)
+    ]
+    # Batch norm: labeled and strong images together, or apart where the features of the weak ones are dropped.
+    outputs = scores(own, torch.cat(views if unimatch else [pixels("image", labeled), *views]))
+    parts = outputs.split(2) if unimatch else outputs[2:].split(2)
+    both = [loss(part, mixed(mask, weak)) for part, mask in zip(parts, masks, strict=True)]
+    torch.testing.assert_close(found["loss_ccd_unlabeled"], sum(both) / len(both), rtol=1e-4, atol=1e-6)
+    if unimatch:
+        dropped = loss(scores(own, pixels("image", unlabeled), 0.5), weak)
+        torch.testing.assert_close(found["loss_ccd_features"], dropped, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(masks[0], masks[1])
+    sum(found.values()).backward()
+    assert all(p.grad is not None for p in model.students[student].parameters())
+    assert all(p.grad is None for p in model.averages.parameters())
+
+
 def test_same_backbone_twice_is_not_the_same_student() -> None:
     model = build(TCC_KEY + "VIT.BACKBONE", "small_resnet")
     assert not torch.equal(model.cnn.backbone.stem.conv1.weight, model.vit.backbone.stem.conv1.weight)
@@ -163,6 +242,16 @@ def test_averages_follow_the_students_and_are_what_is_tested() -> None:
     assert not any(p.requires_grad for p in model.averages.parameters())
     model.reset_averages()
     torch.testing.assert_close(model.averages["cnn"].backbone.stem.conv1.weight, before + 1.0)
+
+
+def test_a_second_strong_view_and_dropped_features_are_asked_for_by_name() -> None:
+    samples = random_samples()
+    for sample in samples[2:]:
+        sample["image_strong"] = sample["image"]
+    with pytest.raises(KeyError, match="image_strong_2"):
+        losses(build(TCC_KEY + "STRONG_AUG", True, "INPUT.STRONG_VIEWS", 2), samples)
+    with pytest.raises(ValueError, match=r"FEATURE_VIEW needs MODEL\.TCC\.FEATURE_DROPOUT"):
+        build(TCC_KEY + "FEATURE_VIEW", True)
 
 
 def test_unknown_choices_are_named() -> None:

@@ -137,6 +137,36 @@ def test_targets_replace_the_students_own_scores(labeled: CohortBatch, unlabeled
     torch.testing.assert_close(losses["loss_cfcd"], expected)
 
 
+def test_students_learn_from_themselves(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
+    """Each alone as well, without the other's outputs."""
+    targets = {name: torch.randn(2, K, *SIZE) for name in ("cnn", "vit")}
+    opts = ("TARGETS.SOURCE", "self", "CCD.MODE", "hard", "CCD.CONF_THRESHOLD", 0.5, "CCD.NORMALIZE_BY", "valid")
+    objective = build(*opts, "CCD.ON_LABELED", False, "CFCD.ENABLED", False)
+    terms = {}
+    for name in ("cnn", "vit"):
+        alone = [batch._replace(outputs={name: batch.outputs[name]}) for batch in (labeled, unlabeled)]
+        losses = objective(alone[0], alone[1]._replace(targets={name: targets[name]}), 1.0)[0]
+        assert sorted(losses) == ["loss_ccd_unlabeled", f"loss_sup_{name}"]
+        terms[name] = losses["loss_ccd_unlabeled"]
+        sure = targets[name].softmax(dim=1).max(dim=1).values >= 0.5
+        pixels = F.cross_entropy(full(unlabeled)[name], targets[name].argmax(dim=1), reduction="none")
+        # As many valid pixels in both images: the mean over images is that over pixels.
+        torch.testing.assert_close(terms[name], (pixels * (sure & unlabeled.valid)).sum() / unlabeled.valid.sum())
+    both = objective(labeled, unlabeled._replace(targets=targets), 1.0)[0]["loss_ccd_unlabeled"]
+    torch.testing.assert_close(both, terms["cnn"] + terms["vit"])
+
+
+def test_perturbed_features_are_a_further_kind_of_images(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
+    """Distilled with the weight of the others; CFCD compares whole features alone."""
+    objective = build("CCD.WEIGHT", 0.5, "CFCD.ON_LABELED", True)
+    features = CohortBatch(
+        outputs(), unlabeled.valid, targets={name: torch.randn(2, K, *SIZE) for name in ("cnn", "vit")}
+    )
+    without, found = objective(labeled, unlabeled, 1.0)[0], objective(labeled, unlabeled, 1.0, features)[0]
+    expected = objective(labeled, features, 1.0)[0]["loss_ccd_unlabeled"]
+    torch.testing.assert_close(found, without | {"loss_ccd_features": expected})
+
+
 def test_labeled_images_are_grouped_by_their_true_labels(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
     switch = ("CFCD.ON_LABELED", True, "CFCD.STRIDE", 8)
     found = build(*switch)(labeled, None, 1.0)[0]["loss_cfcd"]
@@ -206,6 +236,9 @@ def test_scores_are_compared_in_float32(labeled: CohortBatch, unlabeled: CohortB
         (("SUP.CE_TYPE", "focal"), "CE_TYPE is 'focal'"),
         (("SUP.DICE_WEIGHT", 0.0), "DICE_WEIGHT and CE_WEIGHT are both 0"),
         (("CCD.MODE", "mixed"), "MODE is 'mixed'"),
+        (("CCD.NORMALIZE_BY", "all"), "NORMALIZE_BY is 'all'"),
+        (("TARGETS.SOURCE", "teacher"), "SOURCE is 'teacher'"),
+        (("TARGETS.SOURCE", "self"), "set MODEL.TCC.CCD.ON_LABELED False"),
         (("CCD.LOSS_STRIDE", 0), "LOSS_STRIDE is 0"),
         (("CFCD.FEATURE", "stem"), "FEATURE is 'stem'"),
     ],

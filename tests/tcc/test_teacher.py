@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tcc.teacher import target_pass, update_average
+from tcc.teacher import target_pass, update_average, warmed_up
 
 
 def network() -> nn.Sequential:
@@ -76,3 +76,15 @@ def test_average_is_the_closed_form_and_takes_buffers_along() -> None:
     torch.testing.assert_close(average[0].weight, expected)
     assert average[1].running_mean.abs().max() > 0
     assert average[1].num_batches_tracked == net[1].num_batches_tracked
+
+
+def test_a_warmed_up_average_is_the_mean_until_the_decay_is_reached() -> None:
+    assert [warmed_up(0.75, t) for t in range(6)] == pytest.approx([0, 1 / 2, 2 / 3, 3 / 4, 3 / 4, 3 / 4])
+    net = network()
+    average, seen = copy.deepcopy(net), []
+    for t in range(4):
+        with torch.no_grad():
+            net[0].weight.add_(torch.randn_like(net[0].weight))
+        seen.append(net[0].weight.detach().clone())
+        update_average(average, net, warmed_up(0.75, t))
+        torch.testing.assert_close(average[0].weight, sum(seen) / len(seen))

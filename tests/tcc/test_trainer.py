@@ -16,6 +16,11 @@ from tcc.trainer import SemiSupervisedTrainer
 from tests.tiny_segmentor import write_dozen_shapes
 from tests.tiny_tcc import tiny_tcc_cfg
 
+# One student that learns from itself.
+ALONE = ("MODEL.TCC.STUDENTS", "cnn", "MODEL.TCC.TARGETS.SOURCE", "self", "MODEL.TCC.CFCD.ENABLED", False)
+ALONE += ("MODEL.TCC.CCD.ON_LABELED", False, "TEST.SEM_SEG.PARTS", ())
+UNIMATCH = ("MODEL.TCC.STRONG_AUG", True, "INPUT.STRONG_VIEW", True, "INPUT.STRONG_VIEWS", 2)
+UNIMATCH += ("MODEL.TCC.FEATURE_VIEW", True, "MODEL.TCC.FEATURE_DROPOUT", 0.5, "MODEL.TCC.CUTMIX.ENABLED", True)
 SPLIT = ("DATASETS.SPLIT", "shapes/4_of_12", "DATASETS.TEST", ())
 
 
@@ -111,8 +116,10 @@ def test_without_unlabeled_images_there_is_one_stream(tmp_path: Path) -> None:
         (),
         ("MODEL.TCC.CUTMIX.ENABLED", True, "MODEL.TCC.CUTMIX.PARTNER", "second_stream", "MODEL.TCC.EMA.DECAY", 0.5),
         ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2, "MODEL.TCC.FEATURE_DROPOUT", 0.5),
+        (*ALONE, "MODEL.TCC.EMA.DECAY", 0.6, "MODEL.TCC.EMA.WARM_UP", True),
+        (*ALONE, *UNIMATCH),
     ],
-    ids=["plain", "cutmix-average", "amp-accumulation"],
+    ids=["plain", "cutmix-average", "amp-accumulation", "mean-teacher", "unimatch"],
 )
 def test_resume_continues_exactly(opts: tuple[Any, ...], tmp_path: Path) -> None:
     straight = trainer(tmp_path / "straight", *opts)
@@ -141,6 +148,25 @@ def test_averages_move_once_a_step_whatever_the_accumulation(tmp_path: Path) -> 
         before, built.module.cnn.parameters(), built.module.averages["cnn"].parameters(), strict=True
     ):
         torch.testing.assert_close(average, 0.9 * start + 0.1 * now.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_warmed_up_average_is_the_mean_of_the_weights_so_far(tmp_path: Path) -> None:
+    switch = ("MODEL.TCC.EMA.DECAY", 0.99, "MODEL.TCC.EMA.WARM_UP", True, "SOLVER.MAX_ITER", 3)
+    built = trainer(tmp_path, *ALONE, *switch)
+    built.resume_or_load(resume=False)
+    seen: list[list[torch.Tensor]] = []
+    update = built.module.update_averages
+
+    def noting() -> None:
+        seen.append([p.detach().clone() for p in built.module.cnn.parameters()])
+        update()
+
+    built.module.update_averages = noting  # type: ignore[method-assign]
+    built.train()
+    assert list(built.module.averages) == ["cnn"]
+    assert len(seen) == 3
+    for average, *values in zip(built.module.averages["cnn"].parameters(), *seen, strict=True):
+        torch.testing.assert_close(average, sum(values) / 3, rtol=1e-4, atol=1e-6)
 
 
 def test_each_student_starts_from_its_own_weights(tmp_path: Path) -> None:
@@ -174,8 +200,40 @@ def test_strong_views_are_made_for_unlabeled_images_alone(tmp_path: Path) -> Non
         trainer(tmp_path / "a", *switch)
     batch = trainer(tmp_path / "b", *switch, "INPUT.STRONG_VIEW", True).next_batch()
     assert [("image_strong" in sample) for sample in batch] == [False, False, True, True]
+    with pytest.raises(ValueError, match="STRONG_VIEWS, at least 1"):
+        trainer(tmp_path / "c", *switch, "INPUT.STRONG_VIEW", True, "INPUT.STRONG_VIEWS", 0)
 
 
 def test_other_models_and_single_students_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a single student can be evaluated"):
         trainer(tmp_path, "MODEL.TCC.STUDENTS", "cnn", "TEST.SEM_SEG.PARTS", ())
+
+
+@pytest.mark.parametrize("student", ["cnn", "vit"])
+def test_one_student_trains_and_is_evaluated_alone(student: str, tmp_path: Path) -> None:
+    opts = (
+        "MODEL.TCC.STUDENTS",
+        student,
+        "MODEL.TCC.CCD.MODE",
+        "hard",
+        "DATASETS.TEST",
+        ("shapes_val_sem_seg_coarse",),
+    )
+    built = trainer(tmp_path, *ALONE, *opts, "SOLVER.MAX_ITER", 1)
+    results = built.train()
+    assert [name for name in results if name.startswith("sem_seg")] == ["sem_seg"]
+    assert {name for name in losses(tmp_path)[0] if "/" not in name} == {
+        "loss_ccd_unlabeled",
+        f"loss_sup_{student}",
+        "total_loss",
+    }
+
+
+def test_targets_that_are_the_scores_themselves_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing tells the targets from the scores"):
+        trainer(tmp_path / "a", *ALONE)
+    with pytest.raises(ValueError, match=r"CFCD\.ENABLED False TEST\.SEM_SEG\.PARTS"):
+        trainer(tmp_path / "b", *ALONE, "MODEL.TCC.CFCD.ENABLED", True, "MODEL.TCC.EMA.DECAY", 0.5)
+    with pytest.raises(ValueError, match=r"TEST\.SEM_SEG\.PARTS \(\)"):
+        trainer(tmp_path / "c", *ALONE, "MODEL.TCC.EMA.DECAY", 0.5, "TEST.SEM_SEG.PARTS", ("vit",))
+    trainer(tmp_path / "d", *ALONE, "SOLVER.IMS_PER_BATCH_UNLABELED", 0)  # labels alone

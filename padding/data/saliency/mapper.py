@@ -98,7 +98,7 @@ class SaliencyMapper(Mapper):
         Raises:
             ValueError: see ``saliency_plan``.
         """
-        settings = {**cls._base_arguments(cfg, is_train), "extra_maps": (), "strong_view": False}
+        settings = {**cls._base_arguments(cfg, is_train), "extra_maps": (), "strong_views": 0}
         if is_train:
             settings["plan"] = saliency_plan(cfg)
         return {**settings, "binarize": cfg.INPUT.SALIENCY.BINARIZE}

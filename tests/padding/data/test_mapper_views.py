@@ -163,6 +163,16 @@ def test_strong_view_leaves_the_weak_one_as_it_is_without(entry: Any) -> None:
         torch.testing.assert_close(plain["sem_seg"], with_strong["sem_seg"])
 
 
+def test_several_strong_views_begin_with_the_only_one(entry: Any) -> None:
+    one, three = (draw(build_mapper(config(STRONG_VIEW=True, STRONG_VIEWS=n), is_train=True), entry, 4) for n in (1, 3))
+    assert {name for name in three if "strong" in name} == {"image_strong", "image_strong_2", "image_strong_3"}
+    assert "image_strong_2" not in one
+    for name in ("image", "image_strong"):
+        assert torch.equal(one[name], three[name])
+    assert not torch.equal(three["image_strong_2"], three["image_strong_3"])
+    assert not any("strong" in name for name in draw(build_mapper(config(STRONG_VIEWS=2), is_train=True), entry, 4))
+
+
 def test_strong_view_is_reproducible(entry: Any) -> None:
     mapper = build_mapper(config(STRONG_VIEW=True), is_train=True)
     views = [draw(mapper, entry, seed)["image_strong"] for seed in (1, 1, 2)]

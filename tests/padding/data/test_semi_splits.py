@@ -29,7 +29,7 @@ PROTOCOLS: dict[str, Mapping[str, tuple[int, int]]] = {
     "cityscapes/cps": CITYSCAPES,
     "cityscapes/u2pl": CITYSCAPES,
     "cityscapes/stpp": {"1_30": (100, 2875)},
-    "camvid": {"1_8": (46, 321), "1_4": (92, 275), "1_2": (184, 183)},
+    "camvid": {"12": (12, 355), "23": (23, 344), "1_8": (46, 321), "1_4": (92, 275), "1_2": (184, 183)},
     "shapes": {"24": (24, 2976), "48": (48, 2952), "96": (96, 2904), "4_of_12": (4, 8)},
 }
 COUNTS = {f"{protocol}/{ratio}": n for protocol, ratios in PROTOCOLS.items() for ratio, n in ratios.items()}
@@ -83,9 +83,11 @@ def test_an_image_in_both_lists_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_split_names_those_of_the_same_data() -> None:
-    with pytest.raises(FileNotFoundError, match=r"SPLIT is 'camvid/1_3'.*camvid/1_2, camvid/1_4, camvid/1_8$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"SPLIT is 'camvid/1_3'.*camvid/1_2, camvid/1_4, camvid/1_8, camvid/23$"
+    ):
         read_semi_split("camvid/1_3")
-    with pytest.raises(FileNotFoundError, match=r"shipped are camvid/1_2, .*voc/u2pl_blender/1_8$"):
+    with pytest.raises(FileNotFoundError, match=r"shipped are camvid/12, camvid/1_2, .*voc/u2pl_blender/1_8$"):
         read_semi_split("nothing/here")
 
 
@@ -164,7 +166,7 @@ def test_training_and_validation_share_no_image() -> None:
 
 @pytest.mark.parametrize("protocol", ["voc/cps_blender", "cityscapes/cps", "camvid", "shapes"])
 def test_nested_protocols(protocol: str) -> None:
-    ratios = {"camvid": ("1_8", "1_4", "1_2"), "shapes": ("24", "48", "96")}.get(protocol, RATIOS)
+    ratios = {"camvid": ("12", "23", "1_8", "1_4", "1_2"), "shapes": ("24", "48", "96")}.get(protocol, RATIOS)
     sets = [labeled(f"{protocol}/{ratio}") for ratio in ratios]
     assert all(small < large for small, large in pairwise(sets))
 
@@ -181,17 +183,21 @@ def test_protocols_of_one_ratio_are_told_apart() -> None:
     assert len(labeled("voc/pseudoseg_1464/1_2") - labeled("voc/classic/732")) == 361
 
 
-def test_camvid_eighth_is_drawn_as_described() -> None:
+def test_camvid_eighth_and_its_parts_are_drawn_as_described() -> None:
     split = read_semi_split("camvid/1_8")
     pool = sorted({*split.labeled, *split.unlabeled})
-    drawn = np.random.RandomState(0).choice(pool, 46, replace=False)
-    assert set(split.labeled) == set(drawn.tolist())
+    drawn = np.random.RandomState(0).choice(pool, 46, replace=False).tolist()
+    assert set(split.labeled) == set(drawn)
     assert len(pool) == 367
+    for count in (12, 23):
+        part = read_semi_split(f"camvid/{count}")
+        assert list(part.labeled) == sorted(drawn[:count])
+        assert list(part.unlabeled) == sorted(set(pool) - set(drawn[:count]))
 
 
 @pytest.mark.data
 def test_camvid_lists_name_the_images_on_disk(real_data: Path) -> None:
     on_disk = {path.stem for path in (real_data / "camvid" / "images" / "train").glob("*.jpg")}
-    for ratio in ("1_8", "1_4", "1_2"):
+    for ratio in ("12", "23", "1_8", "1_4", "1_2"):
         split = read_semi_split(f"camvid/{ratio}")
         assert {*split.labeled, *split.unlabeled} == on_disk
