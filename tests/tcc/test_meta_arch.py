@@ -134,33 +134,39 @@ def test_strong_view_and_second_stream_are_asked_for_by_name() -> None:
     assert all(torch.isfinite(loss) for loss in found.values())
 
 
+def self_taught(student: str, *, decay: float, unimatch: bool) -> TCC:
+    """One student in training that learns hard labels of its own or of its average, sure of some pixels."""
+    options = {
+        "STUDENTS": student,
+        "TARGETS.SOURCE": "self",
+        "STRONG_AUG": True,
+        "CUTMIX.ENABLED": True,
+        "EMA.DECAY": decay,
+        "CCD.MODE": "hard",
+        "CCD.CONF_THRESHOLD": 0.5,
+        "CCD.NORMALIZE_BY": "valid",
+        "CCD.ON_LABELED": False,
+        "CFCD.ENABLED": False,
+        f"{student.upper()}.HEAD.ASPP_DROPOUT": 0.0,
+        "RAMP_UP.TYPE": "none",
+        **({"FEATURE_DROPOUT": 0.5, "FEATURE_VIEW": True} if unimatch else {}),
+    }
+    words = [word for key, value in options.items() for word in (TCC_KEY + key, value)]
+    model = build(*words, *(("INPUT.STRONG_VIEWS", 2) if unimatch else ())).train()
+    teacher = model.averages[student] if decay else model.students[student]
+    with torch.no_grad():
+        for network, scale in {model.students[student]: 3e3, teacher: 4e3}.items():
+            network.head.decoder.predictor.weight.mul_(scale)  # a fresh head is sure of nothing
+    return model
+
+
 @pytest.mark.parametrize("student", ["cnn", "vit"])
 @pytest.mark.parametrize(("decay", "unimatch"), [(0.0, False), (0.5, False), (0.0, True)])
 def test_one_student_learns_its_mixed_strong_views_from_its_weak_ones(
     student: str, decay: float, unimatch: bool
 ) -> None:
     """FixMatch with CutMix, with a moving average Mean Teacher, and UniMatch, against the steps written out."""
-    more = ("INPUT.STRONG_VIEWS", 2, TCC_KEY + "FEATURE_DROPOUT", 0.5, TCC_KEY + "FEATURE_VIEW", True)
-    opts = (
-        "STUDENTS",
-        student,
-        "TARGETS.SOURCE",
-        "self",
-        "STRONG_AUG",
-        True,
-        "CUTMIX.ENABLED",
-        True,
-        "EMA.DECAY",
-        decay,
-    )
-    opts += ("CCD.MODE", "hard", "CCD.CONF_THRESHOLD", 0.5, "CCD.NORMALIZE_BY", "valid", "CCD.ON_LABELED", False)
-    opts += ("CFCD.ENABLED", False, f"{student.upper()}.HEAD.ASPP_DROPOUT", 0.0, "RAMP_UP.TYPE", "none")
-    words = [TCC_KEY + word if i % 2 == 0 else word for i, word in enumerate(opts)]
-    model = build(*words, *(more if unimatch else ())).train()
-    teacher = model.averages[student] if decay else model.students[student]
-    with torch.no_grad():
-        for network, scale in {model.students[student]: 3e3, teacher: 4e3}.items():
-            network.head.decoder.predictor.weight.mul_(scale)  # a fresh head is sure of nothing
+    model = self_taught(student, decay=decay, unimatch=unimatch)
     samples = random_samples()
     labeled, unlabeled = samples[:2], samples[2:]
     for sample in unlabeled:
