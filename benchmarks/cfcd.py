@@ -19,6 +19,7 @@ with the last maps of the students (2048 and 512 channels), and as a detail stri
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import add_numbers, relative_difference, time_in_turn
+from padding.errors import run_command
 from tcc.class_features import ConsistencyOptions, PixelLabels, class_similarity, feature_consistency, on_grid
 
 Features = tuple[Tensor, Tensor]
@@ -197,4 +199,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

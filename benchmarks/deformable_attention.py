@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import add_numbers, relative_difference
+from padding.errors import run_command
 from padding.modeling.deformable_attention import SpatialShapes, embedding_bag_attention, grid_sample_attention
 from padding.modeling.pixel_decoder import pixel_centres
 
@@ -114,4 +116,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

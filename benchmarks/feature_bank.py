@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from padding.data.catalog import register_all
 from padding.data.shapes.classes import ShapesConfig
 from padding.data.shapes.write import write_shapes
 from padding.engine.commands import load_config
+from padding.errors import run_command
 from padding.trainer import GeneratorClassifierTrainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -116,4 +118,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

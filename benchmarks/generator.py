@@ -13,6 +13,7 @@ and dropout are off, both forms use the same parameters. ``ratio`` is the CPU ti
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import add_numbers, time_in_turn
+from padding.errors import run_command
 from padding.generator import PrimitiveTransformer, PrimitiveTransformerLayer
 
 Forward = Callable[[Tensor, Tensor], Tensor]
@@ -107,4 +109,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

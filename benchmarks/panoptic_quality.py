@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from panopticapi.evaluation import PQStat, pq_compute_single_core
 from benchmarks import add_numbers
 from padding.data.files import save_panoptic_png
 from padding.data.readers import read_panoptic_ids
+from padding.errors import run_command
 from padding.evaluation.panoptic_quality import PanopticQuality
 
 NUM_CLASSES = 133
@@ -149,4 +151,4 @@ def _difference(official: PQStat, ours: PanopticQuality) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

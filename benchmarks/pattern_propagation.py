@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import add_numbers, relative_difference, time_in_turn
+from padding.errors import run_command
 from psi.pattern_graph import PatternGraph
 from psi.pattern_propagation import BACKENDS, choose_backend, propagate_patterns
 
@@ -127,4 +129,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

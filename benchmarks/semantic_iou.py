@@ -8,6 +8,7 @@ above 1: ours is faster.
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from detectron2.evaluation import SemSegEvaluator as DetectronSemSegEvaluator
 from PIL import Image
 
 from benchmarks import add_numbers
+from padding.errors import run_command
 from padding.evaluation.confusion import iou_from_confusion
 from padding.evaluation.semantic import SemSegEvaluator
 
@@ -94,4 +96,4 @@ def _scores(record: dict[str, Any], num_classes: int, generator: torch.Generator
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -13,14 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from padding.data.shapes.classes import ShapesConfig
 from padding.data.shapes.render import render_image
 from padding.data.shapes.write import write_shapes
+from padding.errors import run_command
 
 _RENDERED = 200
 
@@ -40,12 +43,12 @@ def _processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Images per second of the shapes generator.")
     parser.add_argument("--num-images", type=int, default=800, help="images per run (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where the temporary folders are made (default: the system's)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     config = ShapesConfig(num_train=args.num_images, num_val=0)
 
     start = time.perf_counter()
@@ -71,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

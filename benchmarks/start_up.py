@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from padding.errors import run_command
+
 ROOT = Path(__file__).parents[1]
 REFERENCE = ("-c", "import torch, detectron2")
 
@@ -63,4 +65,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -4,6 +4,7 @@
 import ast
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 
 import demo
 import train_net
+from padding.data.prepare.command import run_preparation
 from padding.engine.commands import METHODS, add_config_arguments, command_parser, load_config, method_configs, parse
 from padding.errors import ConfigError, MethodError, UserError, run_command
 from tests.scripts import load_script
@@ -94,6 +96,17 @@ def discovered() -> Iterator[str]:
 def test_no_command_is_forgotten() -> None:
     known = {*WITH_CONFIG, *OTHERS, *BENCHMARKS, *(f"datasets.{name}" for name in SCRIPTS)}
     assert set(discovered()) == known
+
+
+def test_every_command_reports_errors_of_the_user_in_one_line() -> None:
+    """By its guard, or by a ``main`` that is ``run_command`` or ``run_preparation`` with its arguments bound."""
+    for name in discovered():
+        source = (ROOT / name.replace(".", "/")).with_suffix(".py").read_text()
+        guard = next(ast.unparse(node) for node in reversed(ast.parse(source).body) if is_guard(node))
+        if "run_command(" not in guard:
+            bound = load_script(name.split(".")[1]).main if name.startswith("datasets.") else main_of(name)
+            assert isinstance(bound, partial), name
+            assert bound.func in (run_command, run_preparation), name
 
 
 @pytest.fixture(scope="module")
