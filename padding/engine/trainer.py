@@ -139,9 +139,8 @@ class Trainer(TrainerBase):
 
         Args:
             model: changed in place.
-            path: MODEL.WEIGHTS.
-            complete: True to evaluate (every parameter must be in the file), False to start a training, from a
-                checkpoint of this project or from published weights of the backbone.
+            path: MODEL.WEIGHTS; to start a training also published weights of the model's ``backbone`` alone.
+            complete: True to evaluate (every parameter must be in the file), False to start a training.
         """
         backbone = getattr(model, "backbone", None)
         if complete or not isinstance(backbone, nn.Module):
