@@ -222,6 +222,17 @@ def test_markdown_shows_each_segmentor_and_the_choice() -> None:
     assert line[6:] == ["20.0; 40.0", "22.0; 41.0", "5.0, 4; threshold 0.3"]
 
 
+def test_gamma_alone_trains_each_row_as_it_is_configured(
+    data_root: Path, segmentors: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--rows", "supervised,projection", "--seeds", "1", "--gamma-only", "--output", str(tmp_path)]
+    content = main(["--config-file", SHAPES, "--segmentors", segmentors[0], *chosen, "--", *QUICK])
+    assert capsys.readouterr().out.count("$ python train_net.py") == 1
+    assert [choice["options"] for choice in content["chosen"].values()] == [(), ()]
+    assert [len(runs) for runs in content["runs"].values()] == [1, 1]
+    assert content["runs"]["supervised"][0]["unseen"] == 0.0
+
+
 def test_wrong_arguments_are_named(capsys: pytest.CaptureFixture[str], data_root: Path, segmentors: list[str]) -> None:
     call = ["--config-file", SHAPES, "--segmentors", *segmentors]
     for wrong, message in (
