@@ -24,7 +24,14 @@ from tabulate import tabulate
 from padding.data.files import write_json, write_text
 from padding.engine.commands import load_config, open_config, start_log
 from padding.study.ablation import choose_rows, parse_study, prepare, rows_of_table, study_parser
-from padding.study.half_measures import GRID, THRESHOLDS, TUNING_GAMMAS, HalfMeasures, half_measures_of
+from padding.study.half_measures import (
+    GRID,
+    SEMANTIC_GAMMAS,
+    THRESHOLDS,
+    TUNING_GAMMAS,
+    HalfMeasures,
+    half_measures_of,
+)
 from padding.study.table_rows import AblationRuns, Row, spread_text
 
 _WEIGHT, _NUMBER = "MODEL.PADING.CLASSIFIER.UNSEEN_WEIGHT", "MODEL.PADING.CLASSIFIER.NUM_PER_CLASS"
@@ -129,7 +136,7 @@ def _with(row: Row, options: tuple[str, ...]) -> Row:
 
 def _grid_digest() -> str:
     """Measurements of another grid are not taken for those of this one."""
-    return hashlib.sha256(repr((THRESHOLDS, TUNING_GAMMAS, GRID)).encode()).hexdigest()[:6]
+    return hashlib.sha256(repr((THRESHOLDS, TUNING_GAMMAS, SEMANTIC_GAMMAS, GRID)).encode()).hexdigest()[:6]
 
 
 def to_markdown(runs: Mapping[str, Sequence[Mapping[str, Any]]], chosen: Mapping[str, Choice]) -> str:

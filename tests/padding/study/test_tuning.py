@@ -25,6 +25,7 @@ from padding.study import half_measures, tuning
 from padding.study.ablation import rows_of_table
 from padding.study.curve import GAMMAS, half_of_images, seen_unseen_curve
 from padding.study.half_measures import (
+    SEMANTIC_GAMMAS,
     THRESHOLDS,
     TUNING_GAMMAS,
     PanopticHalves,
@@ -190,13 +191,13 @@ def test_labels_of_photographs_are_tuned_too(tmp_path: Path, monkeypatch: pytest
     model: Any = None
     monkeypatch.setattr(measures, "predictions", lambda *_, half: named_segments(truth, half=half))
     points = measures.on_half_a(cfg, model)["points"]
-    assert [(point["threshold"], point["gamma"]) for point in points] == [(None, gamma) for gamma in TUNING_GAMMAS]
+    assert [(point["threshold"], point["gamma"]) for point in points] == [(None, gamma) for gamma in SEMANTIC_GAMMAS]
     report = measures.on_half_b(cfg, model)
-    assert report["gamma"] == 2.5  # unseen queries lack 2 in their logits; of equal gammas the smallest
+    assert report["gamma"] == 3.0  # unseen queries lack 2 in their logits; of equal gammas the smallest
     half_b = named_segments(truth, half=1)
     grids = ((raw.image_id, raw.class_logits, MaskGrid.of(raw, truth.read(raw.image_id), 1)) for raw in half_b)
-    exact = sweep_masks(grids, truth, (2.5,)).scores("b")
-    curve = seen_unseen_curve((2.5,), exact, truth.groups, "iou")
+    exact = sweep_masks(grids, truth, (3.0,)).scores("b")
+    curve = seen_unseen_curve((3.0,), exact, truth.groups, "iou")
     assert (report["seen"], report["unseen"]) == (curve.seen[0], curve.unseen[0])
     assert report["unseen"] > 90
     assert report["hm_at_gamma_0"] == 0.0
