@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from padding.errors import ConfigError, check_choice
-from salseg.loss_balance import TaskBalance, RunningMeans, raised
+from salseg.loss_balance import RunningMeans, TaskBalance, raised
 from salseg.losses import TaskLoss
 
 TASKS = ("seg", "saliency")

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from salseg.loss_balance import TaskBalance, RunningMeans, raised
+from salseg.loss_balance import RunningMeans, TaskBalance, raised
 from salseg.losses import TaskLoss, join, saliency_loss, segmentation_loss
 from salseg.task_weighting import TASKS, TaskWeighting
 
