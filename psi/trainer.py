@@ -81,7 +81,7 @@ class ScribbleTrainer(Trainer):
             load_initial_weights(model, model.network.backbone, path)
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """One optimiser; backbone at BASE_LR, the rest of the network HEAD_MULTIPLIER as fast, g at its own rate.
+        """One optimiser; BASE_LR, BACKBONE_MULTIPLIER times it for the backbone, g at its own rate.
 
         Raises:
             MethodError: if the model is not ``PSI``.
@@ -89,7 +89,8 @@ class ScribbleTrainer(Trainer):
         if not isinstance(model, PSI):
             raise MethodError(f"TRAINER 'ScribbleTrainer' trains PSI, not {type(model).__name__}.")
         rate = base_learning_rate(cfg.SOLVER)
-        parts = [(model.network.backbone, rate), (model.network.head, rate * cfg.SOLVER.HEAD_MULTIPLIER)]
+        backbone_rate = rate * cfg.SOLVER.BACKBONE_MULTIPLIER
+        parts = [(model.network.backbone, backbone_rate), (model.network.head, rate)]
         groups = groups_of_parts(cfg.SOLVER, parts)
         if model.threshold_net is not None:
             node = solver_node(cfg, "threshold")

@@ -48,7 +48,7 @@ def _add_saliency_keys(node: CfgNode) -> None:
     # Batch norm of the encoder in passes over images that have saliency labels alone: "seg_only" (batch statistics,
     # running ones untouched), "per_task" (running ones of their own) or "shared".
     saliency.BN_STATS = "seg_only"
-    saliency.LR_MULTIPLIER = 1.0  # of the branch, beyond SOLVER.HEAD_MULTIPLIER
+    saliency.LR_MULTIPLIER = 1.0  # of the branch, on SOLVER.BASE_LR
 
 
 def _add_loss_keys(node: CfgNode) -> None:

@@ -52,7 +52,7 @@ class SalSegTrainer(Trainer):
             load_initial_weights(model, model.backbone, path)
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """One optimizer: the backbone at BASE_LR, pyramid and decoders at HEAD_MULTIPLIER times that, log-variances.
+        """One optimizer: pyramid and decoders at BASE_LR, the backbone at BACKBONE_MULTIPLIER times it, log-variances.
 
         Raises:
             MethodError: if the model is not ``SalSeg``.
@@ -61,10 +61,13 @@ class SalSegTrainer(Trainer):
             raise MethodError(f"TRAINER 'SalSegTrainer' trains SalSeg, not {type(model).__name__}.")
         solver, node = cfg.SOLVER, cfg.MODEL.SALSEG
         rate = base_learning_rate(solver)
-        head = rate * solver.HEAD_MULTIPLIER
-        parts: list[tuple[nn.Module, float]] = [(model.backbone, rate), (model.pyramid, head), (model.decoder, head)]
+        parts: list[tuple[nn.Module, float]] = [
+            (model.backbone, rate * solver.BACKBONE_MULTIPLIER),
+            (model.pyramid, rate),
+            (model.decoder, rate),
+        ]
         if model.branch is not None:
-            parts.append((model.branch, head * node.SALIENCY.LR_MULTIPLIER))
+            parts.append((model.branch, rate * node.SALIENCY.LR_MULTIPLIER))
         groups = groups_of_parts(solver, parts)
         log_variances = list(model.weighting.parameters())
         if log_variances:

@@ -31,16 +31,25 @@ def add_tcc_config(cfg: CfgNode) -> None:
 
 def _student_node(*, backbone: str, output_stride: int, aspp_dilations: tuple[int, ...], seed_offset: int) -> CfgNode:
     node = CfgNode()
-    # resnet50, resnet101, convnext_small, pvt_tiny, pvt_small, pvt_medium; for generated data and CamVid small_resnet,
-    # pvt_nano; or any name of Detectron2's BACKBONE_REGISTRY, built from the rest of the configuration.
+    # resnet50, resnet101, pvt_tiny, pvt_small, pvt_medium; for generated data and CamVid small_resnet, pvt_nano; any
+    # network of timm, as convnext_small; or a name of Detectron2's BACKBONE_REGISTRY, built from the rest of the
+    # configuration.
     node.BACKBONE = backbone
     # Local file of ImageNet weights: torchvision, timm, Detectron2 or either published PVT layout; "" for random ones.
     node.WEIGHTS = ""
     # Input pixels per cell of the last map: 8, 16 or 32 (PVT: 16 or 32).
     node.OUTPUT_STRIDE = output_stride
-    # Normalisation in the backbone where it is a choice (ResNet): "BN", "SyncBN", "FrozenBN" or "GN".
+    # Mean and deviation of each channel that the weights expect, in the order of INPUT.FORMAT; () for MODEL.PIXEL_*.
+    node.PIXEL_MEAN = ()
+    node.PIXEL_STD = ()
+    # Normalisation in the backbone where it is a choice: ResNet "BN", "SyncBN", "FrozenBN" or "GN", timm's networks of
+    # batch norms "BN" or "FrozenBN".
     node.NORM = "BN"
-    # Probability of stochastic depth in the last block; earlier blocks less, linearly. ConvNeXt and PVT.
+    # First parts of the backbone that stay at their weights: 0 none, 1 the stem, 2 also res2 ... ResNet and timm.
+    node.FREEZE_AT = 0
+    # Memory order of a network of timm, see MODEL.TIMM.CHANNELS_LAST.
+    node.CHANNELS_LAST = False
+    # Probability of stochastic depth in the last block; earlier blocks less, linearly. PVT and timm's that have it.
     node.DROP_PATH = 0.1
     # Recompute activations in the backward pass instead of keeping them.
     node.CHECKPOINT_ACTIVATIONS = False

@@ -5,9 +5,10 @@ A student is a backbone and a DeepLabV3+ head of its own (TCC, Sec. 3.1 and 4.1)
 backbone twice: then the initial values differ by their seeds, because equal students would agree for ever.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import timm
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -36,18 +37,20 @@ class Student(nn.Module):
     Attributes:
         backbone: image -> maps by name.
         head: two of these maps -> logits and features.
+        pixels: brings images to the normalisation of the backbone's weights; None: they have it.
     """
 
-    def __init__(self, backbone: Backbone, head: DeepLabV3PlusHead) -> None:
+    def __init__(self, backbone: Backbone, head: DeepLabV3PlusHead, pixels: "Renormalize | None" = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.pixels = pixels
 
     def forward(self, images: Tensor, *, feature_dropout: float = 0.0) -> dict[str, Tensor]:
         """Segment a batch.
 
         Args:
-            images: (B, 3, H, W) float, normalised; H and W are multiples of 32.
+            images: (B, 3, H, W) float, normalised by MODEL.PIXEL_MEAN and PIXEL_STD; H and W are multiples of 32.
             feature_dropout: in training, the probability of dropping a channel of both maps that the head reads.
 
         Returns:
@@ -55,12 +58,56 @@ class Student(nn.Module):
             (B, A, h, w); ``backbone`` (B, C, h, w), the last map, and ``low_level`` (B, C', H/4, W/4), both as the
             backbone gives them, without the dropout.
         """
-        features = self.backbone(images)
+        features = self.backbone(images if self.pixels is None else self.pixels(images))
         low, last = features[self.head.low_name], features[self.head.high_name]
         # Both maps that the head reads, and only in training; what is compared (CFCD) stays whole.
         drop = feature_dropout if self.training else 0.0
         maps = {self.head.low_name: _drop_channels(low, drop), self.head.high_name: _drop_channels(last, drop)}
         return {**self.head(maps), "backbone": last, "low_level": low}
+
+
+class Renormalize(nn.Module):
+    """Images normalised by one mean and deviation, (B, 3, H, W), as if by another; padding keeps the first one's mean.
+
+    So each student sees what its weights expect of one batch that both share.
+    """
+
+    factor: Tensor
+    offset: Tensor
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], new_mean: Sequence[float], new_std: Sequence[float]
+    ):
+        """Take mean and standard deviation of each channel in [0, 255], before and after."""
+        super().__init__()
+        of = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std, new_mean, new_std))
+        old_mean, old_std, wanted_mean, wanted_std = of
+        # Not persistent: numbers of the configuration, as the model's own.
+        self.register_buffer("factor", (old_std / wanted_std).float(), persistent=False)
+        self.register_buffer("offset", ((old_mean - wanted_mean) / wanted_std).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Same shape."""
+        return images * self.factor + self.offset
+
+
+def _renormalize(cfg: CfgNode, name: str) -> Renormalize | None:
+    """Between the normalisation of the model and that of a student; None where they are one.
+
+    Raises:
+        ConfigError: if only one of the two keys is set, or to another number of channels.
+    """
+    node = cfg.MODEL.TCC[name]
+    old = (tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+    new = (tuple(node.PIXEL_MEAN), tuple(node.PIXEL_STD))
+    if not any(new) or new == old:
+        return None
+    if [len(values) for values in new] != [len(values) for values in old]:
+        raise ConfigError(
+            f"MODEL.TCC.{name}.PIXEL_MEAN {new[0]} and PIXEL_STD {new[1]} belong together: set both, to one number for "
+            f"each of the {len(old[0])} channels of MODEL.PIXEL_MEAN, or neither"
+        )
+    return Renormalize(*old, *new)
 
 
 def _drop_channels(features: Tensor, probability: float) -> Tensor:
@@ -91,47 +138,55 @@ def build_student(cfg: CfgNode, name: str, num_classes: int) -> Student:
         )
     if node.CHECKPOINT_ACTIVATIONS and not recompute_blocks(backbone, _BLOCKS):
         raise ConfigError(f"MODEL.TCC.{name}.CHECKPOINT_ACTIVATIONS: {node.BACKBONE} has no blocks that can do it")
-    return Student(backbone, head)
+    return Student(backbone, head, _renormalize(cfg, name))
 
 
 def build_backbone_of(cfg: CfgNode, name: str) -> Backbone:
     """Backbone of student ``name``, "CNN" or "VIT", with random weights.
 
     Raises:
-        ConfigError: for an unknown backbone, or an output stride that it does not have.
+        ConfigError: for an unknown backbone, or an output stride or kept part that it does not have.
     """
     node = cfg.MODEL.TCC[name]
     if node.BACKBONE in _RESNET_DEPTHS:
-        backbone: Backbone = build_resnet(node.BACKBONE, output_stride=node.OUTPUT_STRIDE, norm=node.NORM)
+        backbone: Backbone = build_resnet(
+            node.BACKBONE, output_stride=node.OUTPUT_STRIDE, norm=node.NORM, freeze_at=node.FREEZE_AT
+        )
     elif node.BACKBONE == "small_resnet":
-        backbone = _build_small_resnet(cfg, node.NORM)
+        backbone = _build_small_resnet(cfg, node)
     elif node.BACKBONE in PVT_VARIANTS:
+        if node.FREEZE_AT:
+            raise ConfigError(f"MODEL.TCC.{name}.FREEZE_AT is {node.FREEZE_AT}: no part of {node.BACKBONE} can be kept")
         backbone = build_pvt(node.BACKBONE, output_stride=node.OUTPUT_STRIDE, drop_path=node.DROP_PATH)
-    elif node.BACKBONE.startswith("convnext"):
+    elif node.BACKBONE in BACKBONE_REGISTRY:
+        backbone = BACKBONE_REGISTRY.get(node.BACKBONE)(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    elif timm.is_model(node.BACKBONE):
         backbone = TimmBackbone(
             node.BACKBONE,
             output_stride=node.OUTPUT_STRIDE,
             drop_path=node.DROP_PATH,
             out_features=("res2", "res5"),
+            norm=node.NORM,
+            freeze_at=node.FREEZE_AT,
+            channels_last=node.CHANNELS_LAST,
         )
-    elif node.BACKBONE in BACKBONE_REGISTRY:
-        backbone = BACKBONE_REGISTRY.get(node.BACKBONE)(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     else:
-        known = (*_RESNET_DEPTHS, "convnext_small", *PVT_VARIANTS, "small_resnet")
+        known = (*_RESNET_DEPTHS, *PVT_VARIANTS, "small_resnet")
         raise ConfigError(
-            f"MODEL.TCC.{name}.BACKBONE is '{node.BACKBONE}'; there are {', '.join(known)}, timm's other ConvNeXts and "
-            "the names of Detectron2's BACKBONE_REGISTRY"
+            f"MODEL.TCC.{name}.BACKBONE is '{node.BACKBONE}'; there are {', '.join(known)}, every network of timm "
+            "(timm.list_models() names them) and the names of Detectron2's BACKBONE_REGISTRY"
         )
     return backbone
 
 
-def build_resnet(name: str, *, output_stride: int, norm: str = "BN") -> ResNet:
-    """Detectron2's ResNet in torchvision's form: 7x7 stem, stride in the 3x3 convolutions, nothing frozen.
+def build_resnet(name: str, *, output_stride: int, norm: str = "BN", freeze_at: int = 0) -> ResNet:
+    """Detectron2's ResNet in torchvision's form: 7x7 stem, stride in the 3x3 convolutions.
 
     Args:
         name: "resnet50" or "resnet101".
         output_stride: 32, 16 (res5 keeps the resolution, dilation 2) or 8 (also res4; dilations 2 and 4).
         norm: a name that Detectron2 knows.
+        freeze_at: first parts that are not trained, 0 for none.
 
     Returns:
         Backbone with the maps res2 and res5.
@@ -162,14 +217,15 @@ def build_resnet(name: str, *, output_stride: int, norm: str = "BN") -> ResNet:
             )
         )
         channels = 256 * 2**stage
-    return ResNet(BasicStem(in_channels=3, out_channels=64, norm=norm), stages, out_features=["res2", "res5"])
+    stem = BasicStem(in_channels=3, out_channels=64, norm=norm)
+    return ResNet(stem, stages, out_features=["res2", "res5"], freeze_at=freeze_at)
 
 
-def _build_small_resnet(cfg: CfgNode, norm: str) -> Backbone:
+def _build_small_resnet(cfg: CfgNode, node: CfgNode) -> Backbone:
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.SMALL_RESNET.NORM = norm
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0  # it starts from random weights
+    cfg.MODEL.SMALL_RESNET.NORM = node.NORM
+    cfg.MODEL.BACKBONE.FREEZE_AT = node.FREEZE_AT
     return build_small_resnet_backbone(cfg, ShapeSpec(channels=3))
 
 

@@ -28,7 +28,7 @@ class SemiSupervisedTrainer(Trainer):
     """
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """One optimiser; the rate of a part is BASE_LR times its student's LR_MULTIPLIER, heads HEAD_MULTIPLIER more.
+        """One optimiser; BASE_LR times the student's LR_MULTIPLIER, for its backbone BACKBONE_MULTIPLIER more.
 
         Raises:
             MethodError: if the model is not ``TCC``.
@@ -128,4 +128,4 @@ def _parts(cfg: CfgNode, name: str, model: TCC, base_rate: float) -> list[tuple[
     """Backbone and head of one student with their rates."""
     student = model.students[name]
     rate = base_rate * cfg.MODEL.TCC[name.upper()].LR_MULTIPLIER
-    return [(student.backbone, rate), (student.head, rate * cfg.SOLVER.HEAD_MULTIPLIER)]
+    return [(student.backbone, rate * cfg.SOLVER.BACKBONE_MULTIPLIER), (student.head, rate)]

@@ -3,6 +3,12 @@
 
 from detectron2.config import CfgNode
 
+# Keys that are gone -> what to write instead.
+REPLACED_KEYS = {
+    "SOLVER.HEAD_MULTIPLIER": "BASE_LR is the rate of the heads: set SOLVER.BASE_LR to BASE_LR * HEAD_MULTIPLIER and "
+    "SOLVER.BACKBONE_MULTIPLIER to 1 / HEAD_MULTIPLIER",
+}
+
 
 def add_solver_config(cfg: CfgNode) -> None:
     """Add the keys that ``padding.engine`` reads beyond Detectron2's own.
@@ -21,10 +27,9 @@ def add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.IMS_PER_BATCH_SALIENCY = 0
     # "ADAMW", "ADAM" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
-    # Learning rate of everything below a module named "backbone", as a multiple of BASE_LR.
+    # Learning rate of backbones, as a multiple of BASE_LR, which is that of everything else. One convention for all
+    # methods: 0.1 where they are pre-trained, 1 where they start from nothing.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
-    # Rate of what is new beside a pre-trained backbone, as a multiple of BASE_LR, in methods whose trainer names parts.
-    cfg.SOLVER.HEAD_MULTIPLIER = 10.0
     # Weight decay of nn.Embedding tables and of position tables; norm layers have Detectron2's WEIGHT_DECAY_NORM.
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # IMS_PER_BATCH is what one optimiser step sees; it is computed in this many parts per process to save memory.

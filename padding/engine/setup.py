@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from padding.data.config import add_input_config
-from padding.engine.config import add_solver_config
+from padding.engine.config import REPLACED_KEYS, add_solver_config
 from padding.errors import ConfigError
 from padding.modeling.config import add_mask2former_config
 
@@ -126,6 +126,8 @@ def _check_keys(content: Mapping[str, Any], cfg: CfgNode, *, place: str, prefix:
 
 
 def _unknown_key(name: str, node: CfgNode, *, place: str, prefix: str) -> ConfigError:
+    if name in REPLACED_KEYS:
+        return ConfigError(f"{place}: {name} is no key any more: {REPLACED_KEYS[name]}")
     last = name.removeprefix(prefix)
     close = difflib.get_close_matches(last, map(str, node), n=1, cutoff=0.5)
     if close:

@@ -75,7 +75,7 @@ def die_and_resume(output: Path, *opts: Any, after: int) -> ScribbleTrainer:
 
 
 def test_every_parameter_has_the_rate_and_the_decay_of_its_part(tmp_path: Path) -> None:
-    rates = ("SOLVER.BASE_LR", 0.01, "SOLVER.HEAD_MULTIPLIER", 5.0, "SOLVER.THRESHOLD.BASE_LR", 0.3)
+    rates = ("SOLVER.BASE_LR", 0.01, "SOLVER.BACKBONE_MULTIPLIER", 0.2, "SOLVER.THRESHOLD.BASE_LR", 0.3)
     decays = ("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.05, "SOLVER.THRESHOLD.WEIGHT_DECAY", 0.2)
     reference = ("SOLVER.REFERENCE_BATCH", 8)  # the batch is 4, so half the rate; g is no matter of the batch
     built = trainer(tmp_path, *rates, *decays, *reference)
@@ -83,7 +83,7 @@ def test_every_parameter_has_the_rate_and_the_decay_of_its_part(tmp_path: Path) 
     found = {id(p): (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(found) == sum(len(group["params"]) for group in groups)
     norms = {id(p) for m in built.module.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
-    expected = {"network.backbone": 0.005, "network.head": 0.025, "threshold_net.layers": 0.3}
+    expected = {"network.backbone": 0.001, "network.head": 0.005, "threshold_net.layers": 0.3}
     for name, parameter in built.module.named_parameters():
         lr, decay = found.pop(id(parameter))
         part = ".".join(name.split(".")[:2])
@@ -96,7 +96,7 @@ def test_without_a_step_there_is_no_threshold_to_train(tmp_path: Path) -> None:
     for mode in ("online", "inner_loop", "rounds"):
         built = trainer(tmp_path / mode, SLD + "STEPS", 0, SLD + "MODE", mode, "SOLVER.MAX_ITER", 1)
         rates = {group["initial_lr"] for group in built.optimizers["main"].param_groups}
-        assert sorted(rates) == pytest.approx([0.01, 0.1])
+        assert sorted(rates) == pytest.approx([0.001, 0.01])
         built.train()
         assert set(lines(tmp_path / mode)[0]) >= set(NETWORK_LOSSES)
         assert not (tmp_path / mode / "labels").exists()

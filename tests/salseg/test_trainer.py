@@ -53,7 +53,7 @@ def tasks_of(batch: list[dict[str, Any]]) -> list[str]:
 
 
 def test_every_parameter_has_the_rate_and_the_decay_of_its_part(tmp_path: Path) -> None:
-    rates = ("SOLVER.BASE_LR", 0.01, "SOLVER.HEAD_MULTIPLIER", 5.0, "SOLVER.REFERENCE_BATCH", 4)  # the batch is 2
+    rates = ("SOLVER.BASE_LR", 0.01, "SOLVER.BACKBONE_MULTIPLIER", 0.2, "SOLVER.REFERENCE_BATCH", 4)  # the batch is 2
     own = (NODE + "SALIENCY.LR_MULTIPLIER", 0.5, NODE + "LOG_VARIANCE.LR_MULTIPLIER", 3.0)
     decays = ("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_BIAS", 0.0, "SOLVER.WEIGHT_DECAY_NORM", 0.0)
     built = trainer(tmp_path, *rates, *own, *decays)
@@ -61,7 +61,7 @@ def test_every_parameter_has_the_rate_and_the_decay_of_its_part(tmp_path: Path) 
     found = {id(p): (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(found) == sum(len(group["params"]) for group in groups)
     kernels = {id(m.weight) for m in built.module.modules() if isinstance(m, nn.Conv2d)}
-    factor = {"backbone": 1, "pyramid": 5, "decoder": 5, "branch": 2.5, "weighting": 3}
+    factor = {"backbone": 0.2, "pyramid": 1, "decoder": 1, "branch": 0.5, "weighting": 3}
     for name, parameter in built.module.named_parameters():
         lr, decay = found.pop(id(parameter))
         assert lr == pytest.approx(0.005 * factor[name.split(".")[0]]), name

@@ -121,7 +121,15 @@ def test_maps_of_a_registered_backbone_are_chosen_by_name() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["MODEL.TCC.VIT.BACKBONE", "pvt_v2_b2"], r"MODEL.TCC.VIT.BACKBONE is 'pvt_v2_b2'; there are resnet50"),
+        (
+            ["MODEL.TCC.VIT.BACKBONE", "pvt_v3"],
+            r"MODEL.TCC.VIT.BACKBONE is 'pvt_v3'; there are resnet50.*network of timm",
+        ),
+        (["MODEL.TCC.VIT.FREEZE_AT", 2], "MODEL.TCC.VIT.FREEZE_AT is 2: no part of pvt_nano can be kept"),
+        (
+            ["MODEL.TCC.VIT.PIXEL_MEAN", [127.5] * 3],
+            r"VIT.PIXEL_MEAN \(127.5, 127.5, 127.5\) and PIXEL_STD \(\) belong",
+        ),
         (["MODEL.TCC.VIT.BACKBONE", "small_resnet", "MODEL.TCC.VIT.OUTPUT_STRIDE", 16], "'res5' of small_resnet has s"),
         (["MODEL.TCC.VIT.BACKBONE", "resnet50", "MODEL.TCC.VIT.OUTPUT_STRIDE", 4], "of resnet50 is 4; expected 8, 16"),
         (["MODEL.TCC.VIT.HEAD.IN_FEATURES", ["res2", "res6"]], r"IN_FEATURES is \('res2', 'res6'\).* gives res2, res3"),
@@ -237,3 +245,40 @@ def test_norm_is_chosen_for_the_backbone_and_nothing_is_frozen() -> None:
     small = build_student(tiny_cfg("MODEL.TCC.CNN.NORM", "FrozenBN"), "CNN", 3).backbone
     assert not any(isinstance(m, nn.BatchNorm2d) for m in small.modules())
     assert all(p.requires_grad for p in small.parameters())
+
+
+LITE = ["MODEL.TCC.CNN.BACKBONE", "tf_efficientnet_lite0", "MODEL.TCC.CNN.OUTPUT_STRIDE", 32]
+
+
+def test_a_student_is_any_network_of_timm_with_its_own_norms_and_kept_parts() -> None:
+    options = ["MODEL.TCC.CNN.NORM", "FrozenBN", "MODEL.TCC.CNN.FREEZE_AT", 2, "MODEL.TCC.CNN.CHANNELS_LAST", True]
+    student = build_student(tiny_cfg(*LITE, *options), "CNN", 3)
+    network = student.backbone.network
+    assert student(torch.randn(2, 3, 64, 64))["logits"].shape == (2, 3, 16, 16)
+    assert not any(p.requires_grad for p in network.blocks[1].parameters())
+    assert all(p.requires_grad for p in network.blocks[2].parameters())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert network.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_freeze_at_keeps_a_resnets_stem() -> None:
+    backbone = build_student(tiny_cfg(*SMALL_RESNET, "MODEL.TCC.CNN.FREEZE_AT", 1), "CNN", 3).backbone
+    assert {n.split(".")[0] for n, p in backbone.named_parameters() if p.requires_grad} == {
+        "res2",
+        "res3",
+        "res4",
+        "res5",
+    }
+
+
+def test_each_student_sees_its_own_normalisation() -> None:
+    """The maps of a student that renormalises are those of its backbone on images normalised for it."""
+    cfg = tiny_cfg(*LITE, "MODEL.TCC.CNN.PIXEL_MEAN", [127.5] * 3, "MODEL.TCC.CNN.PIXEL_STD", [127.5] * 3)
+    student, peer = build_student(cfg, "CNN", 3).eval(), build_student(cfg, "VIT", 3)
+    pixels = torch.randint(0, 256, (1, 3, 64, 64)).float()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+    with torch.no_grad():
+        expected = student.backbone((pixels - 127.5) / 127.5)["res5"]
+        torch.testing.assert_close(student((pixels - mean) / std)["backbone"], expected, rtol=1e-3, atol=1e-4)
+    assert peer.pixels is None
+    assert not [name for name in student.state_dict() if name.startswith("pixels")]

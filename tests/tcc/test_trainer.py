@@ -45,7 +45,7 @@ def losses(output: Path) -> dict[int, dict[str, float]]:
 @pytest.mark.parametrize(("backbone", "scale"), [("small_resnet", "norm1.weight"), ("convnext_atto", "gamma")])
 def test_every_parameter_has_the_rate_and_the_decay_of_its_part(backbone: str, scale: str, tmp_path: Path) -> None:
     """Kernels and matrices decay; norms, biases, position tables and layer scales do not."""
-    rates = ("SOLVER.BASE_LR", 0.01, "SOLVER.HEAD_MULTIPLIER", 5.0, "MODEL.TCC.VIT.LR_MULTIPLIER", 0.5)
+    rates = ("SOLVER.BASE_LR", 0.01, "SOLVER.BACKBONE_MULTIPLIER", 0.2, "MODEL.TCC.VIT.LR_MULTIPLIER", 0.5)
     decays = ("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_BIAS", 0.0, "SOLVER.WEIGHT_DECAY_NORM", 0.0)
     reference = ("SOLVER.REFERENCE_BATCH", 8)  # the batch is 4, so half the rate
     built = trainer(tmp_path, *rates, *decays, *reference, "MODEL.TCC.CNN.BACKBONE", backbone)
@@ -56,7 +56,7 @@ def test_every_parameter_has_the_rate_and_the_decay_of_its_part(backbone: str, s
     free = []
     for name, parameter in built.module.named_parameters():
         student, part = name.split(".")[:2]
-        rate = 0.005 * (0.5 if student == "vit" else 1.0) * (5.0 if part == "head" else 1.0)
+        rate = 0.005 * (0.5 if student == "vit" else 1.0) * (1.0 if part == "head" else 0.2)
         lr, decay = found.pop(id(parameter))
         assert lr == pytest.approx(rate), name
         assert decay == (0.1 if id(parameter) in kernels else 0.0), name
@@ -87,7 +87,7 @@ def test_two_parts_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
     """Without batch norm and with a Dice per image, all losses are means over images."""
     opts: tuple[Any, ...] = ("SOLVER.IMS_PER_BATCH", 8, "SOLVER.IMS_PER_BATCH_UNLABELED", 4, "SOLVER.MAX_ITER", 3)
     # Not AdamW, whose first steps are as long for a gradient of rounding errors as for any other.
-    opts += ("MODEL.TCC.SUP.DICE.BATCH", False, "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.1)
+    opts += ("MODEL.TCC.SUP.DICE.BATCH", False, "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 1.0)
     for name in ("CNN", "VIT"):
         student = f"MODEL.TCC.{name}."
         opts += (student + "NORM", "FrozenBN", student + "HEAD.NORM", "GN", student + "HEAD.ASPP_DROPOUT", 0.0)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """timm's networks behind Detectron2's interface: the same numbers as timm's, strides, dilation, nothing unused."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,7 @@ from detectron2.modeling import build_backbone
 from timm.layers import DropPath
 from torch import nn
 
+from padding.errors import ConfigError
 from padding.modeling.config import add_mask2former_config
 from padding.modeling.timm_backbone import TimmBackbone
 
@@ -141,3 +144,73 @@ def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     TimmBackbone(SMALL)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto", "densenet121", "pvt_v2_b0"])
+def test_channels_last_changes_no_number(name: str) -> None:
+    plain, last = TimmBackbone(name).eval(), TimmBackbone(name, channels_last=True).eval()
+    last.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        maps, expected = last(images), plain(images)
+    for stage in STAGES:
+        torch.testing.assert_close(maps[stage], expected[stage], rtol=1e-3, atol=1e-4)
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in last.parameters() if p.dim() == 4)
+
+
+FIRST_OF = {  # first parameter of each part that FREEZE_AT counts: stem, res2, res3, res4, res5
+    "resnet18": ["conv1.", "layer1.", "layer2.", "layer3.", "layer4."],
+    "tf_efficientnet_lite0": ["conv_stem.", "blocks.1.", "blocks.2.", "blocks.3.", "blocks.5."],
+    "convnext_atto": ["stem_0.", "stages_0.", "stages_1.", "stages_2.", "stages_3."],
+    "mobilevitv2_050": ["stem.", "stages_1.", "stages_2.", "stages_3.", "stages_4."],
+}
+
+
+@pytest.mark.parametrize("name", FIRST_OF)
+@pytest.mark.parametrize("freeze_at", range(6))
+def test_freeze_at_keeps_the_first_parts(name: str, freeze_at: int) -> None:
+    with torch.device("meta"):
+        backbone = TimmBackbone(name, freeze_at=freeze_at)
+    trained = [key for key, p in backbone.network.named_parameters() if p.requires_grad]
+    first = next(iter(trained), "")
+    assert first.startswith([*FIRST_OF[name], ""][freeze_at] or first)
+    assert bool(trained) == (freeze_at < 5)
+
+
+def test_frozen_parts_keep_their_statistics_in_training() -> None:
+    backbone = TimmBackbone("tf_efficientnet_lite0", freeze_at=2).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone(torch.randn(2, 3, 64, 64))["res5"].sum().backward()
+    moved = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+    assert any("running_mean" in name for name in moved)
+    assert not [name for name in moved if re.match(r"network\.(conv_stem|bn1|blocks\.[01])\.", name)]
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
+def test_frozen_norms_train_as_the_network_evaluates(name: str) -> None:
+    plain, frozen = TimmBackbone(name).eval(), TimmBackbone(name, norm="FrozenBN").train()
+    for key, buffer in plain.named_buffers():
+        if key.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    frozen.load_state_dict({key: value for key, value in plain.state_dict().items() if "num_batches" not in key})
+    images = torch.randn(2, 3, 64, 64)
+    for stage, features in frozen(images).items():
+        torch.testing.assert_close(features, plain(images)[stage], rtol=1e-3, atol=1e-4)
+    assert not any("bn" in key for key, _ in frozen.named_parameters())
+
+
+def test_without_drop_path_no_network_drops_anything() -> None:
+    with torch.device("meta"):
+        backbone = TimmBackbone("swin_tiny_patch4_window7_224")
+    assert not [m for m in backbone.modules() if isinstance(m, DropPath) and m.drop_prob > 0]
+
+
+def test_wrong_norm_and_freeze_at_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"NORM of resnet18 is 'GN'.*BN, FrozenBN"):
+        build_backbone(timm_cfg("MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM", "GN"))
+    with pytest.raises(ConfigError, match="FREEZE_AT of resnet18 is 6; expected 0"):
+        build_backbone(timm_cfg("MODEL.TIMM.NAME", "resnet18", "MODEL.BACKBONE.FREEZE_AT", 6))
+    options = ("MODEL.TIMM.NAME", "resnet18", "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.TIMM.CHANNELS_LAST", True)
+    backbone = build_backbone(timm_cfg(*options))
+    assert not backbone.network.conv1.weight.requires_grad
+    assert backbone.network.layer2[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
