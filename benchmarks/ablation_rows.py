@@ -13,6 +13,7 @@ Example:
 import hashlib
 import json
 import logging
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -121,19 +122,52 @@ def summarise(results: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequenc
     }
 
 
-def to_table(summary: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str]) -> str:
-    """Markdown: mean and spread over the seeds; a metric that stays below 1 is a fraction and gets three decimals."""
+def headroom_shares(
+    summary: Mapping[str, Mapping[str, Sequence[float]]], name: str, low: str, high: str
+) -> dict[str, float]:
+    """Which part of the way from row ``low`` to row ``high`` the mean of a metric has gone, in percent, by row.
+
+    Raises:
+        ConfigError: a row is missing, or ``high`` is not above ``low``: there is nothing to gain.
+    """
+    missing = [row for row in (low, high) if row not in summary or not summary[row][name]]
+    if missing:
+        raise ConfigError(f"--headroom names the row {missing[0]}, which has no {name}; rows: {', '.join(summary)}")
+    means = {row: statistics.fmean(numbers[name]) for row, numbers in summary.items() if numbers[name]}
+    if means[high] <= means[low]:
+        raise ConfigError(
+            f"--headroom: {high} has {means[high]:.1f} {name} and {low} {means[low]:.1f}, so nothing can be gained; "
+            "train longer or with fewer labels"
+        )
+    return {row: 100 * (mean - means[low]) / (means[high] - means[low]) for row, mean in means.items()}
+
+
+def to_table(
+    summary: Mapping[str, Mapping[str, Sequence[float]]],
+    names: Sequence[str],
+    shares: Mapping[str, float] | None = None,
+) -> str:
+    """Markdown: mean and spread over the seeds; a metric that stays below 1 is a fraction and gets three decimals.
+
+    Args:
+        summary: of ``summarise``.
+        names: of the metrics.
+        shares: of ``headroom_shares``, a column of its own.
+    """
     values = {name: [abs(v) for numbers in summary.values() for v in numbers[name]] for name in names}
     digits = {name: 3 if max(of_metric, default=1.0) < 1 else 1 for name, of_metric in values.items()}
     lines = [
         [
             row,
             *(spread_text(numbers[name], digits=digits[name]) if numbers[name] else "-" for name in names),
+            *([f"{shares[row]:.0f} %" if row in shares else "-"] if shares is not None else []),
             len(numbers["cpu_seconds"]),
+            f"{statistics.fmean(numbers['cpu_seconds']) / 60:.1f}",
         ]
         for row, numbers in summary.items()
     ]
-    return tabulate(lines, headers=["row", *names, "seeds"], tablefmt="github", disable_numparse=True)
+    headers = ["row", *names, *(["of the headroom"] if shares is not None else []), "seeds", "CPU minutes a run"]
+    return tabulate(lines, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -144,6 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="*", default=[], help="rows by name; default: all")
     parser.add_argument("--seeds", type=positive, default=3, help="seeds 0 to N - 1 (default 3)")
     parser.add_argument("--metrics", nargs="*", default=["sem_seg/mIoU"], help="columns, as task/metric")
+    parser.add_argument(
+        "--headroom",
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="two rows; a column says how much of the way between them each row goes, in the first metric",
+    )
     parser.add_argument("--output", type=Path, help="folder of the runs; default output/ablations/<method>/<data>")
     add_pairs_argument(parser)
     args = parse(parser, arguments)
@@ -155,7 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results[name].append(run_row(config, output / name / f"seed_{seed}", [*args.opts, "SEED", str(seed)]))
     logging.disable(logging.INFO)
     summary = summarise(results, args.metrics)
-    table = to_table(summary, args.metrics)
+    shares = headroom_shares(summary, args.metrics[0], *args.headroom) if args.headroom else None
+    table = to_table(summary, args.metrics, shares)
     write_text(output / "table.md", table + "\n")
     write_json(output / "table.json", summary)
     print(f"\n{table}\n")

@@ -16,7 +16,6 @@ from padding.data.streams import PairedStream, TrainStream
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
 from padding.errors import ConfigError, MethodError
-from padding.modeling.weights.loading import load_initial_weights
 from salseg.meta_arch import SalSeg
 from salseg.task_weighting import tasks_of
 
@@ -42,14 +41,6 @@ class SalSegTrainer(Trainer):
             assert isinstance(module, SalSeg)
             over = cfg.MODEL.SALSEG.CLASS_WEIGHTS.OVER
             module.set_class_weights(class_weights(cfg, cache=class_frequency_file(cfg), over=over))
-
-    @classmethod
-    def load_weights(cls, model: nn.Module, path: str, *, complete: bool) -> None:
-        """A checkpoint of the model or, to start from, ImageNet weights of its backbone."""
-        if complete or not isinstance(model, SalSeg):
-            super().load_weights(model, path, complete=complete)
-        else:
-            load_initial_weights(model, model.backbone, path)
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """One optimizer: pyramid and decoders at BASE_LR, the backbone at BACKBONE_MULTIPLIER times it, log-variances.

@@ -102,7 +102,9 @@ class SemiSupervisedTrainer(Trainer):
             key = f"MODEL.TCC.{name.upper()}.WEIGHTS"
             logger.info("The %s student (%s) starts from nothing: %s is empty", name, node.BACKBONE, key)
             return
-        report = load_backbone_weights(student.backbone, node.WEIGHTS, key=f"MODEL.TCC.{name.upper()}.BACKBONE")
+        pixels = (node.PIXEL_MEAN or self.cfg.MODEL.PIXEL_MEAN, node.PIXEL_STD or self.cfg.MODEL.PIXEL_STD)
+        key = f"MODEL.TCC.{name.upper()}.BACKBONE"
+        report = load_backbone_weights(student.backbone, node.WEIGHTS, key=key, pixels=pixels)
         logger.info("Weights of the %s student from %s:\n%s", name, node.WEIGHTS, report)
 
 

@@ -36,7 +36,7 @@ from padding.engine.hooks import CheckpointHook, ScheduleHook
 from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
 from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
 from padding.errors import CheckpointError, ConfigError, MethodError
-from padding.modeling.weights.loading import load_weights
+from padding.modeling.weights.loading import load_initial_weights, load_weights
 
 
 class TrainerRegistry(Registry):
@@ -139,10 +139,14 @@ class Trainer(TrainerBase):
 
         Args:
             model: changed in place.
-            path: MODEL.WEIGHTS.
+            path: MODEL.WEIGHTS; to start a training also published weights of the model's ``backbone`` alone.
             complete: True to evaluate (every parameter must be in the file), False to start a training.
         """
-        load_weights(model, path, complete=complete)
+        backbone = getattr(model, "backbone", None)
+        if complete or not isinstance(backbone, nn.Module):
+            load_weights(model, path, complete=complete)
+        else:
+            load_initial_weights(model, backbone, path)
 
     @classmethod
     def add_classes(

@@ -31,6 +31,7 @@ class TimmBackbone(Backbone):
     Attributes:
         network: timm's feature extractor; its parameters have timm's names, "stages_0.…" for "stages.0.…".
         output_norms: one module per returned map.
+        name: of the network in timm.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class TimmBackbone(Backbone):
         """
         super().__init__()
         _check(name, output_stride, out_features, norm, freeze_at)
+        self.name = name
         self._names = tuple(stage for stage in _STAGES if stage in out_features)
         indices = tuple(_STAGES.index(stage) - len(_STAGES) for stage in self._names)
         network = _create(name, output_stride, drop_path, in_chans=in_channels, out_indices=indices)

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from benchmarks import ablation_rows
-from benchmarks.ablation_rows import find_rows, identity_of, metric_of, run_row, summarise, to_table
+from benchmarks.ablation_rows import (
+    find_rows,
+    headroom_shares,
+    identity_of,
+    metric_of,
+    run_row,
+    summarise,
+    to_table,
+)
+from padding.errors import ConfigError
 
 
 @pytest.fixture
@@ -87,3 +96,22 @@ def test_fractions_have_three_decimals() -> None:
     table = to_table(summarise({"uniform": runs}, names), names)
     assert "0.032 ± 0.002" in table
     assert "90.0 ± 0.0" in table
+
+
+def test_share_of_the_headroom() -> None:
+    rows = {
+        "supervised": {"mIoU": [40.0, 42.0], "cpu_seconds": [60.0, 60.0]},
+        "method": {"mIoU": [44.0], "cpu_seconds": [90.0]},
+        "all_labels": {"mIoU": [50.0, 52.0], "cpu_seconds": [60.0]},
+        "unfinished": {"mIoU": [], "cpu_seconds": [30.0]},
+    }
+    shares = headroom_shares(rows, "mIoU", "supervised", "all_labels")
+    assert shares == pytest.approx({"supervised": 0.0, "method": 30.0, "all_labels": 100.0})
+    lines = to_table(rows, ["mIoU"], shares).splitlines()
+    assert "of the headroom" in lines[0]
+    assert [cell.strip() for cell in lines[3].strip("|").split("|")] == ["method", "44.0", "30 %", "1", "1.5"]
+    assert [cell.strip() for cell in lines[5].strip("|").split("|")][2] == "-"
+    with pytest.raises(ConfigError, match="the row dense, which has no mIoU; rows: supervised, method"):
+        headroom_shares(rows, "mIoU", "supervised", "dense")
+    with pytest.raises(ConfigError, match=r"method has 44.0 mIoU and all_labels 51.0, so nothing can be gained"):
+        headroom_shares(rows, "mIoU", "all_labels", "method")

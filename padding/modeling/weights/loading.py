@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from padding.errors import CheckpointError
 from padding.modeling.weights.backbones import import_backbone
 from padding.modeling.weights.checkpoint import State, read_checkpoint
+from padding.modeling.weights.normalisation import warn_of_other_pixels
 from padding.modeling.weights.renaming import NOT_NEEDED, normalise_keys
 from padding.modeling.weights.report import BODY, CheckpointReport
+
+PixelStatistics = tuple[Tensor | Sequence[float], Tensor | Sequence[float]]
 
 # Their first dimension is the number of classes, which differs between data sets.
 _CLASS_DEPENDENT = re.compile(r"(^|\.)(class_embed\.(weight|bias)|new_fc\.(weight|bias)|criterion\.empty_weight)$")
@@ -80,18 +83,21 @@ def load_initial_weights(model: nn.Module, backbone: nn.Module, path: str) -> Ch
     state = read_checkpoint(path)
     if rest & set(normalise_keys(state)[0]):
         return load_state(model, state, path, complete=False)
-    report = _load_backbone(backbone, state, path, key="MODEL.BACKBONE")
+    report = _load_backbone(backbone, state, path, key="MODEL.BACKBONE", pixels=_pixels_of(model))
     logging.getLogger(__name__).info("Weights of the backbone from %s:\n%s", path, report)
     return report
 
 
-def load_backbone_weights(backbone: nn.Module, path: str | Path, *, key: str) -> CheckpointReport:
+def load_backbone_weights(
+    backbone: nn.Module, path: str | Path, *, key: str, pixels: PixelStatistics | None = None
+) -> CheckpointReport:
     """Load a file into a backbone, in place.
 
     Args:
         backbone: any of ours.
         path: local file that ``read_checkpoint`` reads.
         key: that names the backbone in the configuration, for messages.
+        pixels: mean and standard deviation of its images; a warning says if published weights expect others.
 
     Returns:
         What was used, renamed, left out, and what the file does not have; names start with ``backbone.``.
@@ -100,10 +106,17 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path, *, key: str) ->
         MissingFileError: if there is no such file.
         CheckpointError: if it cannot be read, or does not hold the whole backbone; the backbone is then unchanged.
     """
-    return _load_backbone(backbone, read_checkpoint(path), path, key=key)
+    return _load_backbone(backbone, read_checkpoint(path), path, key=key, pixels=pixels)
 
 
-def _load_backbone(backbone: nn.Module, state: State, path: str | Path, *, key: str) -> CheckpointReport:
+def _pixels_of(model: nn.Module) -> PixelStatistics | None:
+    mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
+    return None if mean is None or std is None else (mean, std)
+
+
+def _load_backbone(
+    backbone: nn.Module, state: State, path: str | Path, *, key: str, pixels: PixelStatistics | None
+) -> CheckpointReport:
     imported = import_backbone(state, backbone.state_dict().keys())
     try:
         report = load_into(
@@ -118,6 +131,8 @@ def _load_backbone(backbone: nn.Module, state: State, path: str | Path, *, key: 
         ) from error
     report.renamed = {old: f"backbone.{new}" for old, new in imported.renamed.items()}
     report.skipped |= imported.skipped
+    if pixels is not None:
+        warn_of_other_pixels(backbone, *pixels, path=path, layout=imported.layout)
     return report
 
 

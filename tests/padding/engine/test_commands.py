@@ -50,6 +50,7 @@ WITH_CONFIG = {
     "padding.engine.complexity": Command(("--size", "64", "64")),
     "tcc.complexity": Command(("--size", "64", "64"), "tcc"),
     "tcc.export_student": Command((*TRAINED, "--student", "cnn", "--output", "out.pth"), "tcc"),
+    "tcc.label_report": Command(TRAINED, "tcc"),
     "psi.plots": Command((*TRAINED, "--output", "out.png"), "psi"),
     "psi.label_report": Command(TRAINED, "psi"),
     "salseg.plots": Command((*TRAINED, "--output", "out.png"), "salseg"),

@@ -105,9 +105,7 @@ def test_setup_seeds_logs_and_writes_the_configuration(tmp_path: Path) -> None:
 def test_a_replaced_key_says_what_to_write(tmp_path: Path) -> None:
     file = tmp_path / "old.yaml"
     file.write_text("SOLVER: {HEAD_MULTIPLIER: 10.0}")
-    with pytest.raises(
-        ConfigError, match=r"old.yaml: SOLVER.HEAD_MULTIPLIER is no key any more: .*BASE_LR is the"
-    ):
+    with pytest.raises(ConfigError, match=r"old.yaml: SOLVER.HEAD_MULTIPLIER is no key any more: .*BASE_LR is the"):
         load_cfg(str(file), [], [])
     with pytest.raises(ConfigError, match="is no key any more"):
         load_cfg("", ["SOLVER.HEAD_MULTIPLIER", "10.0"], [])

@@ -4,14 +4,18 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from padding.engine.commands import load_config, register_data
+from padding.engine.trainer import Trainer
 from padding.errors import CheckpointError
 from padding.modeling.weights.checkpoint import read_checkpoint
 from padding.modeling.weights.loading import load_initial_weights, load_into, load_weights
+from tests.tiny_segmentor import write_config
 from tests.weight_files import arrays, published_keys, write_pkl
 
 State = dict[str, Tensor]
@@ -210,3 +214,17 @@ def test_evaluation_misses_only_what_predictions_depend_on(tmp_path: Path) -> No
         "network.head.bias",
         "network.head.weight",
     ]
+
+
+def test_a_segmentor_starts_from_a_published_backbone(tmp_path: Path) -> None:
+    """Whatever names the file has: MODEL.WEIGHTS of a pre-training is ImageNet weights of the backbone."""
+    published = timm.create_model("mobilenetv2_050")
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    options = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "mobilenetv2_050")
+    cfg = load_config(write_config(tmp_path), options)
+    register_data(cfg)
+    model = Trainer.build_model(cfg)
+    before = model.sem_seg_head.predictor.query_feat.weight.clone()
+    Trainer.load_weights(model, str(tmp_path / "published.pth"), complete=False)
+    torch.testing.assert_close(model.backbone.network.conv_stem.weight, published.conv_stem.weight)
+    assert torch.equal(model.sem_seg_head.predictor.query_feat.weight, before)
