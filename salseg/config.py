@@ -52,13 +52,21 @@ def _add_saliency_keys(node: CfgNode) -> None:
 
 
 def _add_loss_keys(node: CfgNode) -> None:
-    # "uncertainty" (Eq. 8), "liebel" (its variant that stays positive), "fixed" (WEIGHTS), "uniform" (0.5 each);
+    # "uncertainty" (Eq. 8), "liebel" (its variant that stays positive), "likelihood" (sigma^2 divides the logits, which
+    # Eq. 8 approximates: no loss weighs more for being small), "fixed" (WEIGHTS), "uniform" (0.5 each);
     # "seg_only" and "saliency_only" train one task alone and have no use for images of the other.
     node.WEIGHTING = "uncertainty"
     node.WEIGHTS = (0.8, 0.2)  # of segmentation and saliency with "fixed"
-    node.LOG_VARIANCE = CfgNode()  # [log sigma^2] of "uncertainty" and "liebel"
+    node.LOG_VARIANCE = CfgNode()  # [log sigma^2] of "uncertainty", "liebel" and "likelihood"
     node.LOG_VARIANCE.LR_MULTIPLIER = 1.0  # of SOLVER.BASE_LR
-    node.LOG_VARIANCE.CLAMP = 6.0  # they stay within [-CLAMP, CLAMP]
+    node.LOG_VARIANCE.CLAMP = 6.0  # they stay within [-CLAMP, CLAMP], where they weigh losses
+    node.BALANCE = CfgNode()  # of the tasks, whatever WEIGHTING makes of them
+    node.BALANCE.FLOOR = (0.0, 0.0)  # least share of segmentation and saliency in the sum of the weights, which stays
+    # A loss is divided by its mean over the past steps, each of which counts this much less than the next; 0: not.
+    node.BALANCE.RUNNING_MEAN = 0.0
+    # Eq. 8 is summed over pixels, as a likelihood is, and not over tasks: both terms of a task count by its pixels in
+    # the step (times the weights of their classes).
+    node.BALANCE.PIXEL_SUMS = False
     weights = CfgNode()
     node.CLASS_WEIGHTS = weights  # 1 / ln(1.02 + share of the class), counted once over the training labels
     weights.ENABLED = False

@@ -11,12 +11,14 @@ whole model, bit for bit.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from torch import Tensor
 
 from padding.engine.commands import command_parser
 from padding.engine.part_export import Part, export_command
@@ -51,12 +53,22 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the segmentation; a learned temperature of its logits goes into its last layer."""
+    kept = {name: value for name, value in state.items() if not name.startswith(_LEFT_OUT)}
+    log_temperature = state.get("weighting.log_temperatures.seg")
+    if log_temperature is not None:
+        for name in ("decoder.predictor.weight", "decoder.predictor.bias"):
+            kept[name] = kept[name] * torch.exp(-log_temperature.float())
+    return kept
+
+
 SEGMENTATION = Part(
     "segmentation",
     command="salseg.export",
     architecture="SalSeg",
     mark="decoder.",
-    weights=lambda state: {name: value for name, value in state.items() if not name.startswith(_LEFT_OUT)},
+    weights=_weights,
     settings=_settings,
 )
 

@@ -30,6 +30,21 @@ class LossSum(NamedTuple):
     weight: Tensor
 
 
+class TaskLoss(NamedTuple):
+    """The loss of a task over all images of a step.
+
+    Attributes:
+        mean: scalar float32, with gradient.
+        present: scalar float32, 1, or 0 if no pixel of any process counts.
+        share: scalar float32 >= 0, the task's pixels over their mean number in the tasks that are there, 1 where all
+            have as many. Counted as the loss does: a pixel whose class weighs 3 counts three times.
+    """
+
+    mean: Tensor
+    present: Tensor
+    share: Tensor
+
+
 def segmentation_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> LossSum:
     """Cross entropy over labeled pixels, sum of w_y CE / sum of w_y (L_seg).
 
@@ -67,7 +82,7 @@ def saliency_loss(logits: Tensor, saliency: Tensor, known: Tensor) -> LossSum:
         return LossSum((pixels * counted).sum(), counted.sum())
 
 
-def join(parts: dict[str, list[LossSum]], tasks: tuple[str, ...], device: torch.device) -> dict[str, LossSum]:
+def join(parts: dict[str, list[LossSum]], tasks: tuple[str, ...], device: torch.device) -> dict[str, TaskLoss]:
     """Mean loss of every task over the pixels of all passes and processes.
 
     The gradients that data-parallel training averages are then those of one process with all images. Collective: every
@@ -79,16 +94,19 @@ def join(parts: dict[str, list[LossSum]], tasks: tuple[str, ...], device: torch.
         device: of the losses.
 
     Returns:
-        By task of ``parts``, ``total`` the mean loss, ``weight`` 1, or 0 if no pixel of any process counts.
+        The losses by task of ``parts``.
     """
     weights = torch.stack(
         [sum((part.weight for part in parts.get(task, ())), torch.zeros((), device=device)) for task in tasks]
     )
     weights = mean_over_processes(weights)
+    # The mean of what is positive; where nothing is, every share is 0 / 1.
+    mean = weights.sum() / (weights > 0).sum().clamp(min=1)
+    shares = weights / mean.where(mean > 0, 1.0)
     joined = {}
-    for task, weight in zip(tasks, weights, strict=True):
+    for task, weight, share in zip(tasks, weights, shares, strict=True):
         if task in parts:
             total = torch.stack([part.total for part in parts[task]]).sum()
             present = weight > 0
-            joined[task] = LossSum(total / weight.where(present, 1.0), present.float())
+            joined[task] = TaskLoss(total / weight.where(present, 1.0), present.float(), share)
     return joined

@@ -39,12 +39,19 @@ from salseg.heads import (
     deeplab_options,
     feature_names,
 )
+from salseg.loss_balance import TaskBalance
 from salseg.losses import LossSum, join, saliency_loss, segmentation_loss
 from salseg.task_weighting import TASKS, TaskWeighting, tasks_of
 
 # Strides up to 32, and what networks of timm need.
 _SIZE_DIVISIBILITY = 32
 _LABEL_OF = {"seg": "sem_seg", "saliency": "saliency"}
+
+
+def _build_weighting(node: CfgNode, weighting: str) -> TaskWeighting:
+    keys = node.BALANCE
+    balance = TaskBalance(floor=tuple(keys.FLOOR), running_mean=keys.RUNNING_MEAN, pixel_sums=keys.PIXEL_SUMS)
+    return TaskWeighting(weighting, weights=node.WEIGHTS, clamp=node.LOG_VARIANCE.CLAMP, balance=balance)
 
 
 class _Group(NamedTuple):
@@ -158,7 +165,7 @@ class SalSeg(nn.Module):
             "in_features": names,
             "decoder": segmentation,
             "branch": branch,
-            "weighting": TaskWeighting(weighting, weights=node.WEIGHTS, clamp=node.LOG_VARIANCE.CLAMP),
+            "weighting": _build_weighting(node, weighting),
             # With one task alone its statistics are the only ones.
             "statistics": node.SALIENCY.BN_STATS if tasks == TASKS and branch is not None else "shared",
             "evaluation": (
@@ -208,9 +215,10 @@ class SalSeg(nn.Module):
 
         # One mean per task over all passes, so that the split into passes does not weigh; then their sum (Eq. 8).
         losses = join(parts, TASKS, self.device)
-        observations: dict[str, Tensor | float] = {task: loss.total.detach() for task, loss in losses.items()}
+        observations: dict[str, Tensor | float] = {task: loss.mean.detach() for task, loss in losses.items()}
         observations |= {f"weight_{task}": weight for task, weight in self.weighting.weights.items()}
-        observations |= {f"log_variance_{task}": s.detach() for task, s in self.weighting.log_variances.items()}
+        for learned in (self.weighting.log_variances, self.weighting.log_temperatures):
+            observations |= {f"log_variance_{task}": s.detach() for task, s in learned.items()}
         note_observations("salseg", observations)
         return self.weighting(losses)
 
@@ -249,16 +257,21 @@ class SalSeg(nn.Module):
             assert logits is not None
             labels = batch_label_maps(group.samples, padded_size=size, ignore_label=IGNORE_LABEL, device=self.device)
             wide = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-            losses["seg"] = segmentation_loss(wide, labels, self.class_weights)
+            losses["seg"] = segmentation_loss(self._sharpened("seg", wide), labels, self.class_weights)
         if "saliency" in group.tasks:
             # y_sal from s_fea and s_seg (Eq. 2 to 4), against maps (B, 1, H, W) where ``valid`` (B, H, W) is True.
             assert self.branch is not None
             losses["saliency"] = saliency_loss(
-                self.branch(features, size, logits),
+                self._sharpened("saliency", self.branch(features, size, logits)),
                 self._padded(group.samples, "saliency", size),
                 self._padded(group.samples, "saliency_valid", size),
             )
         return losses
+
+    def _sharpened(self, task: str, logits: Tensor) -> Tensor:
+        """Logits at the temperature of the task, which only "likelihood" has."""
+        factor = self.weighting.sharpness(task)
+        return logits if factor is None else logits.float() * factor
 
     def _encode(self, pixels: Tensor) -> SharedFeatures:
         """Low-level map and x_mid of images (B, 3, H, W)."""
@@ -280,8 +293,9 @@ class SalSeg(nn.Module):
         """
         features = self._encode(view)
         logits = self.decoder(*features)[0]
+        classes = self._sharpened("seg", logits)
         if not self.predict_saliency:
-            return {"sem_seg": logits}
+            return {"sem_seg": classes}
         assert self.branch is not None
         of_saliency = logits
         if self.statistics.policy == "per_task":
@@ -289,4 +303,5 @@ class SalSeg(nn.Module):
             with self.statistics.saliency_pass():
                 features = self._encode(view)
                 of_saliency = self.decoder(*features)[0] if self.branch.decoder is None else logits
-        return {"sem_seg": logits, "saliency": self.branch(features, map_size(view), of_saliency)}
+        saliency = self._sharpened("saliency", self.branch(features, map_size(view), of_saliency))
+        return {"sem_seg": classes, "saliency": saliency}

@@ -2,15 +2,22 @@
 """Parameters and operations of the published networks, and of a small one by hand."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from padding.data.catalog import register_all
 from padding.engine import complexity
 from padding.engine.commands import load_config
 from salseg.complexity import COUNTING, main, model_complexity, row_of
 from salseg.meta_arch import SalSeg
 
 PUBLISHED_CONFIG = "configs/cityscapes_salseg.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _class_names(restored_catalogs: None, tmp_path: Path) -> None:
+    register_all(tmp_path)
 
 
 def build_on_meta(config_file: str, opts: Sequence[str] = ()) -> SalSeg:

@@ -85,6 +85,14 @@ def test_scores_are_those_of_the_whole_model(tmp_path: Path, opts: tuple[Any, ..
     assert len(whole["sem_seg"].unique()) > 100  # not all the same
 
 
+def test_learned_temperature_goes_into_the_last_layer(tmp_path: Path) -> None:
+    cfg, model, weights = trained(tmp_path, NODE + "WEIGHTING", "likelihood")
+    assert model.weighting.sharpness("seg") != 1
+    alone = exported_model(export_part(cfg, weights, tmp_path / "alone.pth", SEGMENTATION))
+    for whole, part in zip(scores(model), scores(alone), strict=True):
+        torch.testing.assert_close(whole["sem_seg"], part["sem_seg"])
+
+
 @pytest.mark.parametrize("statistics", ["seg_only", "per_task"])
 def test_weights_load_where_the_branch_is_switched_off(tmp_path: Path, statistics: str) -> None:
     policy = (NODE + "SALIENCY.BN_STATS", statistics)

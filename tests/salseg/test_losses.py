@@ -63,9 +63,10 @@ def test_without_a_known_pixel_loss_and_gradient_are_zero() -> None:
     }
     joined = join(parts, TASKS, CPU)
     for task in TASKS:
-        assert joined[task].total.item() == 0
-        assert joined[task].weight.item() == 0
-    sum(part.total for part in joined.values()).backward()
+        assert joined[task].mean.item() == 0
+        assert joined[task].present.item() == 0
+        assert joined[task].share.item() == 0
+    sum(loss.mean for loss in joined.values()).backward()
     for tensor in (logits, maps):
         assert tensor.grad is not None
         assert not tensor.grad.any()
@@ -79,5 +80,16 @@ def test_parts_of_a_batch_join_to_the_whole() -> None:
     parts = [segmentation_loss(logits[i : i + 1], labels[i : i + 1], weights) for i in range(2)]
     joined = join({"seg": parts}, TASKS, CPU)
     assert set(joined) == {"seg"}
-    assert joined["seg"].total.item() == pytest.approx(value(whole), rel=1e-6)
-    assert joined["seg"].weight.item() == 1
+    assert joined["seg"].mean.item() == pytest.approx(value(whole), rel=1e-6)
+    assert joined["seg"].present.item() == 1
+    assert joined["seg"].share.item() == 1
+
+
+def test_share_of_a_task_is_its_pixels_over_their_mean_number() -> None:
+    """Whatever the number of passes; a class of weight 3 counts three times, and who is absent not at all."""
+    three, one = torch.tensor(3.0), torch.tensor(1.0)
+    parts = {"seg": [LossSum(one, three * 20), LossSum(one, one * 30)], "saliency": [LossSum(one, one * 10)]}
+    joined = join(parts, TASKS, CPU)
+    assert {task: loss.share.item() for task, loss in joined.items()} == pytest.approx({"seg": 1.8, "saliency": 0.2})
+    alone = join({"seg": parts["seg"], "saliency": [LossSum(one * 0, one * 0)]}, TASKS, CPU)
+    assert {task: loss.share.item() for task, loss in alone.items()} == {"seg": 1.0, "saliency": 0.0}

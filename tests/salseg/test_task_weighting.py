@@ -6,13 +6,14 @@ import math
 import pytest
 import torch
 
-from salseg.losses import LossSum
+from salseg.losses import TaskLoss
 from salseg.task_weighting import TaskWeighting, liebel_terms, tasks_of, uncertainty_terms
 
 
-def losses(seg: float | None = 0.7, saliency: float | None = 0.3, present: float = 1.0) -> dict[str, LossSum]:
+def losses(seg: float | None = 0.7, saliency: float | None = 0.3, present: float = 1.0) -> dict[str, TaskLoss]:
     given = {"seg": seg, "saliency": saliency}
-    return {k: LossSum(torch.tensor(v), torch.tensor(present)) for k, v in given.items() if v is not None}
+    one = torch.tensor(1.0)
+    return {k: TaskLoss(torch.tensor(v), present * one, one) for k, v in given.items() if v is not None}
 
 
 def trained(weighting: TaskWeighting, steps: int, *absent: str, every: int = 2, lr: float = 0.4) -> dict[str, float]:

@@ -143,8 +143,10 @@ def test_two_parts_of_a_batch_train_as_the_whole(tmp_path: Path) -> None:
         (NODE + "ASPP.DROPOUT", 0.3),
         (NODE + "SALIENCY.BN_STATS", "per_task", NODE + "CLASS_WEIGHTS.ENABLED", True, "SOLVER.OPTIMIZER", "ADAM"),
         ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2, NODE + "WEIGHTING", "liebel"),
+        (NODE + "BALANCE.RUNNING_MEAN", 0.9, NODE + "BALANCE.FLOOR", (0.6, 0.1), NODE + "BALANCE.PIXEL_SUMS", True),
+        (NODE + "WEIGHTING", "likelihood"),
     ],
-    ids=["plain", "own-statistics", "amp-accumulation"],
+    ids=["plain", "own-statistics", "amp-accumulation", "balance", "likelihood"],
 )
 def test_resume_continues_exactly(opts: tuple[Any, ...], tmp_path: Path) -> None:
     straight = trainer(tmp_path / "straight", *opts)

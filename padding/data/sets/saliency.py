@@ -70,6 +70,13 @@ SALIENCY_SETS: Mapping[str, SaliencySet] = {
     )
 }
 
+SALIENCY_PARTS: Mapping[str, tuple[str, bool]] = {
+    "ecssd_train_800": ("ecssd_test", False),
+    "ecssd_test_200": ("ecssd_test", True),
+}
+"""Registered name of a part of a published set -> that set, and whether the part is for tests (``saliency_part``)."""
+_TEST_EVERY = 5
+
 
 @dataclass(frozen=True)
 class Pairing:
@@ -157,6 +164,25 @@ def load_saliency(
     return list(pairs.entries)
 
 
+def saliency_part(load: Callable[[], list[DatasetDict]], *, is_test: bool) -> list[DatasetDict]:
+    """A part of a set that was published without: every fifth image in the order of names is for tests.
+
+    Args:
+        load: gives the entries of the whole set.
+        is_test: those images, or all others.
+
+    Raises:
+        DataError: the set is too small to have both parts.
+    """
+    entries = load()
+    if len(entries) < _TEST_EVERY:
+        raise DataError(
+            f"a saliency set of {len(entries)} images cannot be divided into images for training and tests, every "
+            f"{_TEST_EVERY}th is for tests; is the set complete? {_CURE}"
+        )
+    return [entry for number, entry in enumerate(entries, start=1) if (number % _TEST_EVERY == 0) == is_test]
+
+
 def load_derived_saliency(dense: str, salient_classes: Sequence[int]) -> list[DatasetDict]:
     """Entries of a registered semantic set, with what ``read_saliency`` needs to make saliency of their labels.
 
@@ -231,6 +257,12 @@ def register_saliency_sets(root: Path) -> None:
     """Register every set of the tables and those of ``shapes``; the semantic sets must be registered."""
     for one in SALIENCY_SETS.values():
         register_saliency(one.name, root / one.folder, images=one.images, masks=one.masks, cure=_CURE)
+    for name, (whole, is_test) in SALIENCY_PARTS.items():
+        one = SALIENCY_SETS[whole]
+        load = partial(load_saliency, root / one.folder, images=one.images, masks=one.masks, cure=_CURE)
+        files = {"saliency_folder": str(root / one.folder)}
+        loader = partial(saliency_part, load, is_test=is_test)
+        register_data_set(name, loader, saliency_split(), "saliency", unseen_only=False, files=files)
     for part in ("train", "val"):
         # Things in the colours of the background; against it plain ones stand out too clearly to learn anything.
         for name, images in (("saliency", "images_camouflaged"), ("saliency_plain", "images")):

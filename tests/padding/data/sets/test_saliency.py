@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saliency sets: layouts, pairing by name, what is missing, the table of names, classes that are salient."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from padding.data.saliency.maps import read_saliency
 from padding.data.sets.camvid import register_camvid
 from padding.data.sets.saliency import (
     DERIVED_SETS,
+    SALIENCY_PARTS,
     SALIENCY_SETS,
     SALIENT_CLASSES,
     load_saliency,
@@ -78,6 +80,33 @@ def test_published_counts() -> None:
         "pascal_s_test": 850,
         "dut_omron_test": 5168,
     }
+
+
+def test_parts_of_a_set_published_without_any(tmp_path: Path) -> None:
+    """Every fifth image is for tests; together the parts are the set."""
+    folder = tmp_path / "ECSSD"
+    register_all(tmp_path)
+    write_pairs(folder / "images", folder / "ground_truth_mask", "a", "b", "c", "d")
+    with pytest.raises(ValueError, match=r"set of 4 images cannot be divided .* every 5th is for tests"):
+        DatasetCatalog.get("ecssd_test_200")
+    write_pairs(folder / "images", folder / "ground_truth_mask", *"abcdefghijk")
+    assert [entry["image_id"] for entry in DatasetCatalog.get("ecssd_test_200")] == ["e", "j"]
+    assert [entry["image_id"] for entry in DatasetCatalog.get("ecssd_train_800")] == list("abcdfghik")
+    for name, (whole, _) in SALIENCY_PARTS.items():
+        assert MetadataCatalog.get(name).evaluator_type == "saliency"
+        known = DatasetCatalog.get(whole)
+        assert all(entry in known for entry in DatasetCatalog.get(name))
+
+
+@pytest.mark.skipif("SEGMENTATION_TEST_DATA" not in os.environ, reason="needs real images")
+def test_parts_of_the_published_set_have_the_numbers_in_their_names(tmp_path: Path) -> None:
+    source = Path(os.environ["SEGMENTATION_TEST_DATA"]) / "ecssd"
+    if not source.is_dir():
+        pytest.skip("no ECSSD")
+    (tmp_path / "ECSSD").symlink_to(source)
+    register_all(tmp_path)
+    for name, number in (("ecssd_train_800", 800), ("ecssd_test_200", 200)):
+        assert len(DatasetCatalog.get(name)) == number
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
