@@ -109,7 +109,7 @@ def predict_and_draw(weights: str, path: Path) -> dict[str, float]:
         drawn = [(fitted(ids, 0), segments) for ids, segments in pictures]
         rows.append(SheetRow(fitted(image, 255), *drawn))
     draw_contact_sheet(path, rows, display_metadata(SHOWN), scale=0.75, panels=1)
-    results = evaluator.evaluate() or {"sem_seg": {}}
+    results: dict[str, dict[str, float]] = dict(evaluator.evaluate() or {})
     return {key: results["sem_seg"][key] for key in ("mIoU_seen", "mIoU_unseen", "mIoU_hm")}
 
 
