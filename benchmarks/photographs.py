@@ -35,7 +35,7 @@ from padding.study.table_rows import run_once
 
 SEGMENTOR, SECOND_STAGE = "configs/coco128_zss_pretrain.yaml", "configs/coco128_zss.yaml"
 SHOWN = "coco_samples_val_sem_seg_zss"
-# As chosen on half A of coco128's validation photographs: the features of unseen classes are few, their rows' logits low.
+# Rounded from what half A of coco128's validation photographs chooses for configs/coco128_zss.yaml.
 SEEN_BIAS = -2.0
 SHEET_SIZE = (480, 640)  # height and width of a picture of the sheet; others are reduced and padded
 _SMALLEST_SEGMENT = 0.005  # share of the image below which a segment is not drawn
