@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from padding.alignment import FeatureDecoder, FeatureEncoder, RelationNet
-from padding.data.class_embeddings import load_class_embeddings
+from padding.data.class_embeddings import load_class_embeddings, random_class_embeddings
 from padding.data.class_split import ClassSplit
 from padding.data.roots import data_root, splits_dir
 from padding.errors import ConfigError, check_choice
@@ -75,7 +75,7 @@ def find_embeddings(path: str) -> Path:
 
 
 def load_embeddings(node: CfgNode, split: ClassSplit) -> Tensor:
-    """Class embeddings (K, E) in the order of a label space.
+    """Class embeddings (K, E) in the order of a label space; with RANDOM_SEED those of the control.
 
     Args:
         node: ``MODEL.PADING``.
@@ -87,7 +87,11 @@ def load_embeddings(node: CfgNode, split: ClassSplit) -> Tensor:
             "table written by datasets/prepare_class_embeddings.py."
         )
     options = _as_arguments(node.EMBEDDINGS)
-    return torch.from_numpy(load_class_embeddings(find_embeddings(options.pop("path")), split.names, **options))
+    path, seed = find_embeddings(options.pop("path")), options.pop("random_seed")
+    table = load_class_embeddings(path, split.names, **options)
+    if seed >= 0:
+        table = random_class_embeddings(split.names, table.shape[1], seed)
+    return torch.from_numpy(table)
 
 
 def _build_generator(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from padding.data.class_split import ClassSplit
 from padding.errors import CheckpointError
@@ -238,8 +239,10 @@ def _fit_parameter(
     initial = model_state.get(f"{CLASSIFIER}.{parameter}", torch.zeros(num_classes + 1, *rows.shape[1:]))
     if options.unseen_init == "zeros":
         initial = torch.zeros_like(initial)
-    narrow, wide = fit_class_head(rows, model.class_ids, num_classes, initial)
-    state[f"{HEAD}.{parameter}"] = narrow
+    # (rows, D): the segmentor's head does not look at features pooled beside its queries; zeros until it is trained.
+    padded = F.pad(rows, (0, initial.shape[-1] - rows.shape[-1])) if rows.dim() == 2 else rows
+    narrow, wide = fit_class_head(padded, model.class_ids, num_classes, initial)
+    state[f"{HEAD}.{parameter}"] = narrow[:, : rows.shape[-1]] if rows.dim() == 2 else narrow
     if not starts_classifier:
         return
     if options.unseen_init != "pretrained":

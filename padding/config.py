@@ -26,7 +26,12 @@ def add_padding_config(cfg: CfgNode) -> None:
 
     # Table of class embeddings [a], npz with the names of all classes; a relative path is looked up in the data root.
     # ALLOW_IDENTICAL: accept a table in which classes share one row; nothing can tell them apart.
-    node.EMBEDDINGS = CfgNode({"PATH": "", "L2_NORMALIZE": True, "ALLOW_IDENTICAL": False})
+    # RANDOM_SEED: >= 0 puts random unit vectors of the table's width, drawn from this seed and the name, in its place:
+    # the control that says what knowing the names is worth; -1 is off.
+    node.EMBEDDINGS = CfgNode({"PATH": "", "L2_NORMALIZE": True, "ALLOW_IDENTICAL": False, "RANDOM_SEED": -1})
+    # Backbone maps ("res4", "res5") whose mean under each query's mask is put beside its embedding; (): the paper's
+    # features. METHOD "supervised" does not look at them.
+    node.POOLED_FEATURES = ()
     # Divisor of the cosines of METHOD "projection", > 0.
     node.PROJECTION = CfgNode({"TEMPERATURE": 0.01})
     _add_generator_keys(node)

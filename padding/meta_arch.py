@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,6 +37,7 @@ from padding.modeling.maskformer import MaskFormer
 from padding.modeling.point_sampling import image_generators
 from padding.objective import LabelledFeatures
 from padding.projection import ProjectionClassifier
+from padding.query_features import pool_under_masks
 
 METHODS = ("supervised", "projection", "generative")
 STEPS = ("generator", "classifier")
@@ -69,6 +71,7 @@ class PADing(MaskFormer):
         generation: Generation | None,
         classifier: ClassifierOptions,
         embedding_dim: int,
+        pooled_features: Sequence[str] = (),
         test_mode: str,
         seen_bias: float,
         **segmentor: Any,
@@ -82,7 +85,8 @@ class PADing(MaskFormer):
             projection: classifier of METHOD "projection".
             generation: parts of METHOD "generative".
             classifier: how the classifier is trained.
-            embedding_dim: D of the segmentor's queries.
+            embedding_dim: D of the features: width of the segmentor's queries, and of the maps pooled for them.
+            pooled_features: backbone maps whose mean under each query's mask stands beside its embedding.
             test_mode: ``gzsl`` or ``zsl``.
             seen_bias: gamma, subtracted from seen logits in evaluation; may be changed at any time.
             segmentor: arguments of ``MaskFormer``.
@@ -94,6 +98,7 @@ class PADing(MaskFormer):
         self.test_mode = test_mode
         self.seen_bias = seen_bias
         self.options = classifier
+        self.pooled_features = tuple(pooled_features)
         self.requires_grad_(False)
         self._register_label_space(split, class_embeddings)
         self.projection = projection
@@ -170,7 +175,7 @@ class PADing(MaskFormer):
         split = evaluation_split(cfg)
         embeddings = None if node.METHOD == "supervised" else load_embeddings(node, split)
         width = 0 if embeddings is None else embeddings.shape[1]
-        channels = cfg.MODEL.MASK_FORMER.HIDDEN_DIM
+        channels = cfg.MODEL.MASK_FORMER.HIDDEN_DIM + _pooled_channels(arguments["backbone"], node.POOLED_FEATURES)
         projection = generation = None
         if node.METHOD == "projection":
             projection = ProjectionClassifier(channels, width, temperature=node.PROJECTION.TEMPERATURE)
@@ -190,6 +195,7 @@ class PADing(MaskFormer):
             "generation": generation,
             "classifier": build_classifier_options(node),
             "embedding_dim": channels,
+            "pooled_features": node.POOLED_FEATURES,
             "test_mode": node.TEST.MODE,
             "seen_bias": node.TEST.SEEN_BIAS,
         }
@@ -280,6 +286,15 @@ class PADing(MaskFormer):
             row[query_idx] = class_ids[target["labels"][target_idx]]
         labels = labels.flatten()
         return FeatureBatch(embeddings.flatten(0, 1), labels, torch.ones_like(labels, dtype=torch.float32))
+
+    def predict_queries(self, images: ImageList) -> dict[str, Any]:
+        """See ``MaskFormer``; ``pred_embeddings`` (B, Q, D) also hold what is pooled under the masks."""
+        maps = self.backbone(images.tensor)
+        outputs = self.sem_seg_head(maps, with_aux=False)
+        if self.pooled_features:
+            pooled = pool_under_masks([maps[name] for name in self.pooled_features], outputs["pred_masks"])
+            outputs["pred_embeddings"] = torch.cat([outputs["pred_embeddings"].float(), pooled], dim=-1)
+        return outputs
 
     def synthesise(self, labels: Tensor) -> Tensor:
         """Synthetic features of some classes: (n,) int64 -> (n, D), one independent sample for each."""
@@ -405,6 +420,18 @@ class PADing(MaskFormer):
         # Different classes, NUM_PER_CLASS features of each.
         chosen = torch.randperm(total)[:wanted].to(self.device)
         return self.unseen_ids[chosen].repeat_interleave(self.options.num_per_class)
+
+
+def _pooled_channels(backbone: nn.Module, names: Sequence[str]) -> int:
+    """Channels of the named maps of a backbone, together.
+
+    Raises:
+        ConfigError: the backbone has no such map.
+    """
+    shapes = backbone.output_shape()
+    if unknown := [name for name in names if name not in shapes]:
+        raise ConfigError(f"MODEL.PADING.POOLED_FEATURES names {unknown}; the backbone has {', '.join(shapes)}")
+    return sum(shapes[name].channels for name in names)
 
 
 def _wider_linear(narrow: nn.Linear, extra: int) -> nn.Linear:

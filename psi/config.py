@@ -17,6 +17,7 @@ def add_psi_config(cfg: CfgNode) -> None:
     _add_aggregation_keys(node)
     _add_decoder_keys(node)
     _add_diffusion_keys(node)
+    _add_teacher_keys(node)
     _add_loss_keys(node)
     # Of the threshold network [theta]; missing keys are those of SOLVER.
     cfg.SOLVER.THRESHOLD = CfgNode({"BASE_LR": 0.001, "WEIGHT_DECAY": 0.0})
@@ -54,6 +55,7 @@ def _add_decoder_keys(node: CfgNode) -> None:
     node.DECODER.ASPP_DROPOUT = 0.1
     node.DECODER.NORM = "BN"
     node.DECODER.POOL_NORM = ""
+    node.DECODER.INIT = "xavier"  # of the new convolutions of pyramid and decoder; "kaiming" (literal)
 
 
 def _add_diffusion_keys(node: CfgNode) -> None:
@@ -74,13 +76,31 @@ def _add_diffusion_keys(node: CfgNode) -> None:
     sld.GATE_ARGMAX = True  # a pixel enters only with the class that the network ranks first
     sld.KEEP_DIFFUSED = True  # diffused labels stay in the following steps; False: a stronger class replaces them
     sld.TARGET = "hard"  # the strongest class; "soft": every selected class with its B' = 2B - 1
+    # What colours say beside the scores. The affinity of a cell to a class is exp(-d^2 / (2 SIGMA^2)), d the distance
+    # of its mean colour to that of the labels of the class within the window's radius (black and white: sqrt(3)).
+    # "gate": a cell enters only with an affinity of at least MIN; "factor": scores are multiplied with it; "none".
+    sld.AFFINITY = CfgNode({"MODE": "none", "SIGMA": 0.1, "MIN": 0.5})
     sld.THRESHOLD_NET = CfgNode({"HIDDEN": (16, 16), "BOUND": 3.0})  # [g]; output BOUND tanh(x / BOUND)
+
+
+def _add_teacher_keys(node: CfgNode) -> None:
+    # Whose scores grow the labels: those of the network (DECAY 0), or of its moving average. WARM_UP: after iteration t
+    # (from 0) the decay is min(1 - 1 / (t + 1), DECAY), so that initial values are forgotten at once. BATCH_NORM of the
+    # pass: "running" statistics, or those of the batch, "batch_no_update" or "batch" (running ones move as well).
+    # EVALUATE: predictions are the average's as well.
+    node.TEACHER = CfgNode({"DECAY": 0.0, "WARM_UP": True, "BATCH_NORM": "running", "EVALUATE": False})
+    # Labels grow on the scores of the image; all losses of the network are those of "image_strong", the same pixels in
+    # other colours (INPUT.STRONG_VIEW True).
+    node.WEAK_TO_STRONG = False
 
 
 def _add_loss_keys(node: CfgNode) -> None:
     node.LOSS = CfgNode()
     node.LOSS.REGION_NORM = "separate"  # mean over scribbles plus mean over diffused pixels; "joint": one mean
     node.LOSS.DIFFUSED_WEIGHT = 1.0  # factor on the diffused pixels in either
+    # Factor on it, from the iteration on at which labels begin to grow: "gaussian" exp(-5 (1 - t/ITERS)^2), "linear"
+    # t/ITERS or "none" (1). ITERS < 0: 27 % of SOLVER.MAX_ITER.
+    node.LOSS.DIFFUSED_RAMP = CfgNode({"TYPE": "none", "ITERS": -1})
     node.LOSS.SMOOTH_WEIGHT = 100.0  # [lambda_1]
     node.LOSS.SMOOTH_ON = "probability"  # "argmax" is the paper's, which has no gradient
     node.LOSS.SMOOTH_REDUCTION = "mean"  # over channels; "sum"

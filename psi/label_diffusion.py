@@ -9,9 +9,9 @@ Shape letters: B images, K classes, S slots (classes present in an image), T ste
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from padding.errors import ConfigError, check_choice
+from psi.color_affinity import AffinityOptions, color_affinity
 from psi.supervision import EMPTY_SLOT, Supervision
 
 MAX_THRESHOLD = 0.999  # a higher one could select nothing, and would not get a gradient to come down
@@ -37,6 +38,7 @@ class DiffusionOptions:
         gate_argmax: a cell enters only with the class that the network ranks first.
         keep_diffused: diffused labels are never replaced.
         target: "hard", one class a cell; "soft", every class that selects it.
+        affinity: what colours have to say.
 
     Raises:
         ConfigError: names the key.
@@ -49,6 +51,7 @@ class DiffusionOptions:
     gate_argmax: bool = True
     keep_diffused: bool = True
     target: str = "hard"
+    affinity: AffinityOptions = field(default_factory=AffinityOptions)
 
     def __post_init__(self) -> None:
         check_choice("MODEL.PSI.SLD.SCOPE", self.scope, ("window", "global"))
@@ -69,6 +72,7 @@ class DiffusionOptions:
             gate_argmax=keys.GATE_ARGMAX,
             keep_diffused=keys.KEEP_DIFFUSED,
             target=keys.TARGET,
+            affinity=AffinityOptions.from_node(keys.AFFINITY),
         )
 
 
@@ -214,6 +218,7 @@ def diffusion_step(
     radius: int,
     threshold_net: nn.Module,
     options: DiffusionOptions,
+    colors: Tensor | None = None,
 ) -> DiffusionStep:
     """Grow the labels once, y_t -> y_{t+1}.
 
@@ -224,11 +229,12 @@ def diffusion_step(
         radius: [r_t] in cells.
         threshold_net: g.
         options: everything else.
+        colors: (B, 3, h, w) float in [0, 1], mean colour of each cell, for an affinity.
 
     Raises:
-        ValueError: if scores, labels and valid cells differ in size.
+        ValueError: if scores, labels, valid cells and colours differ in size.
     """
-    _check_sizes(scores, supervision, valid)
+    _check_sizes(scores, supervision, valid, colors)
     with torch.autocast(scores.device.type, enabled=False):
         scores = scores.detach().float()
         # (B, S) ids -> (B, S, h, w): the score map of each class present, out of the K maps. Empty slots read class 0.
@@ -240,8 +246,9 @@ def diffusion_step(
         # gamma_c = mu_c + g(mu_c, sigma_c^2) sigma_c, (B, S): the only line with a gradient to theta.
         offset = threshold_net(mean, variance) * (variance + _VARIANCE_FLOOR).sqrt()
         threshold = (mean + offset).clamp(0.0, MAX_THRESHOLD)
-        margin = slot_scores - threshold[..., None, None]
         reach = window if options.scope == "window" else _anywhere(supervision, valid)
+        compared, reach = _with_affinity(slot_scores, reach, supervision, radius, options.affinity, colors)
+        margin = compared - threshold[..., None, None]
         selected = (margin > 0) & reach
         # B' is the weight of a new label, without gradient; B, below, is what the threshold's loss sees (Eq. 9).
         strength = strength_above(margin.detach(), options.sharpness) * selected
@@ -256,7 +263,13 @@ def diffusion_step(
 
 
 def diffuse(
-    scores: Tensor, supervision: Supervision, valid: Tensor, *, threshold_net: nn.Module, options: DiffusionOptions
+    scores: Tensor,
+    supervision: Supervision,
+    valid: Tensor,
+    *,
+    threshold_net: nn.Module,
+    options: DiffusionOptions,
+    colors: Tensor | None = None,
 ) -> list[DiffusionStep]:
     """Grow the labels T times on the same scores.
 
@@ -268,13 +281,15 @@ def diffuse(
         valid: (B, h, w) bool.
         threshold_net: g.
         options: T radii and everything else.
+        colors: (B, 3, h, w) float in [0, 1], for an affinity; None without.
 
     Returns:
         T steps; the last one's ``supervision`` is y_T.
     """
     steps = []
+    how: dict[str, Any] = {"threshold_net": threshold_net, "options": options, "colors": colors}
     for radius in options.radii:
-        step = diffusion_step(scores, supervision, valid, radius=radius, threshold_net=threshold_net, options=options)
+        step = diffusion_step(scores, supervision, valid, radius=radius, **how)
         # y_{t+1} is the next step's y_t; scores stay those of one forward pass ("online").
         supervision = step.supervision
         steps.append(step)
@@ -284,6 +299,27 @@ def diffuse(
 def _anywhere(supervision: Supervision, valid: Tensor) -> Tensor:
     """(B, S, h, w) bool: the whole image for each class present."""
     return (supervision.classes != EMPTY_SLOT)[:, :, None, None] & valid[:, None]
+
+
+def _with_affinity(
+    slot_scores: Tensor,
+    reach: Tensor,
+    supervision: Supervision,
+    radius: int,
+    options: AffinityOptions,
+    colors: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Scores as they meet the threshold, and the cells that may enter: both (B, S, h, w)."""
+    if options.mode == "none":
+        return slot_scores, reach
+    if colors is None:
+        raise ValueError(f"MODEL.PSI.SLD.AFFINITY.MODE is '{options.mode}', but no colours were given")
+    # Labels themselves are not questioned: scribbles have to be selected whatever their colour (L_sld, first term).
+    labeled = supervision.targets > 0
+    affinity = color_affinity(colors.to(slot_scores), labeled, radius, sigma=options.sigma)
+    if options.mode == "gate":
+        return slot_scores, reach & ((affinity >= options.minimum) | labeled)
+    return slot_scores * affinity.masked_fill(labeled, 1.0), reach
 
 
 def _united(supervision: Supervision, strength: Tensor, options: DiffusionOptions) -> Supervision:
@@ -304,11 +340,12 @@ def _united(supervision: Supervision, strength: Tensor, options: DiffusionOption
     return Supervision(supervision.classes, merged, supervision.scribbles)
 
 
-def _check_sizes(scores: Tensor, supervision: Supervision, valid: Tensor) -> None:
+def _check_sizes(scores: Tensor, supervision: Supervision, valid: Tensor, colors: Tensor | None) -> None:
     grid = (len(scores), *scores.shape[-2:])
     labels = (len(supervision.targets), *supervision.targets.shape[-2:])
-    if not grid == labels == tuple(valid.shape):
+    seen = grid if colors is None else (len(colors), *colors.shape[-2:])
+    if not grid == labels == tuple(valid.shape) == seen:
         raise ValueError(
-            f"scores cover {grid} (images, height, width), labels {labels}, valid cells {tuple(valid.shape)}; bring "
-            "all to the grid of MODEL.PSI.SLD.STRIDE"
+            f"scores cover {grid} (images, height, width), labels {labels}, valid cells {tuple(valid.shape)}, "
+            f"colours {seen}; bring all to the grid of MODEL.PSI.SLD.STRIDE"
         )

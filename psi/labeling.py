@@ -17,8 +17,9 @@ from torch import Tensor
 
 from padding.data.mappers import SemanticMapper, build_mapper
 from padding.errors import ConfigError, MethodError
-from padding.modeling.batching import normalize_image
+from padding.modeling.batching import map_size, normalize_image
 from padding.modeling.tta import SegmentationPlan, segment
+from psi.color_affinity import cell_colors
 from psi.grid import supervision_at_pixels, supervision_on_grid
 from psi.label_diffusion import DiffusionStep, diffuse
 from psi.label_quality import LabelQuality, label_quality
@@ -80,7 +81,7 @@ def grow_labels(
     stored: PixelSupervision | None = None,
     steps: Sequence[int] | None = None,
 ) -> GrownLabels:
-    """Grow the labels of one image with the current network.
+    """Grow the labels of one image with the current network, or its moving average where that grows labels.
 
     Args:
         model: its mode is left as it is found; networks are read in evaluation mode.
@@ -113,12 +114,17 @@ def grow_labels(
     enlarged = height / sample["image"].shape[-2]
     chosen = range(model.growth.steps) if steps is None else steps
     radii = tuple(max(1, round(model.growth.diffusion.radii[t] * enlarged)) for t in chosen)
+    colors = None
+    if model.growth.diffusion.affinity.mode != "none":
+        whole = F.interpolate(sample["image"].to(scores)[None], size=(height, width), mode="area")
+        colors = cell_colors(whole, map_size(cells), stride=stride)
     diffusion = diffuse(
         F.interpolate(scores[None], size=cells.shape[-2:], mode="area"),
         start,
         cells,
         threshold_net=model.threshold_net,
         options=replace(model.growth.diffusion, radii=radii),
+        colors=colors,
     )
     first = stored or PixelSupervision.of_scribbles(drawn, num_classes=num_classes)  # finer than the grid
     grown = [
@@ -135,7 +141,7 @@ def _scores(model: PSI, image: Tensor, size: tuple[int, int]) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        return segment(lambda view: {"scores": model.network(view)}, pixels, plan, output_size=size)["scores"]
+        return segment(lambda view: {"scores": model.label_network(view)}, pixels, plan, output_size=size)["scores"]
     finally:
         model.train(was_training)
 

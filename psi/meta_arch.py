@@ -6,6 +6,7 @@ network [Theta], the scores, detached, train the threshold network [theta]. One 
 alternation.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,13 +27,15 @@ from padding.modeling.batching import (
 )
 from padding.modeling.diagnostics import note_observations, training_iteration
 from padding.modeling.label_space import learned_split
+from padding.modeling.teacher import target_pass, update_average, warmed_up
 from padding.modeling.tta import SegmentationPlan, segment_sample
 from psi import losses
+from psi.color_affinity import cell_colors
 from psi.grid import supervision_at_pixels, supervision_on_grid, valid_cells
 from psi.label_diffusion import DiffusionStep, ThresholdNetwork, diffuse
 from psi.label_quality import label_quality
 from psi.network import SegmentationNetwork, build_network
-from psi.options import GrowthOptions, LossOptions
+from psi.options import GrowthOptions, LossOptions, TeacherOptions
 from psi.supervision import PixelSupervision, Supervision
 
 # No row or column of cells at stride 4 is cut; coarser maps may be.
@@ -47,7 +50,8 @@ class LabelsAtStep(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    pixels: Tensor  # (B, 3, H, W) float, normalised
+    pixels: Tensor  # (B, 3, H, W) float, normalised; labels grow on these
+    trained: Tensor  # the same, or their strong view, which the network learns on
     valid: Tensor  # (B, H, W) bool, False in padding
     scribbles: Tensor  # (B, H, W) int64
     stored: PixelSupervision | None  # labels of an earlier round, with the scribbles on top
@@ -67,13 +71,14 @@ class PSI(nn.Module):
     """Scribble-supervised segmentation; in evaluation, the probabilities of the network, for which no scribble is read.
 
     ``forward`` takes samples with ``image`` (3, H, W) uint8; in training also ``sem_seg`` (H, W) int64, the scribbles,
-    void where nothing is drawn, maybe ``valid`` (H, W) bool, False in padding, and in the mode "rounds" ``diffused``
-    and ``diffused_weight`` of ``StoredLabelMapper``. It returns weighted losses ``loss_*`` in training, in evaluation
-    ``[{"sem_seg": (K, h, w) float probabilities}]``.
+    void where nothing is drawn, maybe ``valid`` (H, W) bool, False in padding, ``image_strong`` with WEAK_TO_STRONG, in
+    the mode "rounds" ``diffused`` and ``diffused_weight`` of ``StoredLabelMapper``. It returns weighted losses
+    ``loss_*`` in training, in evaluation ``[{"sem_seg": (K, h, w) float probabilities}]``.
 
     Attributes:
         network: [Theta], images -> logits.
         threshold_net: [theta]; None where no label ever grows.
+        average: moving average of ``network``; None without MODEL.PSI.TEACHER.DECAY, or where nobody asks it.
     """
 
     required_train_keys = ("image", "sem_seg")
@@ -90,6 +95,7 @@ class PSI(nn.Module):
         num_classes: int,
         growth: GrowthOptions,
         loss_options: LossOptions,
+        teacher: TeacherOptions,
         plan: SegmentationPlan,
         pixels: tuple[Sequence[float], Sequence[float]],
     ) -> None:
@@ -101,6 +107,7 @@ class PSI(nn.Module):
             num_classes: K.
             growth: when and how labels grow.
             loss_options: weights and choices of the losses.
+            teacher: whose scores grow the labels, and on which view.
             plan: how an image is segmented in evaluation.
             pixels: mean and standard deviation per channel, in the channel order of the input.
         """
@@ -110,6 +117,10 @@ class PSI(nn.Module):
         self.num_classes = num_classes
         self.growth = growth
         self.loss_options = loss_options
+        self.teacher = teacher
+        self.average: SegmentationNetwork | None = None
+        if teacher.decay > 0 and (growth.steps or teacher.evaluate):
+            self.average = copy.deepcopy(network).requires_grad_(False)
         self.plan = plan
         register_pixel_statistics(self, *pixels)
 
@@ -123,7 +134,8 @@ class PSI(nn.Module):
             "threshold_net": ThresholdNetwork(hidden=node.SLD.THRESHOLD_NET.HIDDEN, bound=node.SLD.THRESHOLD_NET.BOUND),
             "num_classes": split.num_classes,
             "growth": GrowthOptions.from_config(cfg),
-            "loss_options": LossOptions.from_node(node.LOSS),
+            "loss_options": LossOptions.from_config(cfg),
+            "teacher": TeacherOptions.from_config(cfg),
             "plan": SegmentationPlan.from_config(cfg, size_divisibility=_SIZE_DIVISIBILITY),
             "pixels": (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD),
         }
@@ -158,8 +170,8 @@ class PSI(nn.Module):
         batch = self._batch(batched_inputs)
 
         # Scores: logits (B, K, H/4, W/4), and at the resolution of the scribbles for the loss (Sec. 3.1).
-        logits = self.network(batch.pixels, batch.valid)
-        full = F.interpolate(logits, size=map_size(batch.pixels), mode="bilinear", align_corners=False)
+        logits = self.network(batch.trained, batch.valid)
+        full = F.interpolate(logits, size=map_size(batch.trained), mode="bilinear", align_corners=False)
 
         # Labels: they grow on detached scores, so that no gradient of theirs reaches the network (SLD).
         growth = self._grow(logits.detach(), batch, labels or LabelsAtStep())
@@ -171,22 +183,51 @@ class PSI(nn.Module):
 
     def _scores(self, view: Tensor) -> dict[str, Tensor]:
         """(1, 3, H, W) normalised -> logits (1, K, H/4, W/4); no scribble is read."""
-        return {"sem_seg": self.network(view)}
+        network = self.average if self.teacher.evaluate and self.average is not None else self.network
+        return {"sem_seg": network(view)}
+
+    # The moving average ---------------------------------------------------------------------------------------------
+
+    @property
+    def label_network(self) -> SegmentationNetwork:
+        """The network whose scores grow labels: the moving average, or the trained one."""
+        return self.network if self.average is None else self.average
+
+    def update_average(self) -> None:
+        """Move the average towards the network, once per optimizer step."""
+        if self.average is not None:
+            decay = self.teacher.decay
+            if self.teacher.warm_up:
+                decay = warmed_up(decay, training_iteration())
+            update_average(self.average, self.network, decay)
+
+    def reset_average(self) -> None:
+        """Make the average equal to the network, as a training starts from the latter's weights."""
+        if self.average is not None:
+            self.average.load_state_dict(self.network.state_dict())
+
+    # Training -------------------------------------------------------------------------------------------------------
 
     def _batch(self, samples: Sequence[dict[str, Any]]) -> _Batch:
-        pixels = batch_images(
-            samples, pixel_mean=self.pixel_mean, pixel_std=self.pixel_std, size_divisibility=_SIZE_DIVISIBILITY
-        ).tensor
+        pixels = trained = self._pixels(samples)
+        if self.teacher.weak_to_strong:
+            require_keys(samples, ("image_strong",), f"{type(self).__name__} with WEAK_TO_STRONG")
+            trained = self._pixels(samples, key="image_strong")
         place: dict[str, Any] = {"padded_size": map_size(pixels), "device": self.device}
         valid = batch_valid_masks(samples, **place)
         scribbles = batch_label_maps(samples, ignore_label=IGNORE_LABEL, **place)
         if self.growth.mode != "rounds" or "diffused" not in samples[0]:
-            return _Batch(pixels, valid, scribbles, None)
+            return _Batch(pixels, trained, valid, scribbles, None)
         # Labels of the last round, as images were flipped and cropped with them; weight 0 where there are none.
         labels = batch_label_maps(samples, ignore_label=IGNORE_LABEL, key="diffused", **place)
         weights = batch_label_maps(samples, ignore_label=0, key="diffused_weight", **place)
         stored = PixelSupervision.of_stored(scribbles, labels, weights, num_classes=self.num_classes)
-        return _Batch(pixels, valid, scribbles, stored)
+        return _Batch(pixels, trained, valid, scribbles, stored)
+
+    def _pixels(self, samples: Sequence[dict[str, Any]], key: str = "image") -> Tensor:
+        """Normalised and padded images, (B, 3, H, W)."""
+        statistics = {"pixel_mean": self.pixel_mean, "pixel_std": self.pixel_std}
+        return batch_images(samples, **statistics, size_divisibility=_SIZE_DIVISIBILITY, key=key).tensor
 
     def _grow(self, logits: Tensor, batch: _Batch, labels: LabelsAtStep) -> _Growth:
         """Grow y_t on the network's scores; what supervises is y_T in "online", else y_t itself."""
@@ -207,14 +248,20 @@ class PSI(nn.Module):
             batch.scribbles, batch.valid, num_classes=self.num_classes, stride=options.stride, stored=batch.stored
         )
         before = labels.grid or drawn
+        if self.teacher.has_own_pass:
+            with target_pass(self.label_network, self.teacher.batch_norm, key="MODEL.PSI.TEACHER.BATCH_NORM"):
+                logits = self.label_network(batch.pixels, batch.valid)
         scores = logits.float().softmax(dim=1)
         if map_size(scores) != map_size(cells):  # another stride than the logits'
             scores = F.interpolate(scores, size=map_size(cells), mode="bilinear", align_corners=False)
 
         # y_{t+1} = max(y_t, B), once or T times, by the mode (Eq. 9).
-        steps = diffuse(
-            scores, before, cells, threshold_net=self.threshold_net, options=options.diffusion_at(labels.step)
-        )
+        diffusion = options.diffusion_at(labels.step)
+        colors = None
+        if diffusion.affinity.mode != "none":
+            raw = batch.pixels * self.pixel_std + self.pixel_mean
+            colors = cell_colors(raw, map_size(cells), stride=options.stride)
+        steps = diffuse(scores, before, cells, threshold_net=self.threshold_net, options=diffusion, colors=colors)
         after = steps[-1].supervision if steps else before
         supervision = self._at_pixels(after, batch) if options.mode == "online" else given
         return _Growth(supervision, steps, cells, LabelsAtStep(labels.step + 1, after))
@@ -234,8 +281,10 @@ class PSI(nn.Module):
     ) -> dict[str, Tensor]:
         """L_seg = L_ce + lambda_1 L_p, of logits (B, K, H/4, W/4) and ``full`` (B, K, H, W)."""
         options = self.loss_options
+        begin = 0 if self.growth.mode == "rounds" else self.growth.start_iter
+        ramp = options.diffused_ramp(max(training_iteration(begin) - begin, 0))
         cross_entropy = losses.segmentation_loss(
-            full, supervision, region_norm=options.region_norm, diffused_weight=options.diffused_weight
+            full, supervision, region_norm=options.region_norm, diffused_weight=ramp * options.diffused_weight
         )
         if options.smooth_weight <= 0:
             return {"loss_seg": cross_entropy}

@@ -2,6 +2,7 @@
 """The segmentation network of PSI: backbone, aggregation of patterns, pyramid and decoder (PSI, Sec. 3.1 and 3.2)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,7 @@ def build_network(cfg: CfgNode, num_classes: int) -> SegmentationNetwork:
     head = SegmentationHead(
         shapes,
         num_classes=num_classes,
-        options=DeepLabOptions.from_node(node.DECODER),
+        options=replace(DeepLabOptions.from_node(node.DECODER), init=node.DECODER.INIT),
         aggregation=build_aggregation(node.AGGREGATION, shapes, AggregationOptions.from_node(node.CPP)),
         high_level=node.DECODER.HIGH_LEVEL,
         pre_reduce=node.DECODER.PRE_REDUCE,

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What MODEL.PSI.SLD and MODEL.PSI.LOSS say about a training step, checked."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
 
 from padding.errors import ConfigError, check_choice
+from padding.modeling.ramp_up import build_ramp_up
+from padding.modeling.teacher import BATCH_NORM_POLICIES, BatchNormPolicy
 from psi.label_diffusion import DiffusionOptions
 from psi.losses import CHOICES, check_loss_choice
 
@@ -55,11 +58,67 @@ class GrowthOptions:
 
 
 @dataclass(frozen=True)
+class TeacherOptions:
+    """Whose scores grow the labels, and on which view.
+
+    Attributes:
+        decay: of the network's moving average, whose scores they are, in [0, 1); 0: the network's own.
+        warm_up: the decay begins at 0, see ``padding.modeling.teacher.warmed_up``.
+        batch_norm: of the pass that makes the scores, where it is one of its own.
+        evaluate: predictions are the average's.
+        weak_to_strong: the network is trained on "image_strong".
+
+    Raises:
+        ConfigError: names the key.
+    """
+
+    decay: float = 0.0
+    warm_up: bool = True
+    batch_norm: BatchNormPolicy = "running"
+    evaluate: bool = False
+    weak_to_strong: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("MODEL.PSI.TEACHER.BATCH_NORM", self.batch_norm, BATCH_NORM_POLICIES)
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"MODEL.PSI.TEACHER.DECAY is {self.decay}; expected a share that is kept, in [0, 1)")
+        if self.evaluate and self.decay == 0:
+            raise ConfigError("MODEL.PSI.TEACHER.EVALUATE needs a moving average: set MODEL.PSI.TEACHER.DECAY above 0")
+
+    @property
+    def has_own_pass(self) -> bool:
+        """Whether scores come from another forward than the one that is trained."""
+        return self.decay > 0 or self.weak_to_strong
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "TeacherOptions":
+        """Read MODEL.PSI.TEACHER and WEAK_TO_STRONG.
+
+        Raises:
+            ConfigError: if samples bring no strong view to train on.
+        """
+        node = cfg.MODEL.PSI
+        if node.WEAK_TO_STRONG and not (cfg.INPUT.STRONG_VIEW and cfg.INPUT.STRONG_VIEWS > 0):
+            raise ConfigError(
+                "MODEL.PSI.WEAK_TO_STRONG trains on strong views, which INPUT.STRONG_VIEW True and INPUT.STRONG_VIEWS, "
+                "at least 1, make; set them too"
+            )
+        return cls(
+            decay=node.TEACHER.DECAY,
+            warm_up=node.TEACHER.WARM_UP,
+            batch_norm=node.TEACHER.BATCH_NORM,
+            evaluate=node.TEACHER.EVALUATE,
+            weak_to_strong=node.WEAK_TO_STRONG,
+        )
+
+
+@dataclass(frozen=True)
 class LossOptions:
     """Weights and choices of the losses; see ``psi.losses`` for the latter.
 
     Attributes:
         region_norm, diffused_weight: of ``segmentation_loss``.
+        diffused_ramp: factor on the latter, of the iterations since labels began to grow.
         smooth_weight: [lambda_1] on ``smoothness``; 0 leaves it out.
         smooth_on, smooth_reduction: of it.
         smooth_stride: input pixels per cell of the prediction it is computed on.
@@ -72,6 +131,7 @@ class LossOptions:
 
     region_norm: str = "separate"
     diffused_weight: float = 1.0
+    diffused_ramp: Callable[[int], float] = lambda _: 1.0
     smooth_weight: float = 100.0
     smooth_on: str = "probability"
     smooth_reduction: str = "mean"
@@ -91,11 +151,14 @@ class LossOptions:
             raise ConfigError("MODEL.PSI.LOSS: DIFFUSED_WEIGHT, SMOOTH_WEIGHT and DIFFUSION_WEIGHT are not negative")
 
     @classmethod
-    def from_node(cls, node: CfgNode) -> "LossOptions":
+    def from_config(cls, cfg: CfgNode) -> "LossOptions":
         """Read MODEL.PSI.LOSS."""
+        node = cfg.MODEL.PSI.LOSS
+        ramp = build_ramp_up(node.DIFFUSED_RAMP, max_iter=cfg.SOLVER.MAX_ITER, key="MODEL.PSI.LOSS.DIFFUSED_RAMP")
         return cls(
             region_norm=node.REGION_NORM,
             diffused_weight=node.DIFFUSED_WEIGHT,
+            diffused_ramp=ramp,
             smooth_weight=node.SMOOTH_WEIGHT,
             smooth_on=node.SMOOTH_ON,
             smooth_reduction=node.SMOOTH_REDUCTION,

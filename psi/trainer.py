@@ -113,6 +113,7 @@ class ScribbleTrainer(Trainer):
             self.backward(sum(losses.values()))
             self.record(losses)
         self.optimizer_step()
+        self.network.update_average()
 
     def _run_inner_loop(self) -> None:
         """For t = 0, ..., T: fit the network to y_t and g to M_t, then let the labels grow to y_{t+1}."""
@@ -128,6 +129,13 @@ class ScribbleTrainer(Trainer):
                     self.backward(sum(losses.values()))
                 self.record({name: loss / (self.steps + 1) for name, loss in losses.items()})
             self.optimizer_step()
+            self.network.update_average()
+
+    def resume_or_load(self, *, resume: bool) -> None:
+        """Continue, or start from MODEL.WEIGHTS; a moving average starts where the network does."""
+        super().resume_or_load(resume=resume)
+        if self.start_iter == 0:
+            self.network.reset_average()
 
     # Rounds -------------------------------------------------------------------------------------------------------
 

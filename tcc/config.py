@@ -140,8 +140,9 @@ def _add_perturbation_keys(node: CfgNode) -> None:
     node.FEATURE_DROPOUT = 0.0
     # The dropout acts on the weak view instead, which is trained on as well, with CCD.WEIGHT (UniMatch).
     node.FEATURE_VIEW = False
-    # Whose scores a student learns from (CCD): its "peer"'s, or those of "self", the student or its moving average, as
-    # FixMatch and Mean Teacher have it. "self" needs CCD.ON_LABELED False: a labeled image has one view.
+    # Whose scores a student learns from (CCD): its "peer"'s; those of "self", the student or its moving average, as
+    # FixMatch and Mean Teacher have it; or at each pixel those of whichever of both is "surest", by its largest
+    # probability. "self" needs CCD.ON_LABELED False: a labeled image has one view.
     node.TARGETS = CfgNode({"SOURCE": "peer"})
     # Targets (and the evaluation) from an exponential moving average of each student; DECAY 0 switches it off. WARM_UP:
     # after iteration t (from 0) the decay is min(1 - 1 / (t + 1), DECAY), so that initial values are forgotten at once.

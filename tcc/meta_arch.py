@@ -27,12 +27,12 @@ from padding.modeling.batching import (
 )
 from padding.modeling.diagnostics import note_observations, training_iteration
 from padding.modeling.label_space import learned_split
+from padding.modeling.ramp_up import build_ramp_up
+from padding.modeling.teacher import BatchNormPolicy, target_pass, update_average, warmed_up
 from padding.modeling.tta import SegmentationPlan, segment_sample
 from tcc.cutmix import CutMix, build_cutmix
 from tcc.objective import CohortBatch, CohortObjective, build_objective, full_size_logits
-from tcc.ramp_up import build_ramp_up
 from tcc.students import Student, build_student
-from tcc.teacher import BatchNormPolicy, target_pass, update_average, warmed_up
 
 STUDENTS = ("cnn", "vit")
 ENSEMBLE = "ensemble"
@@ -161,7 +161,7 @@ class TCC(nn.Module):
             "students": students,
             "num_classes": split.num_classes,
             "objective": build_objective(cfg, split.num_classes),
-            "ramp_up": build_ramp_up(cfg),
+            "ramp_up": build_ramp_up(node.RAMP_UP, max_iter=cfg.SOLVER.MAX_ITER, key="MODEL.TCC.RAMP_UP"),
             "perturbation": Perturbation(
                 cutmix=build_cutmix(cfg),
                 strong_views=cfg.INPUT.STRONG_VIEWS * node.STRONG_AUG,
@@ -291,7 +291,7 @@ class TCC(nn.Module):
         teachers = self.averages if len(self.averages) else self.students
         targets = {}
         for name, teacher in teachers.items():
-            with target_pass(teacher, self.perturbation.batch_norm):
+            with target_pass(teacher, self.perturbation.batch_norm, key="MODEL.TCC.CUTMIX.TEACHER_BN"):
                 targets[name] = full_size_logits(teacher(pixels)["logits"], map_size(pixels))
         return targets
 

@@ -5,7 +5,7 @@
 resolution, paired and weighted: L = L_s + g(t) (L_d + lambda L_f).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ class DistillationOptions:
         """
         check_choice("MODEL.TCC.CCD.MODE", self.mode, ("soft", "hard"))
         check_choice("MODEL.TCC.CCD.NORMALIZE_BY", self.normalize_by, ("kept", "valid"))
-        check_choice("MODEL.TCC.TARGETS.SOURCE", self.source, ("peer", "self"))
+        check_choice("MODEL.TCC.TARGETS.SOURCE", self.source, ("peer", "self", "surest"))
         if self.source == "self" and self.enabled and self.on_labeled:
             raise ConfigError(
                 "MODEL.TCC.TARGETS.SOURCE is 'self', and of a labeled image there is no other view that could be its "
@@ -201,10 +201,13 @@ class CohortObjective:
         return options.enabled and (options.on_labeled if kind == "labeled" else options.on_unlabeled)
 
     def _distillation(self, logits: Mapping[str, Tensor], batch: CohortBatch) -> Tensor:
-        """Each student towards its peer, CNN to transformer and transformer to CNN (Eq. 8), or to itself; added."""
-        targets, options = batch.targets or logits, self.distillation
-        source = {name: name if options.source == "self" else _PEERS[name] for name in logits}
-        return torch.stack([options.loss(logits[name], targets[source[name]], batch.valid) for name in logits]).sum()
+        """Each student towards its peer, CNN to transformer and transformer to CNN (Eq. 8), or another; added."""
+        given, options = batch.targets or logits, self.distillation
+        if options.source == "surest":
+            targets = dict.fromkeys(logits, surest_logits(list(given.values())))
+        else:
+            targets = {name: given[name if options.source == "self" else _PEERS[name]] for name in logits}
+        return torch.stack([options.loss(logits[name], targets[name], batch.valid) for name in logits]).sum()
 
     def _consistency(self, logits: Mapping[str, Tensor], batch: CohortBatch) -> tuple[Tensor, Observations]:
         assert self.consistency is not None
@@ -220,6 +223,14 @@ class CohortObjective:
         features = (batch.outputs["cnn"][self.feature], batch.outputs["vit"][self.feature])
         loss, observed = feature_consistency(features, (pixels[0], pixels[1]), self.num_classes, self.consistency)
         return loss, dict(observed)
+
+
+def surest_logits(students: Sequence[Tensor]) -> Tensor:
+    """Logits (B, K, H, W) of several students -> at each pixel those with the largest probability of any class."""
+    stacked = torch.stack(list(students))
+    with torch.no_grad():
+        surest = stacked.softmax(dim=2).amax(dim=2).argmax(dim=0)
+    return stacked.gather(0, surest[None, :, None].expand(1, *stacked.shape[1:]))[0]
 
 
 def full_size_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -112,7 +112,7 @@ def _check_targets(cfg: CfgNode, model: TCC) -> None:
     """Refuse one student without a peer, and targets that are the very scores they teach."""
     node = cfg.MODEL.TCC
     absent = set(cfg.TEST.SEM_SEG.PARTS) - set(model.outputs)
-    if len(model.students) == 1 and (node.TARGETS.SOURCE == "peer" or node.CFCD.ENABLED or absent):
+    if len(model.students) == 1 and (node.TARGETS.SOURCE != "self" or node.CFCD.ENABLED or absent):
         raise ConfigError(
             f"MODEL.TCC.STUDENTS is '{node.STUDENTS}': a single student can be evaluated, not trained as half of a "
             "cohort; set 'both', or MODEL.TCC.TARGETS.SOURCE self MODEL.TCC.CFCD.ENABLED False TEST.SEM_SEG.PARTS ()"

@@ -4,8 +4,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import Tensor
 
 from padding.data.catalog import register_all
 from padding.data.prepare.scribbles import simulate_files, tasks_of_dataset
@@ -13,7 +17,9 @@ from padding.data.scribbles.folder import ScribbleFolder
 from padding.data.scribbles.simulator import SimulatorConfig
 from padding.data.sets.scribbles import SCRIBBLE_SETS, scribble_tags
 from padding.engine import add_core_config
-from psi import add_psi_config
+from psi import add_psi_config, losses
+from psi.meta_arch import PSI, LabelsAtStep
+from psi.supervision import PixelSupervision, Supervision
 from tests.tiny_segmentor import write_dozen_shapes
 
 OPTIONS: dict[str, Any] = {
@@ -60,6 +66,8 @@ OPTIONS: dict[str, Any] = {
     "SOLVER.LOG_PERIOD": 1,
     "SOLVER.CHECKPOINT_PERIOD": 2,
 }
+NODE = "MODEL.PSI."
+VOID = 255
 NO_BATCH_NORM: tuple[Any, ...] = (
     *("MODEL.SMALL_RESNET.NORM", "FrozenBN", "MODEL.PSI.CPP.NORM", "GN", "MODEL.PSI.CPP.LATERAL_NORM", "GN"),
     *("MODEL.PSI.CPP.CHANNELS", 32, "MODEL.PSI.DECODER.NORM", "GN"),
@@ -108,6 +116,51 @@ def random_samples(
             }
         )
     return samples
+
+
+def build(*opts: Any) -> PSI:
+    """A model whose scores differ between places; short keys are of MODEL.PSI."""
+    words = (
+        NODE + word if i % 2 == 0 and not word.startswith(("SOLVER", "INPUT")) else word for i, word in enumerate(opts)
+    )
+    torch.manual_seed(0)
+    model = build_model(tiny_psi_cfg(*words))
+    assert isinstance(model, PSI)
+    with torch.no_grad():
+        model.network.head.decoder.predictor.weight.normal_(std=0.3)
+    return model.train()
+
+
+def run(
+    model: PSI, samples: list[dict[str, Any]], *, iteration: int = 3, step: int = 0, grid: Supervision | None = None
+) -> dict[str, Tensor]:
+    with EventStorage(iteration):
+        found, _ = model(samples, LabelsAtStep(step, grid))
+        return found
+
+
+def supervision_of(
+    monkeypatch: pytest.MonkeyPatch, model: PSI, samples: list[dict[str, Any]], *, iteration: int = 3, **how: Any
+) -> PixelSupervision:
+    """What the loss of the network is given."""
+    seen: list[PixelSupervision] = []
+    original = losses.segmentation_loss
+
+    def spy(logits: Tensor, supervision: PixelSupervision, **options: Any) -> Tensor:
+        seen.append(supervision)
+        return original(logits, supervision, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "segmentation_loss", spy)
+        run(model, samples, iteration=iteration, **how)
+    assert len(seen) == 1
+    return seen[0]
+
+
+def scribbles_of(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Scribbles, void in the padding; and the pixels of the images."""
+    valid = torch.stack([sample["valid"] for sample in samples])
+    return torch.stack([sample["sem_seg"] for sample in samples]).masked_fill(~valid, VOID), valid
 
 
 def write_scribbles(root: Path) -> None:

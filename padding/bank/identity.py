@@ -19,7 +19,8 @@ from padding.data.class_split import ClassSplit
 # Sub-trees of the configuration that a feature or the label of a query depends on ...
 _NODES = (
     *("INPUT", "SOLVER.AMP", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.BACKBONE", "MODEL.RESNETS"),
-    *("MODEL.SMALL_RESNET", "MODEL.SEM_SEG_HEAD", "MODEL.MASK_FORMER", "MODEL.PADING.COMPAT"),
+    *("MODEL.SMALL_RESNET", "MODEL.TIMM", "MODEL.SEM_SEG_HEAD", "MODEL.MASK_FORMER", "MODEL.PADING.COMPAT"),
+    "MODEL.PADING.POOLED_FEATURES",
 )
 # ... and what lies below them but acts in evaluation or on losses of the segmentor only.
 _IRRELEVANT = (

@@ -24,6 +24,7 @@ from padding.data.sample import IGNORE_LABEL
 from padding.data.sets.camvid import register_camvid
 from padding.data.sets.cityscapes import register_cityscapes
 from padding.data.sets.coco import INSTANCE_SPLITS, coco_zsi_split, coco_zsp_split, coco_zss_split
+from padding.data.sets.coco_photographs import register_coco_photographs
 from padding.data.sets.pascal_context import register_pascal_context
 from padding.data.sets.saliency import register_saliency_sets
 from padding.data.sets.scribbles import register_scribble_sets, register_scribbles
@@ -70,6 +71,7 @@ def register_all(root: str | Path | None = None) -> None:
     _register_coco_zss(folder / "coco")
     for name in INSTANCE_SPLITS:
         _register_coco_zsi(folder / "coco", name)
+    register_coco_photographs(folder)
     register_camvid(folder / "camvid")
     register_cityscapes(folder / "cityscapes")
     register_voc(folder)
@@ -102,8 +104,7 @@ def _register_shapes_panoptic(folder: Path) -> None:
 def _register_shapes_sem_seg(folder: Path) -> None:
     split = shapes_split()
     # PNGs in the wide space, training in the narrow one: seen classes are renumbered, unseen ones void.
-    narrow_ids = {wide: narrow for narrow, wide in enumerate(split.seen_ids)}
-    to_narrow = {i: narrow_ids.get(i, IGNORE_LABEL) for i in (*range(split.num_classes), IGNORE_LABEL)}
+    to_narrow = split.narrow_labels(IGNORE_LABEL)
     for name, part, part_split, label_map in (
         ("shapes_train_sem_seg_zss", "train", split.seen_only(), to_narrow),
         ("shapes_val_sem_seg_zss", "val", split, None),

@@ -105,6 +105,11 @@ class ClassSplit:
         """The narrow split: seen classes alone, renumbered from 0 in the same order, nothing unseen."""
         return self.restricted_to([self.names[i] for i in self.seen_ids])
 
+    def narrow_labels(self, ignore_label: int) -> dict[int, int]:
+        """Contiguous id, or the ignore label -> label in ``seen_only()``; unseen classes become the ignore label."""
+        narrow = {wide: i for i, wide in enumerate(self.seen_ids)}
+        return {i: narrow.get(i, ignore_label) for i in (*range(self.num_classes), ignore_label)}
+
     def restricted_to(self, names: Iterable[str]) -> ClassSplit:
         """Split with only some classes, in the order of their names; they stay seen or unseen as they were."""
         ids = self.ids_of(names)

@@ -81,3 +81,6 @@ def _add_own_data_keys(cfg: CfgNode) -> None:
     node.VAL_LABELS = ""
     node.VAL_LIST = ""  # instead of these, a text file of ids (file names without ending) out of IMAGES
     node.VOID_VALUES = ()  # label values that mean nothing, besides 255
+    # Names of classes that training must not know (zero-shot): void in "own_train", which is labelled with the others
+    # alone; "own_val_unseen" counts them alone.
+    node.UNSEEN = ()

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user's own data without code: two folders and a list of class names become ``own_train`` and ``own_val``.
 
-The keys are DATASETS.FOLDERS.*; ``python -m padding.data.label_audit`` looks for the usual mistakes in the labels.
+With a list of unseen class names they are a zero-shot problem: pixels of these classes are void in ``own_train``, and
+``own_val_unseen`` counts them alone. The keys are DATASETS.FOLDERS.*; ``python -m padding.data.label_audit`` looks for
+the usual mistakes in the labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,18 +23,29 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 OWN_NAMES = ("own_train", "own_val")
+OWN_UNSEEN = "own_val_unseen"
 _KEY = "DATASETS.FOLDERS"
 
 
-def folder_classes(path: str | Path) -> ClassSplit:
+def folder_classes(path: str | Path, unseen: Sequence[str] = ()) -> ClassSplit:
     """Label space of a text file: the name in line n, from 0 on, is the class of label value n.
+
+    Args:
+        path: of the text file.
+        unseen: names of the classes that training does not know.
 
     Raises:
         MissingFileError, DataError: see ``read_name_list``.
+        ConfigError: an unseen name is not in the file, or no class is seen.
     """
     names = read_name_list(path)
+    if unknown := sorted(set(unseen) - set(names)):
+        raise ConfigError(f"{_KEY}.UNSEEN names {unknown}, which {path} does not list; it has {', '.join(names)}")
+    if set(unseen) == set(names):
+        raise ConfigError(f"{_KEY}.UNSEEN names all {len(names)} classes; leave some of them to learn from")
     return ClassSplit(
         names=names,
+        unseen_names=frozenset(unseen),
         is_thing=(False,) * len(names),
         dataset_ids=tuple(range(len(names))),
         colors=voc_palette(len(names)),
@@ -64,8 +77,9 @@ def register_folders(
     val_labels: str = "",
     val_list: str = "",
     void_values: Sequence[int] = (),
+    unseen: Sequence[str] = (),
 ) -> None:
-    """Register ``own_train`` and, with validation data, ``own_val``.
+    """Register ``own_train`` and, with validation data, ``own_val`` and (with unseen classes) ``own_val_unseen``.
 
     Args:
         images: folder of the images.
@@ -75,6 +89,7 @@ def register_folders(
         val_labels: their labels.
         val_list: instead of these two, a text file with the ids of images in ``images`` that are kept for evaluation.
         void_values: label values that mean nothing; 255 always does.
+        unseen: names of classes whose pixels are void in ``own_train``, whose label space has the others alone.
 
     Raises:
         MissingFileError, ConfigError: a key is missing, contradicts another, or names a file that is not there.
@@ -89,17 +104,30 @@ def register_folders(
         )
     if not Path(classes).is_file():
         raise MissingFileError(f"{_KEY}.CLASSES: {classes} does not exist; write one class name a line, label 0 first")
-    split = folder_classes(classes)
-    cure = f"The folders are those of {_KEY}"
-    register = partial(
-        register_listed_images, class_split=split, label_map=own_label_map(split.num_classes, void_values), cure=cure
-    )
+    split = folder_classes(classes, unseen)
+    label_map = own_label_map(split.num_classes, void_values)
+    register = partial(register_listed_images, cure=f"The folders are those of {_KEY}")
     train, val = OWN_NAMES
-    register(train, image_root=images, label_root=labels, excluded_ids=val_list or None)
-    if val_list:
-        register(val, image_root=images, label_root=labels, image_ids=val_list)
-    elif val_images:
-        register(val, image_root=val_images, label_root=val_labels)
+    register(
+        train,
+        class_split=split.seen_only(),
+        label_map=_narrow(label_map, split) if unseen else label_map,
+        image_root=images,
+        label_root=labels,
+        excluded_ids=val_list or None,
+    )
+    if not (val_list or val_images):
+        return
+    folders = {"image_root": val_images or images, "label_root": val_labels or labels, "image_ids": val_list or None}
+    register(val, class_split=split, label_map=label_map, **folders)
+    if unseen:
+        register(OWN_UNSEEN, class_split=split, label_map=label_map, evaluate_unseen_only=True, **folders)
+
+
+def _narrow(label_map: Mapping[int, int] | None, split: ClassSplit) -> dict[int, int]:
+    """The label map (None: values are classes) with the label space of the seen classes behind it."""
+    narrow = split.narrow_labels(IGNORE_LABEL)
+    return narrow if label_map is None else {value: narrow[label] for value, label in label_map.items()}
 
 
 def register_own_data(cfg: CfgNode) -> None:
@@ -117,6 +145,7 @@ def register_own_data(cfg: CfgNode) -> None:
         "val_labels": keys.VAL_LABELS,
         "val_list": keys.VAL_LIST,
         "void_values": keys.VOID_VALUES,
+        "unseen": keys.UNSEEN,
     }
     if settings["images"]:
         register_folders(**settings)

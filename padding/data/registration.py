@@ -39,6 +39,7 @@ def register_panoptic(  # noqa: PLR0913  (one argument per file or folder)
     seen_only: bool = False,
     unseen_policy: UnseenPolicy = "error",
     evaluate_unseen_only: bool = False,
+    evaluator_type: str = "coco_panoptic_seg",
     cure: str = "",
 ) -> None:
     """Register a data set in COCO panoptic format under ``name``; files are read when the set is first used.
@@ -52,8 +53,10 @@ def register_panoptic(  # noqa: PLR0913  (one argument per file or folder)
         sem_seg_root: folder of semantic PNGs whose values are the contiguous ids of ``class_split``; may be empty.
         json_file: COCO instance annotations for instance evaluation; may be empty.
         seen_only: no unseen class may appear though ``class_split`` holds some (training in a wide label space).
-        unseen_policy: see ``padding.data.loaders.panoptic_json.load_panoptic``.
+        unseen_policy: see ``padding.data.loaders.panoptic_json.load_panoptic``; with "ignore_pixels" categories outside
+            the label space are void in the evaluation, too.
         evaluate_unseen_only: seen classes count as void in the evaluation (for MODEL.PADING.TEST.MODE "zsl").
+        evaluator_type: "coco_panoptic_seg", or "sem_seg" for the semantic task alone.
         cure: sentence for error messages: how the files are obtained.
 
     Raises:
@@ -70,10 +73,14 @@ def register_panoptic(  # noqa: PLR0913  (one argument per file or folder)
         name,
         partial(load_panoptic, **options, **files),  # type: ignore[arg-type]
         class_split,
-        "coco_panoptic_seg",
+        evaluator_type,
         unseen_only=evaluate_unseen_only,
         files={**files, "json_file": str(json_file)},
     )
+    if unseen_policy == "ignore_pixels":
+        from detectron2.data import MetadataCatalog
+
+        MetadataCatalog.get(name).outside_is_void = True
 
 
 def register_sem_seg(  # noqa: PLR0913  (one argument per file or folder)
@@ -137,6 +144,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
     label_name: str = "{id}.png",
     label_map: Mapping[int, int] | None = None,
     background_id: int | None = None,
+    evaluate_unseen_only: bool = False,
     cure: str = "",
 ) -> None:
     """Register images with one semantic PNG each, found by their ids, under ``name``.
@@ -152,6 +160,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
         label_name: likewise.
         label_map: value in the PNG -> contiguous id or the ignore label; None: the values are contiguous ids and 255.
         background_id: class that evaluation also leaves out, see ``SemSegEvaluator``.
+        evaluate_unseen_only: seen classes count as void in the evaluation (for MODEL.PADING.TEST.MODE "zsl").
         cure: sentence for error messages: how the files are obtained.
 
     Raises:
@@ -167,7 +176,9 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
         label_name=label_name,
         cure=cure,
     )
-    register_data_set(name, loader, class_split, "sem_seg", unseen_only=False, label_map=label_map, files=files)
+    register_data_set(
+        name, loader, class_split, "sem_seg", unseen_only=evaluate_unseen_only, label_map=label_map, files=files
+    )
     if background_id is not None:
         from detectron2.data import MetadataCatalog
 

@@ -37,11 +37,19 @@ class PanopticGroundTruth:
         image_ids: all annotated images, sorted.
     """
 
-    def __init__(self, panoptic_json: str | Path, panoptic_root: str | Path, groups: ClassGroups) -> None:
+    def __init__(
+        self,
+        panoptic_json: str | Path,
+        panoptic_root: str | Path,
+        groups: ClassGroups,
+        *,
+        outside_is_void: bool = False,
+    ) -> None:
         self.panoptic_json = Path(panoptic_json)
         self.panoptic_root = Path(panoptic_root)
         self.groups = groups
         self._contiguous_id = groups.contiguous_id
+        self._outside_is_void = outside_is_void
         content = read_json(self.panoptic_json, required=("annotations",), cure=_CURE)
         self._annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
         self.image_ids = sorted(self._annotations)
@@ -60,7 +68,9 @@ class PanopticGroundTruth:
                 f"data set '{dataset_name}' has no panoptic_json and panoptic_root in its metadata; register it with "
                 "register_panoptic, or switch MODEL.MASK_FORMER.TEST.PANOPTIC_ON off"
             )
-        return cls(panoptic_json, panoptic_root, ClassGroups.from_metadata(metadata))
+        outside_is_void = metadata.get("outside_is_void", False)
+        groups = ClassGroups.from_metadata(metadata)
+        return cls(panoptic_json, panoptic_root, groups, outside_is_void=outside_is_void)
 
     def annotation(self, image_id: int | str) -> Mapping[str, Any]:
         """Entry of an image as it stands in the JSON, with the data set's own category ids.
@@ -87,9 +97,12 @@ class PanopticGroundTruth:
             DataError: if the image is not annotated, its PNG is unreadable, or a category is unknown.
         """
         annotation = self.annotation(image_id)
-        segments = []
+        segments, void = [], []
         for segment in annotation["segments_info"]:
             if segment["category_id"] not in self._contiguous_id:
+                if self._outside_is_void:
+                    void.append(segment["id"])
+                    continue
                 raise DataError(
                     f"{self.panoptic_json}: image {image_id!r}, segment {segment['id']}: category_id "
                     f"{segment['category_id']} is not among the {self.groups.num_classes} classes of the data set"
@@ -97,7 +110,7 @@ class PanopticGroundTruth:
             segments.append({**segment, "category_id": self._contiguous_id[segment["category_id"]]})
         id_map = read_panoptic_ids(self.panoptic_root / annotation["file_name"])
         # Classes that do not count are void, so that predictions on them are neither right nor wrong.
-        void = [segment["id"] for segment in segments if segment["category_id"] not in self.groups.counted_ids]
+        void += [segment["id"] for segment in segments if segment["category_id"] not in self.groups.counted_ids]
         if void:
             id_map = np.where(np.isin(id_map, void), 0, id_map).astype(np.uint32)
             segments = [segment for segment in segments if segment["category_id"] in self.groups.counted_ids]

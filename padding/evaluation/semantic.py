@@ -5,12 +5,13 @@ Label conventions. A ground-truth file is an index image (PIL mode P, L or 16 bi
 Contiguous labels 0..K-1 with ``ignore_label`` need nothing more: COCO's prepared maps, VOC and Cityscapes' train ids.
 Other numberings are declared in the metadata by ``sem_seg_label_map``, label on disk -> contiguous id or
 ``ignore_label``; that of Cityscapes' ``labelIds`` files is ``padding.data.sets.cityscapes.cityscapes_label_map()``.
+Panoptic data without semantic files are read from their panoptic PNGs.
 """
 
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
-from padding.data.readers import read_label_map
-from padding.data.targets import translate_labels
+from padding.data.readers import read_label_map, read_panoptic_ids
+from padding.data.targets import segment_index_map, semantic_labels, translate_labels
 from padding.errors import ConfigError, DataError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
@@ -49,6 +50,7 @@ class SemanticGroundTruth:
         files: image file -> label file.
         image_files: image id -> image file.
         background_id: class that tables of the data set leave out as well; None: there is none.
+        panoptic: image file -> its entry, of images whose label file is a panoptic PNG.
     """
 
     dataset_name: str
@@ -58,6 +60,7 @@ class SemanticGroundTruth:
     files: Mapping[str, Path]
     image_files: Mapping[int | str, str]
     background_id: int | None = None
+    panoptic: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of_dataset(cls, dataset_name: str) -> "SemanticGroundTruth":
@@ -68,14 +71,20 @@ class SemanticGroundTruth:
         """
         metadata = MetadataCatalog.get(dataset_name)
         records = DatasetCatalog.get(dataset_name)
+        sem_seg_root = metadata.get("sem_seg_root")
         return cls(
             dataset_name=dataset_name,
             groups=ClassGroups.from_metadata(metadata),
             ignore_label=int(metadata.get("ignore_label", 255)),
             label_map=metadata.get("sem_seg_label_map"),
-            files=_truth_files(dataset_name, records, metadata.get("sem_seg_root")),
+            files=_truth_files(dataset_name, records, sem_seg_root),
             image_files={record["image_id"]: record["file_name"] for record in records if "image_id" in record},
             background_id=metadata.get("background_id"),
+            panoptic={
+                record["file_name"]: record
+                for record in records
+                if not (record.get("sem_seg_file_name") or sem_seg_root) and "segments_info" in record
+            },
         )
 
     @property
@@ -105,7 +114,10 @@ class SemanticGroundTruth:
             DataError: it cannot be used, or the image does not belong to the data set.
         """
         path = self.file_of(image_file)
-        labels = read_label_map(path, cure=_CURE)
+        if image_file in self.panoptic:
+            labels = _labels_of_segments(self.panoptic[image_file], path, self.ignore_label)
+        else:
+            labels = read_label_map(path, cure=_CURE)
         return labels if self.label_map is None else translate_labels(labels, self.label_map, path=path)
 
 
@@ -277,9 +289,18 @@ def _truth_files(dataset_name: str, records: Sequence[Mapping[str, Any]], sem_se
             files[record["file_name"]] = Path(record["sem_seg_file_name"])
         elif sem_seg_root:
             files[record["file_name"]] = Path(sem_seg_root) / f"{Path(record['file_name']).stem}.png"
+        elif "pan_seg_file_name" in record and "segments_info" in record:
+            files[record["file_name"]] = Path(record["pan_seg_file_name"])
         else:
             raise ConfigError(
                 f"data set '{dataset_name}': image {record['file_name']} has no sem_seg_file_name and the metadata no "
                 "sem_seg_root; register one of them, or switch MODEL.MASK_FORMER.TEST.SEMANTIC_ON off"
             )
     return files
+
+
+def _labels_of_segments(record: Mapping[str, Any], path: Path, ignore_label: int) -> npt.NDArray[np.integer]:
+    """(h, w) labels of a panoptic PNG, see ``padding.data.targets.semantic_labels``."""
+    segments, void_ids = record["segments_info"], record.get("void_segment_ids", ())
+    index = segment_index_map(read_panoptic_ids(path), segments, void_ids=void_ids, path=path)
+    return semantic_labels(index, segments, ignore_label=ignore_label)

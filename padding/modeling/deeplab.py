@@ -18,7 +18,9 @@ from detectron2.layers import Conv2d
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
+
+_FILLS = {"xavier": weight_init.c2_xavier_fill, "kaiming": weight_init.c2_msra_fill}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class DeepLabOptions:
         pool_norm: the same for the image-pooling branch, which sees one value per image and channel: with a batch norm,
             training needs more than one image.
         separable: atrous branches are depthwise, then pointwise (the DSC-ASPP of SalSeg).
+        init: initial values of the convolutions: "xavier", with a classifier near 0; or "kaiming" (He et al.,
+            1502.01852) in all of them, whose variance fits the ReLU behind.
+
+    Raises:
+        ConfigError: for another ``init``.
     """
 
     project_channels: int = 48
@@ -45,6 +52,10 @@ class DeepLabOptions:
     norm: str = "BN"
     pool_norm: str = ""
     separable: bool = False
+    init: str = "xavier"
+
+    def __post_init__(self) -> None:
+        check_choice("INIT of the head", self.init, _FILLS)
 
     @classmethod
     def from_node(cls, node: CfgNode) -> "DeepLabOptions":
@@ -94,6 +105,10 @@ class ASPP(layers.ASPP):
         # Behind the pooling itself, which Detectron2 leaves without a norm.
         if options.pool_norm:
             self.convs[-1][1] = _conv(in_channels, channels, 1, options.pool_norm)
+        if options.init != "xavier":  # what they have
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    _FILLS[options.init](module)
 
     def forward(self, features: Tensor) -> Tensor:
         """Join the pyramid's branches.
@@ -133,11 +148,15 @@ class DeepLabDecoder(nn.Module):
         super().__init__()
         width = options.decoder_channels
         # Few channels of the low level, so that they do not outweigh the pyramid's (DeepLabV3+, Sec. 4.1).
-        self.project = _conv(low_channels, options.project_channels, 1, options.norm)
+        how: dict[str, str] = {"norm": options.norm, "init": options.init}
+        self.project = _conv(low_channels, options.project_channels, 1, **how)
         joined = options.project_channels + high_channels + sum(extra_channels)
-        self.fuse = nn.Sequential(_conv(joined, width, 3, options.norm), _conv(width, width, 3, options.norm))
+        self.fuse = nn.Sequential(_conv(joined, width, 3, **how), _conv(width, width, 3, **how))
         self.predictor = Conv2d(width, num_classes, kernel_size=1)
-        nn.init.normal_(self.predictor.weight, mean=0.0, std=0.001)  # nearly uniform scores at the start
+        if options.init == "kaiming":
+            nn.init.kaiming_normal_(self.predictor.weight)  # of its inputs: it has few outputs, and no ReLU
+        else:
+            nn.init.normal_(self.predictor.weight, mean=0.0, std=0.001)  # nearly uniform scores at the start
         nn.init.zeros_(self.predictor.bias)
 
     def forward(self, low_level: Tensor, high_level: Tensor, extra: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
@@ -207,7 +226,7 @@ class DeepLabV3PlusHead(nn.Module):
         return {"logits": logits, "aspp": aspp, "decoder": decoder}
 
 
-def _conv(in_channels: int, out_channels: int, size: int, norm: str) -> Conv2d:
+def _conv(in_channels: int, out_channels: int, size: int, norm: str, init: str = "xavier") -> Conv2d:
     """Convolution that keeps the size of the map, norm and ReLU."""
     layer = Conv2d(
         in_channels,
@@ -218,7 +237,7 @@ def _conv(in_channels: int, out_channels: int, size: int, norm: str) -> Conv2d:
         norm=layers.get_norm(_flexible_norm(norm), out_channels),
         activation=nn.ReLU(),
     )
-    weight_init.c2_xavier_fill(layer)
+    _FILLS[init](layer)
     return layer
 
 

@@ -47,13 +47,15 @@ class Row(NamedTuple):
     name: str  # its name in folders
     options: tuple[str, ...] = ()  # KEY, VALUE, ... put behind the configuration
     trained: bool = True  # False if the segmentor is evaluated as it is
+    seeded: tuple[str, ...] = ()  # KEYs that are set to the seed of each run
 
 
 def read_row(path: Path, label: str) -> Row:
     """Row of a YAML file without ``_BASE_``."""
     leaves = dict(flattened(yaml.safe_load(path.read_text())))
     options = tuple(str(word) for pair in leaves.items() for word in pair)
-    return Row(label, path.stem, options, trained=leaves.get("MODEL.PADING.METHOD") != "supervised")
+    seeded = tuple(key for key in leaves if key.endswith(".RANDOM_SEED"))
+    return Row(label, path.stem, options, leaves.get("MODEL.PADING.METHOD") != "supervised", seeded)
 
 
 def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
@@ -145,7 +147,8 @@ class AblationRuns:
 
     def _options(self, row: Row, seed: int) -> list[str]:
         bank = ("MODEL.PADING.FEATURE_BANK.PATH", str(self.output / "feature_bank"))
-        return ["MODEL.PADING.FEATURE_BANK.ENABLED", "True", *bank, *self.options, *row.options, "SEED", str(seed)]
+        seeds = [word for key in ("SEED", *row.seeded) for word in (key, str(seed))]
+        return ["MODEL.PADING.FEATURE_BANK.ENABLED", "True", *bank, *self.options, *row.options, *seeds]
 
     def _folder(self, row: Row, seed: int) -> Path:
         cfg = self.configure(row, seed)

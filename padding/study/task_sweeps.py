@@ -7,7 +7,7 @@ does not depend on gamma (masks, their codes and scores) is kept per query, and 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from padding.evaluation.confusion import SemanticScores, confusion_matrix, score
 from padding.evaluation.grouping import ClassGroups
 from padding.evaluation.instance import DetectionScores, InstanceGroundTruth, detection_scores
 from padding.evaluation.semantic import SemanticGroundTruth
+from padding.modeling.inference import apply_seen_bias
 from padding.study.curve import GAMMAS, AccumulatedSweep, half_of_images
 
 Raw = TypeVar("Raw")
@@ -73,6 +74,58 @@ def sweep_semantic(
         labels = truth.read(image_id)
         for accumulator, function in zip(halves[half_of[image_id]], functions, strict=True):
             accumulator.update(function(raw), labels)
+    return AccumulatedSweep(tuple(gammas), halves[0], halves[1])
+
+
+class MaskPrediction(Protocol):
+    """``seen_bias.QueryPrediction``: class logits (Q, K+1), and mask logits (Q, h, w) at the original size."""
+
+    class_logits: Tensor
+
+    def full_masks(self) -> Tensor:
+        """(Q, h, w) float."""
+
+
+@dataclass(frozen=True)
+class MaskGrid:
+    """What a semantic sweep needs of an image beside class logits: it serves every classifier and every gamma."""
+
+    masks: Tensor  # (Q, h, w) float in [0, 1], at some of the original pixels
+    labels: npt.NDArray[np.integer]  # (h, w) contiguous labels there
+
+    @classmethod
+    def of(cls, raw: MaskPrediction, labels: npt.NDArray[np.integer], step: int) -> "MaskGrid":
+        """Every ``step``-th pixel of every ``step``-th row."""
+        return cls(raw.full_masks()[:, ::step, ::step].float().sigmoid(), labels[::step, ::step])
+
+    def best_classes(self, class_logits: Tensor) -> npt.NDArray[np.int64]:
+        """(h, w) ids, as post-processing gives them where masks are enlarged before classes are summed."""
+        probs = class_logits.float().softmax(dim=-1)[:, :-1]
+        # (K, Q) @ (Q, h w), then the best class of each pixel.
+        return (probs.T @ self.masks.flatten(1)).max(dim=0).indices.view(self.masks.shape[1:]).cpu().numpy()
+
+
+def sweep_masks(
+    predictions: Iterable[tuple[int | str, Tensor, MaskGrid]],
+    truth: SemanticGroundTruth,
+    gammas: Sequence[float] = GAMMAS,
+) -> AccumulatedSweep:
+    """Semantic scores at every gamma; the numbers of ``sweep_semantic``, on the pixels of a grid.
+
+    They are equal where MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE is set: masks are brought to the
+    original size first, here once for all gammas.
+
+    Args:
+        predictions: image id, class logits (Q, K+1) and grid; each image once.
+        truth: ground truth of the same images.
+        gammas: ascending; subtracted from the seen logits only.
+    """
+    groups = truth.groups
+    halves = [[ConfusionAccumulator(groups.num_classes, truth.ignore_label) for _ in gammas] for _ in range(2)]
+    half_of = half_of_images(truth.image_ids)
+    for image_id, logits, grid in predictions:
+        for accumulator, gamma in zip(halves[half_of[image_id]], gammas, strict=True):
+            accumulator.update(grid.best_classes(apply_seen_bias(logits, groups.seen_ids, gamma)), grid.labels)
     return AccumulatedSweep(tuple(gammas), halves[0], halves[1])
 
 

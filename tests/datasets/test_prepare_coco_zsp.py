@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from tests.scripts import DATASETS, load_script
 from tests.tiny_coco import HEIGHT, WIDTH, write_tiny_coco
 
@@ -158,18 +159,17 @@ def test_runs_as_a_script_from_anywhere(coco, tmp_path):
     assert "3/3" in done.stderr
 
 
-@pytest.mark.data
-def test_two_real_images(real_data, tmp_path, capsys):
-    sample = real_data / "coco_panoptic_sample"
+def test_real_images(tmp_path, capsys):
+    sample = photograph_files(samples_dir(), "train")
     direct = [
-        *("--panoptic-json", str(sample / "panoptic_examples.json")),
-        *("--panoptic-dir", str(sample / "panoptic_examples")),
-        *("--image-dir", str(sample / "input_images")),
+        *("--panoptic-json", str(sample["panoptic_json"])),
+        *("--panoptic-dir", str(sample["panoptic_root"])),
+        *("--image-dir", str(sample["image_root"])),
         *ONE,
     ]
     assert main([*direct, "--output", str(tmp_path / "strict")]) == 0
-    assert "0 of 2 images kept" in capsys.readouterr().out
+    assert "2 of 7 images kept" in capsys.readouterr().out
     loose = [*direct, "--output", str(tmp_path / "loose"), "--policy", "ignore_pixels"]
     assert main(loose) == 0
-    assert "2 of 2 images kept" in capsys.readouterr().out
+    assert "6 of 7 images kept" in capsys.readouterr().out
     assert main([*loose, "--check"]) == 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels of whole images: what grow_labels keeps, how it scales, and the numbers that quality_of reads off."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from padding.data.catalog import register_all
 from padding.data.streams import load_training_entries
 from padding.engine import TRAINER_REGISTRY
 from padding.modeling.batching import normalize_image
+from psi.color_affinity import AffinityOptions
 from psi.grid import supervision_at_pixels, supervision_on_grid
 from psi.label_diffusion import DiffusionOptions, diffuse
 from psi.labeling import GrownLabels, SupervisionReader, grow_labels, quality_of
@@ -100,6 +102,35 @@ def test_same_as_the_parts_put_together_by_hand(model: PSI) -> None:
         expected = supervision_at_pixels(step.supervision, scribbles[None], valid, stride=4, num_classes=CLASSES)
         assert same(state, expected)
         torch.testing.assert_close(state.weights, expected.weights)
+
+
+def test_labels_are_those_of_the_moving_average(model: PSI) -> None:
+    sample, scribbles, _ = scene()
+    expected = grow_labels(model, sample, scribbles)
+    model.average, model.network = model.network, nn.Identity()  # type: ignore[assignment]
+    assert same(grow_labels(model, sample, scribbles).states[-1], expected.states[-1])
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_colors_of_the_image_keep_labels_in(model: PSI, scale: int) -> None:
+    """A network that knows no border: with an affinity labels stop where red ends, whatever size it sees."""
+    sample, scribbles, truth = scene(scale=scale)
+    scribbles[:, 32:] = VOID
+
+    class Unsure(nn.Module):
+        def forward(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
+            logits = images.new_zeros(len(images), CLASSES, images.shape[-2] // 4, images.shape[-1] // 4)
+            logits[:, 1] = 1.0 + torch.rand(logits.shape[-2:], generator=torch.Generator().manual_seed(0))
+            return logits
+
+    model.network = Unsure()  # type: ignore[assignment]
+    wrong = grow_labels(model, sample, scribbles).states[-1].labels[0]
+    assert (wrong[truth == 2] == 1).any()
+    options = replace(model.growth.diffusion, affinity=AffinityOptions(mode="gate"))
+    model.growth = replace(model.growth, diffusion=options)
+    found = grow_labels(model, sample, scribbles).states[-1].labels[0]
+    assert not (found[truth == 2] == 1).any()
+    assert (found == 1).sum() > (scribbles == 1).sum()
 
 
 @pytest.mark.parametrize("training", [True, False])

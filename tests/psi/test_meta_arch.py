@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
@@ -17,11 +16,9 @@ from padding.modeling.batching import normalize_image
 from psi import losses
 from psi.grid import cells_to_pixels, supervision_on_grid, valid_cells
 from psi.meta_arch import PSI, LabelsAtStep
-from psi.supervision import PixelSupervision, Supervision
 from tests.meta_arch_contract import MetaArchContract
-from tests.tiny_psi import random_samples, tiny_psi_cfg
+from tests.tiny_psi import build, random_samples, run, scribbles_of, supervision_of, tiny_psi_cfg
 
-NODE = "MODEL.PSI."
 VOID = 255
 THRESHOLD = "threshold_net."
 
@@ -29,49 +26,6 @@ THRESHOLD = "threshold_net."
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> None:
     register_all()
-
-
-def build(*opts: Any) -> PSI:
-    """A model whose scores differ between places; short keys are of MODEL.PSI."""
-    words = (NODE + word if i % 2 == 0 and not word.startswith("SOLVER") else word for i, word in enumerate(opts))
-    torch.manual_seed(0)
-    model = build_model(tiny_psi_cfg(*words))
-    assert isinstance(model, PSI)
-    with torch.no_grad():
-        model.network.head.decoder.predictor.weight.normal_(std=0.3)
-    return model.train()
-
-
-def run(
-    model: PSI, samples: list[dict[str, Any]], *, iteration: int = 3, step: int = 0, grid: Supervision | None = None
-) -> dict[str, Tensor]:
-    with EventStorage(iteration):
-        found, _ = model(samples, LabelsAtStep(step, grid))
-        return found
-
-
-def supervision_of(
-    monkeypatch: pytest.MonkeyPatch, model: PSI, samples: list[dict[str, Any]], *, iteration: int = 3, **how: Any
-) -> PixelSupervision:
-    """What the loss of the network is given."""
-    seen: list[PixelSupervision] = []
-    original = losses.segmentation_loss
-
-    def spy(logits: Tensor, supervision: PixelSupervision, **options: Any) -> Tensor:
-        seen.append(supervision)
-        return original(logits, supervision, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(losses, "segmentation_loss", spy)
-        run(model, samples, iteration=iteration, **how)
-    assert len(seen) == 1
-    return seen[0]
-
-
-def scribbles_of(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Scribbles, void in the padding; and the pixels of the images."""
-    valid = torch.stack([sample["valid"] for sample in samples])
-    return torch.stack([sample["sem_seg"] for sample in samples]).masked_fill(~valid, VOID), valid
 
 
 def full_logits(model: PSI, samples: list[dict[str, Any]]) -> Tensor:
@@ -363,6 +317,12 @@ CHANGES: list[tuple[tuple[Any, ...], set[str]]] = [
     (("SLD.THRESHOLD_NET.HIDDEN", (4,)), set()),
     (("CPP.SCALE", "learned"), set()),
     (("DECODER.PRE_REDUCE", True, "DECODER.HIGH_LEVEL", "res5"), {"loss_seg"}),
+    (("DECODER.INIT", "kaiming"), {"loss_seg"}),
+    (("SLD.AFFINITY.MODE", "gate"), {"loss_seg"}),
+    (("SLD.AFFINITY.MODE", "factor"), {"loss_seg", "loss_diffusion"}),
+    (("SLD.AFFINITY.MODE", "factor", "SLD.AFFINITY.SIGMA", 0.5), {"loss_seg", "loss_diffusion"}),
+    (("SLD.AFFINITY.MODE", "gate", "SLD.AFFINITY.MIN", 0.9), {"loss_seg"}),
+    (("LOSS.DIFFUSED_RAMP.TYPE", "gaussian", "LOSS.DIFFUSED_RAMP.ITERS", 100), {"loss_seg"}),
     (("AGGREGATION", "none"), {"loss_seg"}),
     (("AGGREGATION", "up"), {"loss_seg"}),
     (("AGGREGATION", "sf"), {"loss_seg"}),

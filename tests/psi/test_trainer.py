@@ -122,8 +122,9 @@ def test_the_mapper_gives_scribbles_and_what_is_image(tmp_path: Path) -> None:
         (),
         ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2, "MODEL.PSI.DECODER.ASPP_DROPOUT", 0.5),
         (*INNER_LOOP, SLD + "START_ITER", 1, "SOLVER.OPTIMIZER", "SGD", "SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR"),
+        ("MODEL.PSI.TEACHER.DECAY", 0.9, "MODEL.PSI.WEAK_TO_STRONG", True, "INPUT.STRONG_VIEW", True),
     ],
-    ids=["online", "online-amp-accumulation", "inner-loop"],
+    ids=["online", "online-amp-accumulation", "inner-loop", "average-weak-to-strong"],
 )
 def test_resume_continues_exactly(opts: tuple[Any, ...], tmp_path: Path) -> None:
     straight = trainer(tmp_path / "straight", *opts)
@@ -133,6 +134,25 @@ def test_resume_continues_exactly(opts: tuple[Any, ...], tmp_path: Path) -> None
     assert resumed.start_iter == 2
     assert lines(tmp_path / "broken") == lines(tmp_path / "straight")
     assert_equal_weights(straight.module, resumed.module)
+
+
+@pytest.mark.parametrize("mode", ["online", "inner_loop"])
+def test_the_average_moves_once_per_optimizer_step(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts where the network does, after the loading of initial weights."""
+    opts = ("MODEL.PSI.TEACHER.DECAY", 0.9, SLD + "MODE", mode, "SOLVER.MAX_ITER", 1)
+    built = trainer(tmp_path, *opts)
+    assert built.network.average is not None
+    with torch.no_grad():
+        next(built.network.network.parameters()).add_(1.0)  # as weights from a file would
+    built.resume_or_load(resume=False)
+    assert_equal_weights(built.network.network, built.network.average)
+    moves: list[int] = []
+    original = built.network.update_average
+    monkeypatch.setattr(built.network, "update_average", lambda: (moves.append(built.iter), original()))
+    built.train()
+    assert len(moves) == (3 if mode == "inner_loop" else 1)
+    trained = {id(p) for group in built.optimizers["main"].param_groups for p in group["params"]}
+    assert not trained & {id(p) for p in built.network.average.parameters()}
 
 
 # Inner loop -----------------------------------------------------------------------------------------------------------

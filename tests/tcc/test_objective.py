@@ -12,7 +12,7 @@ from torch import Tensor
 from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consistency, labels_of
 from tcc.config import add_tcc_config
 from tcc.losses import cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
-from tcc.objective import CohortBatch, CohortObjective, build_objective, full_size_logits
+from tcc.objective import CohortBatch, CohortObjective, build_objective, full_size_logits, surest_logits
 
 K = 5
 SIZE = (32, 32)
@@ -246,3 +246,19 @@ def test_scores_are_compared_in_float32(labeled: CohortBatch, unlabeled: CohortB
 def test_unknown_choices_are_named(opts: tuple[Any, ...], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         build(*opts)
+
+
+def test_the_surest_student_teaches_both(labeled: CohortBatch, unlabeled: CohortBatch) -> None:
+    targets = {name: torch.randn(2, K, *SIZE) for name in ("cnn", "vit")}
+    surest = torch.empty(2, K, *SIZE)
+    for b in range(2):
+        for y in range(SIZE[0]):
+            for x in range(SIZE[1]):
+                pair = [targets[name][b, :, y, x] for name in ("cnn", "vit")]
+                surest[b, :, y, x] = max(pair, key=lambda logits: logits.softmax(dim=0).max().item())
+    torch.testing.assert_close(surest_logits(list(targets.values())), surest, rtol=0, atol=0)
+    opts = ("TARGETS.SOURCE", "surest", "CFCD.ENABLED", False, "CCD.ON_LABELED", False, "CCD.MODE", "hard")
+    losses, _ = build(*opts)(labeled, unlabeled._replace(targets=targets), 1.0)
+    scores = full(unlabeled)
+    expected = sum(hard_divergence(scores[name], surest, valid=unlabeled.valid) for name in ("cnn", "vit"))
+    torch.testing.assert_close(losses["loss_ccd_unlabeled"], torch.as_tensor(expected))

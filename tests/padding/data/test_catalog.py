@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from padding.data.catalog import coco_zsp_split, register_all, register_panoptic
 from padding.data.class_split import class_split_of
+from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
 NAMES = (
@@ -39,6 +40,18 @@ TASKS = {
     "coco_2014_val_instances_zsi_65_15": (80, 15, 80),
     "coco_2014_val_instances_zsi_65_15_unseen": (80, 15, 15),
 }
+# The two sets of photographs, for both tasks.
+for _name in (
+    "coco128_{}_panoptic_zsp",
+    "coco128_{}_sem_seg_zss",
+    "coco_samples_{}_panoptic_zsp",
+    "coco_samples_{}_sem_seg_zss",
+):
+    TASKS |= {_name.format("train"): (119, 0, 119), _name.format("val"): (133, 14, 133)}
+    TASKS[_name.format("val") + "_unseen"] = (133, 14, 14)
+for _name in ("coco128_{}_panoptic_zsp_26_6", "coco128_{}_sem_seg_zss_26_6"):
+    TASKS |= {_name.format("train"): (26, 0, 26), _name.format("val"): (32, 6, 32)}
+    TASKS[_name.format("val") + "_unseen"] = (32, 6, 6)
 
 
 pytestmark = pytest.mark.usefixtures("restored_catalogs")
@@ -149,23 +162,16 @@ def test_class_split_of_unknown_or_nameless_set() -> None:
         class_split_of("tiny_nameless")
 
 
-@pytest.mark.data
-def test_real_coco_images_both_hold_unseen_classes(real_data: Path) -> None:
-    folder = real_data / "coco_panoptic_sample"
-    files = {
-        "image_root": folder / "input_images",
-        "panoptic_root": folder / "panoptic_examples",
-        "panoptic_json": folder / "panoptic_examples.json",
-    }
-    split = coco_zsp_split()
+def test_real_coco_images_hold_unseen_classes() -> None:
+    files, split = photograph_files(samples_dir(), "train"), coco_zsp_split()
     register_panoptic("real_val", class_split=split, **files)
-    assert len(DatasetCatalog.get("real_val")) == 2
+    assert len(DatasetCatalog.get("real_val")) == 7
     register_panoptic("real_train", class_split=split.seen_only(), **files)
-    with pytest.raises(ValueError, match=r"000000142238\.jpg holds"):
+    with pytest.raises(ValueError, match=r"image 000000000089\.jpg holds 'cardboard'"):
         DatasetCatalog.get("real_train")
     register_panoptic("real_train", class_split=split.seen_only(), unseen_policy="drop_image", **files)
-    assert DatasetCatalog.get("real_train") == []
+    assert [entry["image_id"] for entry in DatasetCatalog.get("real_train")] == [370, 436]
     register_panoptic("real_train", class_split=split.seen_only(), unseen_policy="ignore_pixels", **files)
     entries = DatasetCatalog.get("real_train")
-    assert len(entries) == 2
-    assert all(entry["void_segment_ids"] and entry["segments_info"] for entry in entries)
+    assert len(entries) == 7
+    assert sum("void_segment_ids" in entry for entry in entries) == 5

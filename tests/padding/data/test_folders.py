@@ -13,7 +13,7 @@ from PIL import Image
 
 import train_net
 from padding.data.class_split import class_split_of
-from padding.data.folders import OWN_NAMES, register_own_data
+from padding.data.folders import OWN_NAMES, OWN_UNSEEN, register_own_data
 from padding.data.registration import _registered
 from padding.engine import add_core_config
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(autouse=True)
 def _no_own_data_afterwards() -> Iterator[None]:
     yield
-    for name in OWN_NAMES:
+    for name in (*OWN_NAMES, OWN_UNSEEN):
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.pop(name, None)
@@ -89,6 +89,26 @@ def test_folders_of_their_own_to_evaluate_on(folders: Path) -> None:
     assert not hasattr(MetadataCatalog.get("own_val"), "sem_seg_label_map")
 
 
+@pytest.mark.parametrize("void_values", [(9,), ()])
+def test_unseen_names_make_a_zero_shot_problem(folders: Path, void_values: tuple[int, ...]) -> None:
+    """Training has the seen classes alone, numbered anew; the last set counts the unseen ones alone."""
+    register_own_data(config(folders, UNSEEN=["road"], VOID_VALUES=void_values))
+    void = dict.fromkeys((*void_values, 255), 255)
+    assert class_split_of("own_train").names == ("sky", "unknown thing")
+    assert class_split_of("own_val").unseen_names == {"road"}
+    assert MetadataCatalog.get("own_train").sem_seg_label_map == {0: 255, 1: 0, 2: 1, **void}
+    assert MetadataCatalog.get(OWN_UNSEEN).sem_seg_label_map == {0: 0, 1: 255, 2: 255, **void}
+    assert MetadataCatalog.get(OWN_UNSEEN).evaluated_ids == (0,)
+    assert ids("own_train") == ["im_0", "im_1", "im_4", "im_5", "im_6", "im_7"]
+    assert ids("own_val") == ids(OWN_UNSEEN) == ["im_3", "im_2"]
+
+
+def test_nothing_unseen_registers_no_set_for_it(folders: Path) -> None:
+    register_own_data(config(folders))
+    assert OWN_UNSEEN not in DatasetCatalog
+    assert class_split_of("own_val").unseen_names == frozenset()
+
+
 def test_another_folder_replaces_the_first(folders: Path) -> None:
     register_own_data(config(folders))
     register_own_data(config(folders, VAL_LIST=""))
@@ -113,6 +133,8 @@ def test_nothing_is_registered_by_default() -> None:
         ({"VAL_IMAGES": "x", "VAL_LABELS": "x"}, ValueError, "set VAL_IMAGES and VAL_LABELS, or VAL_LIST"),
         ({"VOID_VALUES": (0, 1, 2)}, ValueError, r"VOID_VALUES is \(0, 1, 2\)"),
         ({"VOID_VALUES": (-1,)}, ValueError, r"VOID_VALUES is \(-1,\)"),
+        ({"UNSEEN": ["rod"]}, ValueError, r"FOLDERS\.UNSEEN names \['rod'\], which .*classes\.txt does not list"),
+        ({"UNSEEN": ["road", "sky", "unknown thing"]}, ValueError, "UNSEEN names all 3 classes"),
     ],
 )
 def test_errors_name_the_key(folders: Path, changes: dict[str, object], error: type[Exception], message: str) -> None:

@@ -18,6 +18,7 @@ from padding.data.catalog import coco_zsp_split, register_panoptic
 from padding.data.config import add_input_config
 from padding.data.loaders.panoptic_json import load_panoptic
 from padding.data.mappers import MAPPER_REGISTRY, InstanceMapper, PanopticMapper, build_mapper
+from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
 NAME = "tiny_for_mappers"
@@ -332,16 +333,11 @@ def test_a_new_mapper_needs_no_change_here(tiny: TinyPanoptic) -> None:
         MAPPER_REGISTRY._obj_map.pop("OwnMapper")
 
 
-@pytest.mark.data
-def test_real_coco_image(real_data: Path) -> None:
-    folder = real_data / "coco_panoptic_sample"
-    entry = load_panoptic(
-        image_root=folder / "input_images",
-        panoptic_root=folder / "panoptic_examples",
-        panoptic_json=folder / "panoptic_examples.json",
-        class_split=coco_zsp_split().seen_only(),
-        unseen_policy="ignore_pixels",
-    )[0]
+def test_real_coco_image() -> None:
+    split = coco_zsp_split().seen_only()
+    entries = load_panoptic(class_split=split, unseen_policy="ignore_pixels", **photograph_files(samples_dir(), "val"))
+    entry = next(entry for entry in entries if entry["image_id"] == 1268)
+    assert entry["void_segment_ids"]
     cfg = config("coco_panoptic_lsj", IMAGE_SIZE=640)
     sample = build_mapper(cfg, is_train=True)(entry)
     assert sample is not None

@@ -11,8 +11,10 @@ import torch
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from padding.data.class_split import ClassSplit
 from padding.data.files import save_panoptic_png
 from padding.data.readers import read_panoptic_ids
+from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from padding.errors import MissingFileError
 from padding.evaluation.panoptic import PanopticEvaluator
 from tests.panoptic_reference import official_results
@@ -162,21 +164,11 @@ def test_broken_json_is_named(panoptic_dataset: Dataset, scenes: Any, tmp_path: 
         [truth.read(image_id) for image_id in truth.image_ids]
 
 
-def test_real_coco_ground_truth_scores_100(real_data: Path, register: Callable[..., str]) -> None:
-    """Ground truth of real COCO images fed back as prediction."""
-    from padding.data.class_split import ClassSplit
-
-    folder = real_data / "coco_panoptic_sample"
-    content = json.loads((folder / "panoptic_examples.json").read_text())
-    categories = content.get("categories") or json.loads((folder / "panoptic_coco_categories.json").read_text())
-    split = ClassSplit.from_categories(categories, ())
-    name = register(
-        "real_panoptic",
-        [],
-        class_split=split,
-        panoptic_json=str(folder / "panoptic_examples.json"),
-        panoptic_root=str(folder / "panoptic_examples"),
-    )
+def test_real_coco_ground_truth_scores_100(register: Callable[..., str]) -> None:
+    """Ground truth of the shipped photographs fed back as prediction."""
+    files = photograph_files(samples_dir(), "val")
+    categories = json.loads(files["panoptic_json"].read_text())["categories"]
+    name = register("real_panoptic", [], class_split=ClassSplit.from_categories(categories, ()), **files)
     evaluator = PanopticEvaluator(name)
     for image_id in evaluator.truth.image_ids:
         gt_map, gt = evaluator.truth.read(image_id)

@@ -142,6 +142,21 @@ def test_options_come_from_a_node() -> None:
     assert DeepLabOptions.from_node(node) == DeepLabOptions(1, 2, 3, (4, 5, 6), 0.5, "GN", "BN")
 
 
+def test_initial_values_of_the_convolutions() -> None:
+    """Kaiming's variance is 2 / (outputs of a cell) behind a ReLU; every convolution has it, the pyramid's too."""
+    options = DeepLabOptions(init="kaiming", dilations=(1, 2, 3), project_channels=64, separable=True)
+    head = DeepLabV3PlusHead(input_channels={"res2": 64, "res5": 128}, num_classes=50, options=options)
+    for name, layer in head.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            size = layer.kernel_size[0] * layer.kernel_size[1]
+            fan = layer.in_channels if name == "decoder.predictor" else layer.out_channels * size
+            assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.15), name
+    plain = DeepLabV3PlusHead(input_channels={"res2": 64, "res5": 128}, num_classes=50, options=DeepLabOptions())
+    assert plain.decoder.predictor.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    with pytest.raises(ValueError, match="INIT of the head is 'zeros'"):
+        DeepLabOptions(init="zeros")
+
+
 def test_dilations_and_dropout_take_effect() -> None:
     head = tiny_head(dropout=0.5)
     assert [conv.dilation for conv in list(head.aspp.convs)[1:4]] == [(1, 1), (2, 2), (3, 3)]

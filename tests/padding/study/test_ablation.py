@@ -16,7 +16,7 @@ from padding.data.shapes.write import write_shapes
 from padding.engine import load_cfg
 from padding.errors import ConfigError
 from padding.study import ablation
-from padding.study.ablation import METHODS_OF_TABLE_1, ROWS, main, rows_of_table
+from padding.study.ablation import CONTROL, METHODS_OF_TABLE_1, ROWS, main, rows_of_table
 from padding.study.curve import GAMMAS
 from padding.study.table_rows import AblationRuns, Row, read_row, spread_text, sweep_table
 
@@ -46,29 +46,40 @@ def test_table_3_varies_the_number_of_primitives(config: str, numbers: list[int]
 
 def test_rows_of_table_1_are_the_paper_s() -> None:
     rows = rows_of_table("1", cfg_of(SHAPES))
-    assert [row.label for row in rows] == ["supervised", "projection", "GMMN", "P", "P & A", "PADing"]
-    assert [row.trained for row in rows] == [False, *[True] * 5]
+    labels = ["supervised", "projection", "GMMN", "P", "P & A", "PADing", "control: random vectors"]
+    assert [row.label for row in rows] == labels
+    assert [row.trained for row in rows] == [False, *[True] * 6]
     found = [cfg_of(SHAPES, *row.options).MODEL.PADING for row in rows]
     methods = [(n.METHOD, n.GENERATOR.NAME == "gmmn", n.ALIGN.ENABLED, n.DISENTANGLE.ENABLED) for n in found[2:]]
     assert methods == [
         ("generative", True, False, False),
         ("generative", False, False, False),
         ("generative", False, True, False),
-        ("generative", False, True, True),
+        *[("generative", False, True, True)] * 2,
     ]
+    assert [n.EMBEDDINGS.RANDOM_SEED for n in found] == [*[-1] * 6, 0]
     assert [n.METHOD for n in found[:2]] == ["supervised", "projection"]
     assert found[4].ALIGN.SPACE == "visual"
 
 
-@pytest.mark.parametrize("data", ["shapes", "coco"])
-@pytest.mark.parametrize("row", METHODS_OF_TABLE_1)
-def test_every_row_has_a_configuration_of_its_own(row: str, data: str) -> None:
+@pytest.mark.parametrize("main", ["shapes_zsp", "coco_zsp", "coco128_zss"])
+@pytest.mark.parametrize("row", {**METHODS_OF_TABLE_1, **CONTROL})
+def test_every_row_has_a_configuration_of_its_own(row: str, main: str) -> None:
     """The YAML equals the main configuration with the row's keys put behind it."""
-    own = cfg_of(str(CONFIGS / "ablations" / "padding" / f"{data}_{row}.yaml"))
+    own = cfg_of(str(CONFIGS / "ablations" / "padding" / f"{main.split('_')[0]}_{row}.yaml"))
     options = read_row(ROWS / f"{row}.yaml", row).options
-    bank = () if row == "supervised" else ("MODEL.PADING.FEATURE_BANK.PATH", f"output/{data}_zsp/feature_bank")
-    expected = cfg_of(str(CONFIGS / f"{data}_zsp.yaml"), *options, *bank, "OUTPUT_DIR", own.OUTPUT_DIR)
+    bank = () if row == "supervised" else ("MODEL.PADING.FEATURE_BANK.PATH", f"output/{main}/feature_bank")
+    expected = cfg_of(str(CONFIGS / f"{main}.yaml"), *options, *bank, "OUTPUT_DIR", own.OUTPUT_DIR)
     assert own == expected
+
+
+def test_vectors_of_the_control_follow_the_seed_of_the_run(tmp_path: Path) -> None:
+    """One draw of random vectors may be lucky: each seed has its own, and its training is a run of its own."""
+    control, method = (read_row(ROWS / f"{name}.yaml", name) for name in ("control", "padding"))
+    ablation = AblationRuns(SHAPES, (), tmp_path)
+    seeds = [ablation.configure(control, seed).MODEL.PADING.EMBEDDINGS.RANDOM_SEED for seed in range(3)]
+    assert seeds == [0, 1, 2]
+    assert ablation.configure(method, 2).MODEL.PADING.EMBEDDINGS.RANDOM_SEED == -1
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 """Sweeps of semantic and instance predictions: hand-made cases, and equality with the evaluators at gamma 0."""
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,17 @@ from pycocotools import mask as mask_api
 from padding.data.class_split import ClassSplit
 from padding.evaluation.instance import InstanceEvaluator, InstanceGroundTruth, mask_entries
 from padding.evaluation.semantic import SemanticGroundTruth, SemSegEvaluator
+from padding.modeling.postprocessing import InferenceOptions
 from padding.study.curve import GAMMAS, sweep_results
-from padding.study.task_sweeps import ConfusionAccumulator, InstanceSweep, QueryMasks, sweep_semantic
+from padding.study.seen_bias import QueryPrediction, Sizes, label_map_with_bias
+from padding.study.task_sweeps import (
+    ConfusionAccumulator,
+    InstanceSweep,
+    MaskGrid,
+    QueryMasks,
+    sweep_masks,
+    sweep_semantic,
+)
 
 SPLIT = ClassSplit(("dog", "zebra"), (True, True), (5, 9), frozenset({"zebra"}))
 SIZE = (8, 12)
@@ -160,3 +171,45 @@ def test_instance_sweep_equals_the_evaluator_at_gamma_zero(instance_truth: Insta
     expected = evaluator.evaluate()["segm"]
     assert 0 < expected["AP50_unseen"] < 100
     assert (point["seen"], point["unseen"]) == pytest.approx((expected["AP50_seen"], expected["AP50_unseen"]))
+
+
+def some_predictions(truth: SemanticGroundTruth) -> list[tuple[int | str, QueryPrediction]]:
+    """Three queries with smooth masks at half the size, for each image."""
+    sizes: Sizes = {"padded_size": SIZE, "image_size": SIZE, "output_size": SIZE}
+    draws = torch.Generator().manual_seed(0)
+    return [
+        (i, QueryPrediction(i, torch.randn(3, 3, generator=draws), 4 * torch.randn(3, 4, 6, generator=draws), sizes))
+        for i in truth.image_ids
+    ]
+
+
+def on_grid(
+    predictions: list[tuple[int | str, QueryPrediction]], truth: SemanticGroundTruth, step: int
+) -> list[tuple[int | str, torch.Tensor, MaskGrid]]:
+    return [(i, raw.class_logits, MaskGrid.of(raw, truth.read(i), step)) for i, raw in predictions]
+
+
+def test_masks_enlarged_once_give_what_each_gamma_gives_by_itself(semantic_truth: SemanticGroundTruth) -> None:
+    predictions, gammas = some_predictions(semantic_truth), (-2.0, 0.0, 1.5)
+    options = InferenceOptions(
+        semantic_on=True, panoptic_on=False, instance_on=False, object_mask_threshold=0.0, overlap_threshold=0.0,
+        top_k=1, resize_first=True,
+    )  # fmt: skip
+    model: Any = SimpleNamespace(inference=options, thing_ids=frozenset({0, 1}))
+    expected = sweep_semantic(
+        predictions, partial(label_map_with_bias, model, semantic_truth.groups.seen_ids), semantic_truth, gammas
+    )
+    found = sweep_masks(on_grid(predictions, semantic_truth, 1), semantic_truth, gammas)
+    for half in ("half_a", "half_b"):
+        for ours, theirs in zip(getattr(found, half), getattr(expected, half), strict=True):
+            np.testing.assert_array_equal(ours.matrix, theirs.matrix)
+
+
+def test_a_grid_counts_every_nth_pixel(semantic_truth: SemanticGroundTruth) -> None:
+    predictions = some_predictions(semantic_truth)
+    coarse, fine = (
+        sweep_masks(on_grid(predictions, semantic_truth, step), semantic_truth, (0.0,)).half_a[0].matrix
+        for step in (4, 1)
+    )
+    assert coarse.sum() == 2 * (SIZE[0] // 4) * (SIZE[1] // 4)
+    assert (coarse <= fine).all()

@@ -3,8 +3,9 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,21 @@ from padding.data.shapes.write import write_shapes
 from padding.data.streams import build_eval_loader
 from padding.engine import load_cfg
 from padding.evaluation.panoptic import PanopticGroundTruth
+from padding.evaluation.semantic import SemanticGroundTruth
 from padding.modeling.maskformer import MaskFormer
-from padding.study import tuning
+from padding.study import half_measures, tuning
 from padding.study.ablation import rows_of_table
 from padding.study.curve import GAMMAS, half_of_images, seen_unseen_curve
-from padding.study.seen_bias import postprocess_with_bias, raw_predictions
-from padding.study.tuning import THRESHOLDS, TUNING_GAMMAS, Choice, HalfMeasures, choose, main, settings_of, to_markdown
+from padding.study.half_measures import (
+    THRESHOLDS,
+    TUNING_GAMMAS,
+    PanopticHalves,
+    SemanticHalves,
+    half_measures_of,
+)
+from padding.study.seen_bias import QueryPrediction, Sizes, postprocess_with_bias, raw_predictions
+from padding.study.task_sweeps import MaskGrid, sweep_masks
+from padding.study.tuning import Choice, choose, main, settings_of, to_markdown
 from tests.panoptic_reference import sweep_panoptic
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -108,7 +118,7 @@ def test_halves_are_measured_as_by_hand(data_root: Path) -> None:
     """The cached, joint measurement equals running each image and setting through the ordinary post-processing."""
     cfg = cfg_of(SHAPES, "MODEL.WEIGHTS", "")
     truth = PanopticGroundTruth.of_dataset(cfg.DATASETS.TEST[0])
-    measures, model = HalfMeasures(), knowing_model(cfg, truth)
+    measures, model = PanopticHalves(), knowing_model(cfg, truth)
     raw = list(raw_predictions(model, build_eval_loader(cfg, cfg.DATASETS.TEST[0])))
     points = measures.on_half_a(cfg, model)["points"]
     assert [(p["threshold"], p["gamma"]) for p in points] == [(t, g) for t in THRESHOLDS for g in TUNING_GAMMAS]
@@ -131,8 +141,8 @@ def test_table_of_two_segmentors_is_not_repeated(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(tuning, "_PROJECTION", tuning._PROJECTION[:2])
     passes: list[str] = []
-    run: Callable[..., Any] = tuning.segmentor_outputs
-    monkeypatch.setattr(tuning, "segmentor_outputs", lambda *given: passes.append("run") or run(*given))
+    run: Callable[..., Any] = half_measures.segmentor_outputs
+    monkeypatch.setattr(half_measures, "segmentor_outputs", lambda *given: passes.append("run") or run(*given))
     chosen = ["--rows", "projection", "--seeds", "2", "--output", str(tmp_path)]
     call = ["--config-file", SHAPES, "--segmentors", *segmentors, *chosen, "--", *QUICK]
     content = main(call)
@@ -148,6 +158,48 @@ def test_table_of_two_segmentors_is_not_repeated(
     assert "train_net.py" not in capsys.readouterr().out
     assert again["markdown"] == content["markdown"]
     assert len(passes) == len(segmentors)
+
+
+def named_segments(truth: SemanticGroundTruth, *, half: int) -> Iterator[QueryPrediction]:
+    """Queries that are the true segments; those of unseen classes look more like class 0, by 2."""
+    for image_id in truth.image_ids:
+        if half_of_images(truth.image_ids)[image_id] != half:
+            continue
+        labels = torch.from_numpy(truth.read(image_id).astype("int64"))
+        classes = [label for label in labels.unique().tolist() if label != truth.ignore_label]
+        logits = torch.zeros(len(classes), truth.groups.num_classes + 1)
+        for query, class_id in enumerate(classes):
+            seen = class_id in truth.groups.seen_ids
+            logits[query, class_id] = 40.0 if seen else 20.0
+            logits[query, 0] += 0.0 if seen else 22.0
+        size = (labels.shape[0], labels.shape[1])
+        masks = torch.stack([(labels == class_id).float() * 40 - 20 for class_id in classes])
+        sizes: Sizes = {"padded_size": size, "image_size": size, "output_size": size}
+        yield QueryPrediction(image_id, logits, masks, sizes)
+
+
+@pytest.mark.usefixtures("restored_catalogs")
+def test_labels_of_photographs_are_tuned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean IoU of the shipped photographs: half B is reported on all pixels at the gamma that is best on half A."""
+    register_all(tmp_path)
+    dataset = "coco_samples_val_sem_seg_zss"
+    measures = half_measures_of(dataset)
+    assert isinstance(measures, SemanticHalves)
+    cfg: Any = SimpleNamespace(DATASETS=SimpleNamespace(TEST=(dataset,)))
+    truth: SemanticGroundTruth = measures.truth_of(cfg)
+    model: Any = None
+    monkeypatch.setattr(measures, "predictions", lambda *_, half: named_segments(truth, half=half))
+    points = measures.on_half_a(cfg, model)["points"]
+    assert [(point["threshold"], point["gamma"]) for point in points] == [(None, gamma) for gamma in TUNING_GAMMAS]
+    report = measures.on_half_b(cfg, model)
+    assert report["gamma"] == 2.5  # unseen queries lack 2 in their logits; of equal gammas the smallest
+    half_b = named_segments(truth, half=1)
+    grids = ((raw.image_id, raw.class_logits, MaskGrid.of(raw, truth.read(raw.image_id), 1)) for raw in half_b)
+    exact = sweep_masks(grids, truth, (2.5,)).scores("b")
+    curve = seen_unseen_curve((2.5,), exact, truth.groups, "iou")
+    assert (report["seen"], report["unseen"]) == (curve.seen[0], curve.unseen[0])
+    assert report["unseen"] > 90
+    assert report["hm_at_gamma_0"] == 0.0
 
 
 def test_another_grid_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +224,10 @@ def test_markdown_shows_each_segmentor_and_the_choice() -> None:
 
 def test_wrong_arguments_are_named(capsys: pytest.CaptureFixture[str], data_root: Path, segmentors: list[str]) -> None:
     call = ["--config-file", SHAPES, "--segmentors", *segmentors]
-    for wrong, message in ((["--seeds", "0"], "at least one seed"), (["--rows", "gmn"], "known are projection, gmmn")):
+    for wrong, message in (
+        (["--seeds", "0"], "at least one seed"),
+        (["--rows", "gmn"], "known are supervised, projection, gmmn"),
+    ):
         with pytest.raises(SystemExit):
             main([*call, *wrong])
         assert message in capsys.readouterr().err

@@ -18,6 +18,7 @@ from padding.data.prepare.panoptic_audit import LeakAudit, check_all_labels, map
 from padding.data.prepare.panoptic_png import label_problems
 from padding.data.readers import read_label_map
 from padding.data.roots import splits_dir
+from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from padding.errors import MissingFileError, PreparationError, UserError
 from tests.tiny_coco import CAR, COW, HEIGHT, KEPT, PERSON, SKY, WALL, WIDTH, edit_json, segment_id, write_tiny_coco
 
@@ -394,16 +395,16 @@ def test_empty_audit_has_no_leak(split):
     assert audit.num_images == 0
 
 
-@pytest.mark.data
-def test_real_images_hold_unseen_classes(real_data, tmp_path, split):
-    sample = real_data / "coco_panoptic_sample"
-    source = sample / "panoptic_examples.json"
-    strict = filter_panoptic_json(source, tmp_path / "strict.json", split)
-    assert (strict.num_images, strict.num_kept) == (2, 0)
-    assert strict.images_with_class == {"tree-merged": 2, "sky-other-merged": 2, "grass-merged": 2}
-    loose = filter_panoptic_json(source, tmp_path / "loose.json", split, policy="ignore_pixels")
-    assert (loose.num_kept, loose.num_segments, loose.num_ignored_segments) == (2, 44, 6)
-    files = PanopticFiles(tmp_path / "loose.json", sample / "panoptic_examples", sample / "input_images")
+def test_real_images_hold_unseen_classes(tmp_path, split):
+    sample = photograph_files(samples_dir(), "train")
+    strict = filter_panoptic_json(sample["panoptic_json"], tmp_path / "strict.json", split)
+    assert (strict.num_images, strict.num_kept) == (7, 2)
+    shown = {"tree-merged": 2, "sky-other-merged": 2, "grass-merged": 1, "road": 1, "giraffe": 1, "cardboard": 1}
+    assert strict.images_with_class == shown
+    loose = filter_panoptic_json(sample["panoptic_json"], tmp_path / "loose.json", split, policy="ignore_pixels")
+    # The giraffe among trees shows nothing else: an image without a seen segment is dropped.
+    assert (loose.num_kept, loose.num_segments, loose.num_ignored_segments) == (6, 39, 6)
+    files = PanopticFiles(tmp_path / "loose.json", sample["panoptic_root"], sample["image_root"])
     tasks = list(label_tasks(files, split, tmp_path / "semseg", tmp_path / "masked"))
     assert not write_all_labels(tasks, split).leaks
-    assert check_all_labels(tasks, split, unseen_allowed=False) == (2, [])
+    assert check_all_labels(tasks, split, unseen_allowed=False) == (6, [])

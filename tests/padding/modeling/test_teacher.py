@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tcc.teacher import target_pass, update_average, warmed_up
+from padding.modeling.teacher import target_pass, update_average, warmed_up
 
 
 def network() -> nn.Sequential:
@@ -57,7 +57,7 @@ def test_batch_policies_normalise_by_the_batch_without_dropout() -> None:
 
 
 def test_unknown_policy_is_named() -> None:
-    with pytest.raises(ValueError, match="TEACHER_BN is 'eval'"), target_pass(network(), "eval"):  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"A\.BN is 'eval'"), target_pass(network(), "eval", key="A.BN"):  # type: ignore[arg-type]
         pass
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pass that makes targets: batch-norm policy of a forward without gradient, moving averages of the students.
+"""The pass that makes targets: batch-norm policy of a forward without gradient, moving averages of networks.
 
-Needed where the targets of the unlabeled images come from another view than the one that is trained on: CutMix, strong
-augmentation, moving averages (CPS and UniMatch differ in the policy; their users' questions are why it is explicit).
+Needed where targets come from another view or other weights than those that are trained: CutMix, strong augmentation,
+moving averages (CPS and UniMatch differ in the policy; their users' questions are why it is explicit).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -15,22 +15,26 @@ from torch import nn
 from padding.errors import check_choice
 
 BatchNormPolicy = Literal["batch_no_update", "batch", "running"]
+BATCH_NORM_POLICIES = get_args(BatchNormPolicy)
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 @contextmanager
-def target_pass(student: nn.Module, policy: BatchNormPolicy) -> Iterator[None]:
+def target_pass(
+    student: nn.Module, policy: BatchNormPolicy, *, key: str = "the policy of batch norms"
+) -> Iterator[None]:
     """Forward without gradient, dropout and stochastic depth; training mode is restored afterwards.
 
     Args:
         student: in training mode.
         policy: batch norm uses the batch's statistics and leaves the running ones alone ("batch_no_update"), or moves
             them ("batch"), or uses the running ones ("running").
+        key: of the configuration, for the error.
 
     Raises:
         ConfigError: for another policy.
     """
-    check_choice("MODEL.TCC.CUTMIX.TEACHER_BN", policy, ("batch_no_update", "batch", "running"))
+    check_choice(key, policy, BATCH_NORM_POLICIES)
     training = {module: module.training for module in student.modules()}
     # Frozen batch norms and those set to evaluation mode by their owner keep using running statistics.
     active = [m for m in student.modules() if isinstance(m, _BATCH_NORM) and m.training and m.track_running_stats]

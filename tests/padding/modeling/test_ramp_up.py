@@ -2,20 +2,16 @@
 """The weight of the unsupervised losses: golden values, length, other shapes."""
 
 import itertools
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from tcc.config import add_tcc_config
-from tcc.ramp_up import build_ramp_up, gaussian_ramp_up
+from padding.modeling.ramp_up import build_ramp_up, gaussian_ramp_up
 
 
-def configured(*opts: Any) -> CfgNode:
-    cfg = get_cfg()
-    add_tcc_config(cfg)
-    cfg.merge_from_list(list(opts))
-    return cfg
+def configured(kind: str = "gaussian", iterations: int = -1, max_iter: int = 1000) -> Callable[[int], float]:
+    return build_ramp_up(CfgNode({"TYPE": kind, "ITERS": iterations}), max_iter=max_iter, key="MODEL.X.RAMP_UP")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +31,7 @@ def test_it_rises_to_one_and_stays_there() -> None:
 
 
 def test_default_length_is_the_share_of_laine_and_aila() -> None:
-    ramp_up = build_ramp_up(configured("SOLVER.MAX_ITER", 80000))
+    ramp_up = configured(max_iter=80000)
     assert ramp_up(21600) == 1.0
     assert ramp_up(21599) < 1.0
     assert ramp_up(10800) == pytest.approx(0.2865, abs=5e-5)
@@ -43,14 +39,14 @@ def test_default_length_is_the_share_of_laine_and_aila() -> None:
 
 @pytest.mark.parametrize("kind", ["gaussian", "linear", "none"])
 def test_length_zero_is_a_weight_of_one(kind: str) -> None:
-    ramp_up = build_ramp_up(configured("MODEL.TCC.RAMP_UP.TYPE", kind, "MODEL.TCC.RAMP_UP.ITERS", 0))
+    ramp_up = configured(kind, 0)
     assert [ramp_up(iteration) for iteration in (0, 1, 10**6)] == [1.0] * 3
 
 
 def test_other_shapes() -> None:
-    linear = build_ramp_up(configured("MODEL.TCC.RAMP_UP.TYPE", "linear", "MODEL.TCC.RAMP_UP.ITERS", 200))
+    linear = configured("linear", 200)
     assert [linear(iteration) for iteration in (0, 50, 200, 300)] == [0.0, 0.25, 1.0, 1.0]
-    constant = build_ramp_up(configured("MODEL.TCC.RAMP_UP.TYPE", "none", "MODEL.TCC.RAMP_UP.ITERS", 200))
+    constant = configured("none", 200)
     assert constant(0) == 1.0
-    with pytest.raises(ValueError, match=r"RAMP_UP\.TYPE is 'cosine'; expected 'gaussian'"):
-        build_ramp_up(configured("MODEL.TCC.RAMP_UP.TYPE", "cosine"))
+    with pytest.raises(ValueError, match=r"MODEL\.X\.RAMP_UP\.TYPE is 'cosine'; expected one of gaussian"):
+        configured("cosine")
