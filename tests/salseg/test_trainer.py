@@ -165,6 +165,17 @@ def test_resume_continues_exactly(opts: tuple[Any, ...], tmp_path: Path) -> None
         assert torch.equal(resumed.module.state_dict()[key], value), key
 
 
+def test_policy_of_the_statistics_changes_no_learned_weight(tmp_path: Path) -> None:
+    found = []
+    for policy in ("seg_only", "per_task", "shared"):
+        built = trainer(tmp_path / policy, NODE + "SALIENCY.BN_STATS", policy, "SOLVER.MAX_ITER", 2)
+        torch.manual_seed(5)
+        built.train()
+        found.append(dict(built.module.named_parameters()))
+    for other in found[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in found[0].items())
+
+
 def test_learned_variances_move_and_stay_within_bounds(tmp_path: Path) -> None:
     rate = (NODE + "LOG_VARIANCE.LR_MULTIPLIER", 1000.0, NODE + "LOG_VARIANCE.CLAMP", 0.25)
     built = trainer(tmp_path, *rate, "SOLVER.MAX_ITER", 2)
