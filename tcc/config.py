@@ -43,7 +43,7 @@ def _student_node(*, backbone: str, output_stride: int, aspp_dilations: tuple[in
     node.PIXEL_MEAN = ()
     node.PIXEL_STD = ()
     # Normalisation in the backbone where it is a choice: ResNet "BN", "SyncBN", "FrozenBN" or "GN", timm's networks of
-    # batch norms "BN" or "FrozenBN".
+    # batch norms the first three.
     node.NORM = "BN"
     # First parts of the backbone that stay at their weights: 0 none, 1 the stem, 2 also res2 ... ResNet and timm.
     node.FREEZE_AT = 0

@@ -105,7 +105,8 @@ def read_class_embeddings(path: str | Path) -> EmbeddingTable:
     if not path.is_file():
         raise MissingFileError(
             f"No table of class embeddings at {path}. Write one (`python datasets/prepare_class_embeddings.py --help`) "
-            "or point the configuration to an existing one."
+            "or point MODEL.PADING.EMBEDDINGS.PATH to an existing one; embeddings/glove_50.npz is shipped and knows "
+            "the names of all data sets here, though published numbers need CLIP's."
         )
     try:
         with np.load(path, allow_pickle=False) as archive:

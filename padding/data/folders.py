@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.registration import register_listed_images
@@ -118,7 +118,11 @@ def register_folders(
     )
     if not (val_list or val_images):
         return
-    folders = {"image_root": val_images or images, "label_root": val_labels or labels, "image_ids": val_list or None}
+    folders: dict[str, Any] = {
+        "image_root": val_images or images,
+        "label_root": val_labels or labels,
+        "image_ids": val_list or None,
+    }
     register(val, class_split=split, label_map=label_map, **folders)
     if unseen:
         register(OWN_UNSEEN, class_split=split, label_map=label_map, evaluate_unseen_only=True, **folders)

@@ -90,7 +90,7 @@ def _timm_node() -> CfgNode:
     node.OUTPUT_STRIDE = 32  # input pixels per cell of the last map: 8, 16 or 32
     node.DROP_PATH = 0.0  # probability of stochastic depth in the last block; earlier blocks less, linearly
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # maps that are returned; unused ones cost parameters
-    # "BN", or "FrozenBN": batch norms keep what the weights say. MODEL.BACKBONE.FREEZE_AT counts as for a ResNet.
+    # "BN", "SyncBN" or "FrozenBN": batch norms keep what the weights say. MODEL.BACKBONE.FREEZE_AT is as for a ResNet.
     node.NORM = "BN"
     # Memory order of weights and maps: same numbers; EfficientNets take 0.6 of the time with it on a CPU.
     node.CHANNELS_LAST = False

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from padding.errors import ConfigError, check_choice
 
 _STAGES = ("res2", "res3", "res4", "res5")
-NORMS = ("BN", "FrozenBN")
+NORMS = ("BN", "SyncBN", "FrozenBN")
 
 
 class TimmBackbone(Backbone):
@@ -54,8 +54,9 @@ class TimmBackbone(Backbone):
             output_stride: of the last map, 8, 16 or 32; the stages behind it are dilated.
             drop_path: probability of stochastic depth in the last block, as far as the network has it.
             out_features: which maps are returned; only these get a norm, so that every parameter is used.
-            norm: "BN" leaves the network as timm has it; "FrozenBN" keeps statistics, scale and offset of its batch
-                norms at what the weights say.
+            norm: "BN" leaves the network as timm has it; "SyncBN" takes its batch norms' statistics over all
+                processes, "FrozenBN" keeps statistics, scale and offset of them at what the weights say. Networks
+                without batch norms are the same with each.
             freeze_at: as for Detectron2's ResNet: 0 trains everything, 1 keeps what stands before res2, 2 also res2,
                 up to 5, the whole network; batch norms of kept parts are frozen ones.
             channels_last: keep weights and maps in channels-last memory order.
@@ -103,8 +104,11 @@ class TimmBackbone(Backbone):
 
     def _freeze(self, norm: str, freeze_at: int) -> None:
         """Switch off what is not trained; see ``__init__``."""
+        from timm.layers import convert_sync_batchnorm
         from timm.utils.model import freeze_batch_norm_2d
 
+        if norm == "SyncBN":
+            self.network = convert_sync_batchnorm(self.network)
         kept = self._parts_up_to(freeze_at)
         for part in kept:
             self.network.get_submodule(part).requires_grad_(False)

@@ -35,7 +35,7 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 0.7)
 TUNING_GAMMAS = tuple(float(gamma) for gamma in range(-3, 11))
 # Semantic sweeps look at every n-th pixel of every n-th row; what is reported at the chosen gamma counts all pixels.
 GRID = 8
-SEMANTIC_GAMMAS: tuple[float, ...] = (-GAMMA_END, *(step / 2 for step in range(-6, 21)), GAMMA_END)
+SEMANTIC_GAMMAS: tuple[float, ...] = (-GAMMA_END, *(float(step) for step in range(-12, 13)), GAMMA_END)
 Truth = TypeVar("Truth", PanopticGroundTruth, SemanticGroundTruth)
 
 
@@ -75,7 +75,7 @@ class HalfMeasures(Generic[Truth]):
         raise NotImplementedError
 
     def curves_of_a(self, cfg: CfgNode, model: MaskFormer) -> list[SeenUnseenCurve]:
-        """Half A over ``TUNING_GAMMAS``, one curve a threshold."""
+        """Half A over gamma, one curve a threshold."""
         raise NotImplementedError
 
     def truth_of(self, cfg: CfgNode) -> Truth:
@@ -147,7 +147,7 @@ class SemanticHalves(HalfMeasures[SemanticGroundTruth]):
 
     def curves_of_a(self, cfg: CfgNode, model: MaskFormer) -> list[SeenUnseenCurve]:
         """See ``HalfMeasures``."""
-        return [self._curve(cfg, model, TUNING_GAMMAS, half=0)]
+        return [self._curve(cfg, model, SEMANTIC_GAMMAS, half=0)]
 
     def on_half_b(self, cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
         """See ``HalfMeasures``."""

@@ -80,7 +80,9 @@ def sweep_semantic(
 class MaskPrediction(Protocol):
     """``seen_bias.QueryPrediction``: class logits (Q, K+1), and mask logits (Q, h, w) at the original size."""
 
-    class_logits: Tensor
+    @property
+    def class_logits(self) -> Tensor:
+        """(Q, K+1) float."""
 
     def full_masks(self) -> Tensor:
         """(Q, h, w) float."""

