@@ -165,7 +165,6 @@ def build_backbone_of(cfg: CfgNode, name: str) -> Backbone:
             node.BACKBONE,
             output_stride=node.OUTPUT_STRIDE,
             drop_path=node.DROP_PATH,
-            # A network ends with the last map that is asked for: without res5 Lite0 is half as large.
             out_features=tuple(node.HEAD.IN_FEATURES) or ("res2", "res5"),
             norm=node.NORM,
             freeze_at=node.FREEZE_AT,

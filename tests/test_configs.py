@@ -24,6 +24,7 @@ from padding.evaluation.build import build_evaluator
 from padding.extension import ExtensionOptions
 from padding.modeling.config import ACCEPTED_AND_IGNORED
 from padding.modeling.tta import SegmentationPlan
+from tcc.students import build_backbone_of
 from tests.tiny_padding import register_tiny_data, tiny_padding_cfg
 from tests.tiny_psi import tiny_psi_cfg, write_dozen_scribbled_shapes
 from tests.tiny_salseg import tiny_salseg_cfg
@@ -202,6 +203,12 @@ def train_tcc_one_step(output: Path) -> None:
         trainer = TRAINER_REGISTRY.get(cfg.TRAINER)(cfg)
         trainer.resume_or_load(resume=False)
         trainer.train()
+    # A network of timm as a student has keys of its own.
+    networks = recording(
+        tiny_tcc_cfg("MODEL.TCC.CNN.BACKBONE", "convnext_atto", "MODEL.TCC.VIT.BACKBONE", "convnext_atto")
+    )
+    for name in ("CNN", "VIT"):
+        build_backbone_of(networks, name)
 
 
 def train_salseg_one_step(output: Path) -> None:
