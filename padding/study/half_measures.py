@@ -4,6 +4,7 @@
 The frozen segmentor sees the images once; every classifier on top of it is measured from the outputs that are kept.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -66,17 +67,17 @@ class HalfMeasures(Generic[Truth]):
             ]
         return {"points": points}
 
+    @abstractmethod
     def on_half_b(self, cfg: CfgNode, model: MaskFormer) -> dict[str, Any]:
         """Area under the curve of half B, and its harmonic mean at the gamma that is best on half A.
 
         Returns:
             ``AUSUC`` in [0, 1]; ``hm``, ``seen``, ``unseen``, ``hm_at_gamma_0`` in percent; ``gamma``.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def curves_of_a(self, cfg: CfgNode, model: MaskFormer) -> list[SeenUnseenCurve]:
         """Half A over gamma, one curve a threshold."""
-        raise NotImplementedError
 
     def truth_of(self, cfg: CfgNode) -> Truth:
         """Ground truth of the first test set."""
