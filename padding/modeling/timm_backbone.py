@@ -126,9 +126,11 @@ class TimmBackbone(Backbone):
             return []
         taps = [entry["module"] for entry in self.network.feature_info.info][-len(_STAGES) :]
         names = [name for name, _ in self.network.named_modules() if name]
-        taps = [next(n for n in names if n in (tap, tap.replace(".", "_"), f"model.{tap}")) for tap in taps]
+        tap = taps[max(freeze_at - 2, 0)]
+        last = next((name for name in names if name in (tap, tap.replace(".", "_"), f"model.{tap}")), None)
+        if last is None:  # behind the last map that is asked for
+            return [name for name, _ in self.network.named_children()]
         # timm registers parts in the order of computing.
-        last = taps[max(freeze_at - 2, 0)]
         before = list(itertools.takewhile(lambda name: name != last, names))
         parts = [*before, last] if freeze_at >= 2 else before
         # Ancestors of the last part hold later ones as well.
@@ -188,6 +190,9 @@ def _create(name: str, output_stride: int, drop_path: float, **options: Any) -> 
     for module in network.modules():
         if isinstance(module, DropPath) and drop_path == 0:
             module.drop_prob = 0.0  # Swin has it without being asked
+    if hasattr(network, "blocks") and (stages := [entry.get("stage", 0) for entry in network.feature_info.get_dicts()]):
+        # EfficientNet and MobileNet would compute the stages behind the last map as well, and leave them untrained.
+        network.blocks = network.blocks[: max(stages) or None]
     if is_densenet:
         _dilate_densenet(network, output_stride)
     return network

@@ -104,6 +104,7 @@ _LAYOUTS = (
     ),
 )
 _OURS = Layout("backbone of this project")
+_LAST_LITE_STAGE = 6
 _PREFIXES = ("backbone.", "pvt.")
 
 
@@ -152,7 +153,10 @@ def _timm(own: Collection[str]) -> Layout:
         name = match[0] if first in parts else "_".join([first, *rest])
         return f"network.{wrapped}{name}"
 
-    ours = "|".join(re.escape(part).replace("_", "[._]") for part in sorted(parts))
+    # Of EfficientNet's and MobileNet's list of stages a part may stand behind the last map.
+    stages = {match[0] for name in inside if (match := re.match(r"blocks\.\d+", name))}
+    kept = (parts - {"blocks"}) | stages if stages else parts
+    ours = "|".join(re.escape(part).replace("_", "[._]") for part in sorted(kept))
     classifier = rf"(?!({ours})(\.|$))" if parts else "(?!)"
     return Layout("network of timm", ((".+", rename),), classifier=classifier, why="stands behind the last map")
 
@@ -160,6 +164,11 @@ def _timm(own: Collection[str]) -> Layout:
 def _efficientnet_lite(own: Collection[str]) -> Layout:
     """Blocks are counted through in the file, and by stage in timm's ``tf_efficientnet_lite*``."""
     blocks = list(dict.fromkeys(m[0] for m in (re.match(r"network\.blocks\.\d+\.\d+\.", name) for name in own) if m))
+
+    last_stage = max((int(block.split(".")[2]) for block in blocks), default=_LAST_LITE_STAGE)
+    # A network that is read before its last stage has the first blocks alone.
+    left = range(len(blocks), 100) if last_stage < _LAST_LITE_STAGE else ()
+    behind = rf"_blocks\.({'|'.join(map(str, left))})\." if left else "(?!)"
 
     def rename(match: re.Match[str]) -> str:
         index, part, rest = int(match[1]), match[2], match[3]
@@ -183,5 +192,5 @@ def _efficientnet_lite(own: Collection[str]) -> Layout:
             (r"_bn0\.(.+)", "network.bn1.{}"),
         ),
         mark="_blocks.0._depthwise_conv.weight",
-        classifier=r"_(conv_head|bn1|fc)\.",
+        classifier=rf"_(conv_head|bn1|fc)\.|{behind}",
     )

@@ -95,6 +95,28 @@ def test_every_parameter_is_trained_with_the_first_and_last_map_alone(name: str)
     assert [parameter for parameter, p in backbone.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050", "mobilevitv2_050"])
+@pytest.mark.parametrize("freeze_at", [0, 2, 4])
+def test_nothing_stands_behind_the_last_map(name: str, freeze_at: int) -> None:
+    whole = TimmBackbone(name, freeze_at=freeze_at).eval()
+    backbone = TimmBackbone(name, out_features=("res2", "res4"), freeze_at=freeze_at).train()
+    backbone.load_state_dict({key: value for key, value in whole.state_dict().items() if key in backbone.state_dict()})
+    maps = backbone(torch.randn(2, 3, 64, 64))
+    if freeze_at < 4:
+        sum(features.square().mean() for features in maps.values()).backward()
+    assert [key for key, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
+    images = torch.randn(1, 3, 64, 64)
+    whole.load_state_dict(backbone.state_dict(), strict=False)
+    for stage, features in backbone.eval()(images).items():
+        torch.testing.assert_close(features, whole(images)[stage])
+
+
+def test_freezing_past_the_last_map_keeps_the_whole_network() -> None:
+    for name in ("resnet18", "tf_efficientnet_lite0"):
+        backbone = TimmBackbone(name, out_features=("res2", "res3"), freeze_at=5)
+        assert not [key for key, p in backbone.named_parameters() if p.requires_grad]
+
+
 def test_swin_gives_maps_with_channels_first_at_any_size() -> None:
     with torch.device("meta"):
         backbone = TimmBackbone("swin_tiny_patch4_window7_224").eval()

