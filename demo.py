@@ -45,7 +45,11 @@ KNOWN_ENDINGS = IMAGE_ENDINGS | VIDEO_ENDINGS
 
 
 class DemoError(UserError, ValueError):
-    """An input cannot be found or read."""
+    """An input cannot be found, or what was asked for cannot be had."""
+
+
+class UnreadableError(DemoError):
+    """An input is damaged; the others can still be drawn."""
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -89,20 +93,6 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
-    """Read an image as RGB (h, w, 3) uint8, turned upright by its EXIF entry.
-
-    Raises:
-        DemoError: if the file is no readable image.
-    """
-    from detectron2.data.detection_utils import read_image
-
-    try:
-        return np.ascontiguousarray(read_image(str(path), format="RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DemoError(f"{path} cannot be read as an image: {error}") from error
-
-
 def video_frames(path: Path) -> tuple[float, int, Iterator[npt.NDArray[np.uint8]]]:
     """Open a video.
 
@@ -110,11 +100,11 @@ def video_frames(path: Path) -> tuple[float, int, Iterator[npt.NDArray[np.uint8]
         Frames per second, number of frames (0 if the file does not say), and the frames as RGB (h, w, 3) uint8.
 
     Raises:
-        DemoError: if the file is no readable video.
+        UnreadableError: if the file is no readable video.
     """
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
-        raise DemoError(f"{path} cannot be opened as a video; convert it, for example to .mp4 with H.264")
+        raise UnreadableError(f"{path} cannot be opened as a video; convert it, for example to .mp4 with H.264")
 
     def frames() -> Iterator[npt.NDArray[np.uint8]]:
         try:
@@ -140,20 +130,28 @@ class Demo:
         self._label_maps = output / "label_maps" if label_maps else None
         self._confidence = 0.5 if confidence is None else confidence
         self._taken: set[str] = set()
+        self.left_out: dict[Path, str] = {}  # inputs that could not be read, and why
         output.mkdir(parents=True, exist_ok=True)
 
     def run(self, inputs: Sequence[Path]) -> list[Path]:
         """Process every input with a progress bar; return the written pictures and videos.
+
+        An input that cannot be read is left out, see ``left_out``.
 
         Raises:
             DemoError: if label maps are wanted of a video, or of a model without semantic predictions.
         """
         if self._label_maps is not None:
             self._begin_label_maps(self._label_maps, inputs)
-        return [
-            self._draw_video(path) if path.suffix.lower() in VIDEO_ENDINGS else self._draw_image(path)
-            for path in tqdm(inputs, desc="inputs", disable=len(inputs) < 2)
-        ]
+        written = []
+        for path in tqdm(inputs, desc="inputs", disable=len(inputs) < 2):
+            is_video = path.suffix.lower() in VIDEO_ENDINGS
+            try:
+                written.append(self._draw_video(path) if is_video else self._draw_image(path))
+            except UnreadableError as error:
+                self.left_out[path] = str(error)
+                tqdm.write(f"left out: {error}", file=sys.stderr)
+        return written
 
     def _begin_label_maps(self, folder: Path, inputs: Sequence[Path]) -> None:
         from padding.data.files import write_text
@@ -184,12 +182,21 @@ class Demo:
         self._taken.add(name)
         return self._output / name
 
+    def _read(self, path: Path) -> npt.NDArray[np.uint8]:
+        from padding.data.photographs import read_photograph
+        from padding.errors import DataError, MissingFileError
+
+        try:
+            return read_photograph(path, value_range=self._predictor.cfg.INPUT.VALUE_RANGE)
+        except (DataError, MissingFileError) as error:
+            raise UnreadableError(str(error)) from error
+
     def _draw_image(self, path: Path) -> Path:
         from padding.data.files import save_picture
         from padding.engine.label_map import class_colors, label_map_of, write_label_map
 
         target = self._target(path, ".png")
-        image = read_rgb(path)
+        image = self._read(path)
         prediction = self._predictor(image)
         save_picture(self._overlay(image, prediction), target)
         if self._label_maps is not None:
@@ -217,7 +224,7 @@ class Demo:
             if writer is not None:
                 writer.release()
         if writer is None:
-            raise DemoError(f"{path} holds no readable frame")
+            raise UnreadableError(f"{path} holds no readable frame")
         return target
 
 
@@ -262,6 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     demo = Demo(predictor, Path(args.output), confidence=args.confidence, label_maps=args.label_maps)
     written = demo.run(inputs)
     print(f"{len(written)} file(s) in {args.output}")
+    if demo.left_out:
+        reasons = "; ".join(demo.left_out.values())
+        raise DemoError(f"{len(demo.left_out)} of {len(inputs)} inputs were left out: {reasons}")
     return written
 
 

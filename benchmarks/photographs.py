@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 
 from padding.data.catalog import register_all
 from padding.data.files import write_json
+from padding.data.photographs import read_photograph
 from padding.data.roots import data_root
 from padding.data.sample import IGNORE_LABEL
 from padding.engine.commands import command_parser, load_config
@@ -102,7 +102,7 @@ def predict_and_draw(weights: str, path: Path) -> dict[str, float]:
     predictor, truth, evaluator = Predictor(cfg), SemanticGroundTruth.of_dataset(SHOWN), SemSegEvaluator(SHOWN)
     rows = []
     for entry in DatasetCatalog.get(SHOWN):
-        image = np.ascontiguousarray(read_image(entry["file_name"], format="RGB"))
+        image = read_photograph(entry["file_name"])
         prediction = predictor(image)
         evaluator.process([entry], [prediction])
         labels = prediction["sem_seg"].argmax(dim=0).numpy()

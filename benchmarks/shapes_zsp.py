@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
 from padding.data.catalog import register_all
 from padding.data.files import write_json, write_text
+from padding.data.photographs import read_photograph
 from padding.data.shapes.classes import ShapesConfig
 from padding.data.shapes.write import write_shapes
 from padding.data.streams import build_eval_loader
@@ -125,7 +125,7 @@ def draw_sheet(path: Path, cfg: CfgNode, count: int = 8) -> None:
         gt_map, gt_segments = truth.read(raw["image_id"])
         gt_segments = [{**segment, "isthing": segment["category_id"] in thing_ids} for segment in gt_segments]
         pred_map, pred_segments = postprocess(raw)
-        image = read_image(entries[raw["image_id"]]["file_name"], format="RGB")
+        image = read_photograph(entries[raw["image_id"]]["file_name"])
         rows[raw["image_id"]] = SheetRow(image, (gt_map, gt_segments), (np.asarray(pred_map), pred_segments))
     draw_contact_sheet(path, [rows[image_id] for image_id in chosen], display_metadata(dataset), scale=2.5, panels=2)
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 
 from padding.data.class_split import ClassSplit, class_split_of
+from padding.data.photographs import read_photograph
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 from padding.data.sample import IGNORE_LABEL, DatasetDict
 from padding.data.sets.scribbles import label_key
@@ -110,7 +110,7 @@ class PredictionInspection(inspection.Inspection[Inspected]):
     def inspect(self, entry: dict[str, Any]) -> Inspected:
         """Predict one image and read what is true."""
         file_name = entry["file_name"]
-        image = np.ascontiguousarray(read_image(file_name, format="RGB"))
+        image = read_photograph(file_name, value_range=self._predictor.cfg.INPUT.VALUE_RANGE)
         prediction = self._predictor(image)
         saliency = prediction.get("saliency")
         return Inspected(

@@ -12,6 +12,7 @@ from PIL import Image
 
 import demo
 from padding.data.catalog import register_all
+from padding.data.photographs import read_photograph
 from padding.data.readers import read_label_map
 from padding.engine import Predictor
 from padding.engine.commands import load_config
@@ -99,7 +100,7 @@ def test_saliency_is_shown_beside_the_segments(
     picture = np.asarray(Image.open(written)).astype(int)
     width = 56
     assert picture.shape == (40, 2 * width + GAP_PX, 3)
-    np.testing.assert_array_equal(picture[:, :width], 255 - demo.read_rgb(pictures / "a.png").astype(int))
+    np.testing.assert_array_equal(picture[:, :width], 255 - read_photograph(pictures / "a.png").astype(int))
     heat = picture[:, width + GAP_PX :].mean(axis=(0, 2))
     assert heat[20:30].min() > heat[:20].max()
 
@@ -130,11 +131,20 @@ def test_nothing_found_is_named(pictures: Path, tmp_path: Path, name: str, messa
 
 def test_unreadable_image_and_video_are_named(model: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(demo.DemoError, match=r"broken\.png cannot be read as an image"):
+    with pytest.raises(demo.DemoError, match=r"1 of 1 inputs were left out: .*broken\.png: cannot be decoded"):
         run(model, tmp_path / "out", "--input", str(tmp_path / "broken.png"))
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     with pytest.raises(demo.DemoError, match=r"broken\.mp4 cannot be opened as a video"):
         demo.video_frames(tmp_path / "broken.mp4")
+
+
+def test_a_folder_goes_on_after_a_broken_file(model: tuple[str, str], pictures: Path, tmp_path: Path) -> None:
+    (pictures / "b_broken.png").write_bytes((pictures / "a.png").read_bytes()[:80])
+    (pictures / "c_broken.tif").write_bytes(b"no TIFF")
+    intact = sorted(path for path in demo.find_inputs([str(pictures)]) if "broken" not in path.name)
+    with pytest.raises(demo.DemoError, match=rf"2 of {len(intact) + 2} inputs.*b_broken\.png.*c_broken\.tif"):
+        run(model, tmp_path / "out", "--input", str(pictures))
+    assert len(list((tmp_path / "out").glob("*.png"))) == len(intact)
 
 
 def test_list_of_classes_restricts_the_model(
@@ -176,7 +186,7 @@ def test_label_maps_are_index_images_with_the_names_beside_them(
     predictor = Predictor(load_config(file, ["MODEL.WEIGHTS", weights]))
     for source, overlay in zip(("a.png", "b.JPG"), written, strict=True):
         labels = read_label_map(tmp_path / "out" / "label_maps" / overlay.name)
-        expected = predictor(demo.read_rgb(pictures / source))["sem_seg"].max(dim=0).indices
+        expected = predictor(read_photograph(pictures / source))["sem_seg"].max(dim=0).indices
         np.testing.assert_array_equal(labels, expected.numpy())
     lines = (tmp_path / "out" / "label_maps" / "classes.txt").read_text().splitlines()
     assert lines == [f"{index} {name}" for index, name in enumerate(predictor.class_names)] + ["255 unlabeled"]

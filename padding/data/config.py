@@ -19,7 +19,10 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0
 
-    # Ours. Grey value in [0, 255] of padded image regions; their labels are always void.
+    # Ours. Lowest and highest value of images of more than 8 bits, which become black and white: (0, 4095) for a camera
+    # of 12 bits. (): 16-bit grey has the full range of its type, 32-bit integers and floats are an error.
+    cfg.INPUT.VALUE_RANGE = ()
+    # Grey value in [0, 255] of padded image regions; their labels are always void.
     cfg.INPUT.IMAGE_PAD_VALUE = 128
     # Semantic training samples also carry one binary mask per class, as mask classification needs them.
     cfg.INPUT.SEMANTIC_MASKS = True

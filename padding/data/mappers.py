@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
-from detectron2.data import detection_utils as utils
 from fvcore.common.registry import Registry
 from fvcore.transforms.transform import TransformList
 
@@ -33,9 +32,10 @@ from padding.data.augmentation import (
     with_rotation,
 )
 from padding.data.class_split import class_split_of
+from padding.data.photographs import FORMATS, check_value_range, read_photograph
 from padding.data.readers import read_label_map, read_panoptic_ids
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX, strong_view_names
-from padding.errors import ConfigError, DataError, MissingFileError
+from padding.errors import ConfigError, DataError, check_choice
 
 MAPPER_REGISTRY = Registry("MAPPER")
 MAPPER_REGISTRY.__doc__ = "Classes called with (cfg, is_train=...); their objects turn a data-set entry into a sample."
@@ -115,6 +115,16 @@ def _crop_plan(keys: CfgNode, kind: str, ignore_label: int) -> AugmentationPlan:
     )
 
 
+def _checked_format(cfg: CfgNode) -> str:
+    """INPUT.FORMAT, refused where colours are to be changed and there are none."""
+    keys = cfg.INPUT
+    check_choice("INPUT.FORMAT", keys.FORMAT, FORMATS)
+    colors = [key for key in ("STRONG_VIEW", "COLOR_AUG_SSD") if keys[key]]
+    if colors and keys.FORMAT not in ("RGB", "BGR"):
+        raise ConfigError(f"INPUT.{colors[0]} changes colours, but INPUT.FORMAT is '{keys.FORMAT}'; use RGB or BGR")
+    return str(keys.FORMAT)
+
+
 class Mapper:
     """Read, augment, pad; subclasses say which labels are read and what targets they become.
 
@@ -133,6 +143,7 @@ class Mapper:
         is_train: bool,
         plan: AugmentationPlan,
         image_format: str = "RGB",
+        value_range: Sequence[float] = (),
         image_pad_value: int = 128,
         extra_maps: Sequence[str] = (),
         valid_mask: bool = False,
@@ -143,7 +154,8 @@ class Mapper:
         Args:
             is_train: whether targets are built.
             plan: augmentation for this use.
-            image_format: channel order, "RGB" or "BGR".
+            image_format: channels, see ``padding.data.photographs.FORMATS``.
+            value_range: what becomes black and white in images of more than 8 bits, see ``read_photograph``.
             image_pad_value: grey value of padding, 0 to 255.
             extra_maps: names of continuous grey maps; the file of "x" is the entry "x_file_name", the sample's "x" is
                 float32 (1, H, W) in [0, 1], bilinearly resized with the image's geometry and 0 in the padding.
@@ -152,7 +164,9 @@ class Mapper:
         """
         self.is_train = is_train
         self.plan = plan
+        check_value_range(value_range)
         self.image_format = image_format
+        self.value_range = tuple(value_range)
         self.image_pad_value = image_pad_value
         self.extra_maps = tuple(extra_maps)
         self.valid_mask = valid_mask
@@ -171,7 +185,8 @@ class Mapper:
         return {
             "is_train": is_train,
             "plan": _plan_from_config(cfg, is_train, default, ignore_label=ignore_label, label_pad=label_pad),
-            "image_format": cfg.INPUT.FORMAT,
+            "image_format": _checked_format(cfg),
+            "value_range": cfg.INPUT.VALUE_RANGE,
             "image_pad_value": cfg.INPUT.IMAGE_PAD_VALUE,
             "extra_maps": cfg.INPUT.EXTRA_MAPS,
             "valid_mask": cfg.INPUT.VALID_MASK,
@@ -238,12 +253,8 @@ class Mapper:
 
     def _read_image(self, dataset_dict: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
         path = dataset_dict["file_name"]
-        try:
-            image = utils.read_image(path, format=self.image_format)
-        except FileNotFoundError as error:
-            raise MissingFileError(f"{path}: no such file, though the data set lists it; obtain it again") from error
-        except OSError as error:
-            raise DataError(f"{path}: cannot be decoded ({error}); the file is damaged, obtain it again") from error
+        cure = "the data set lists it, obtain it again"
+        image = read_photograph(path, channels=self.image_format, value_range=self.value_range, cure=cure)
         targets.check_size(path, image.shape, dataset_dict)
         return image
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Label maps, panoptic ids and JSON annotations are read here alone, for training, evaluation and preparation alike.
 
-Numbers are returned as they are stored: palettes are never looked at, and an EXIF orientation does not turn them.
+Numbers are returned as they are stored: palettes are never looked at, and an EXIF orientation does not turn them (but
+that of a TIFF, which Pillow obeys by itself).
 """
 
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,7 +40,7 @@ def opened_image(file: str | Path | BinaryIO, *, name: object = "", cure: str = 
     """
     name = name or file
     try:
-        with Image.open(file) as image:
+        with _opened(file) as stream, Image.open(stream) as image:
             yield image
     except UserError:
         raise
@@ -47,6 +48,11 @@ def opened_image(file: str | Path | BinaryIO, *, name: object = "", cure: str = 
         raise MissingFileError(f"{name}: no such file; {cure}") from None
     except _DAMAGED as error:
         raise DataError(f"{name}: cannot be decoded ({error}), it is damaged or was cut; {cure}") from error
+
+
+def _opened(file: str | Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    """Open a path: given one, Pillow maps some TIFFs into memory, and mixes up the pixels of those to be turned."""
+    return Path(file).open("rb") if isinstance(file, str | Path) else nullcontext(file)
 
 
 def read_label_map(file: str | Path | BinaryIO, *, name: object = "", cure: str = _CURE) -> npt.NDArray[Any]:
@@ -67,7 +73,7 @@ def read_label_map(file: str | Path | BinaryIO, *, name: object = "", cure: str 
                 f"{name or file}: a label map holds one number per pixel, but this is an image of mode {image.mode}; "
                 "convert its colours to class ids first"
             )
-        stretched = _STRETCHED.get(_raw_mode(image), 1)
+        stretched = _STRETCHED.get(raw_mode(image), 1)
         labels = np.asarray(image)
     if labels.dtype == np.uint8:
         return labels if stretched == 1 else labels // np.uint8(stretched)
@@ -92,11 +98,11 @@ def read_panoptic_ids(file: str | Path, *, cure: str = _CURE) -> npt.NDArray[np.
         DataError: it cannot be decoded, or is another kind of image.
     """
     with opened_image(file, cure=cure) as image:
-        raw_mode = _raw_mode(image)
-        if image.mode not in ("RGB", "RGBA") or "16" in raw_mode:
+        stored = raw_mode(image)
+        if image.mode not in ("RGB", "RGBA") or "16" in stored:
             raise DataError(
                 f"{file}: segment ids are stored as 8-bit RGB, but this is an image of mode "
-                f"{raw_mode if '16' in raw_mode else image.mode}; name the folder of the panoptic PNGs"
+                f"{stored if '16' in stored else image.mode}; name the folder of the panoptic PNGs"
             )
         packed = (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
     # R, G, B and a byte of the next pixel are read as one number, much faster than three planes are added.
@@ -105,7 +111,7 @@ def read_panoptic_ids(file: str | Path, *, cure: str = _CURE) -> npt.NDArray[np.
     return numbers & np.uint32(0xFFFFFF)
 
 
-def _raw_mode(image: Image.Image) -> str:
+def raw_mode(image: Image.Image) -> str:
     """How the file stores its pixels, such as "RGB;16B"; Pillow's ``mode`` says only what they become."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
@@ -120,8 +126,11 @@ def displayed_size(path: str | Path) -> tuple[int, int]:
         DataError: it is no image.
     """
     with opened_image(path) as image:
-        width, height = image.size
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        if turned and image.format == "TIFF":
+            image.load()  # Pillow turns these itself, some versions before they are decoded
+            turned = False
+        width, height = image.size
     return (width, height) if turned else (height, width)
 
 

@@ -13,6 +13,7 @@ from detectron2.data.catalog import Metadata
 
 from padding.data.augmentation import View, resize_for_test
 from padding.data.class_split import ClassSplit, class_split_of
+from padding.data.photographs import in_channels
 from padding.engine.commands import load_model
 from padding.engine.label_map import scored_labels
 from padding.engine.label_placement import spread_labels
@@ -91,14 +92,11 @@ class Predictor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"expected an RGB image (h, w, 3) of uint8, got {image.shape} of {image.dtype}")
         height, width = image.shape[:2]
-        view = View(image)
+        # Channels as the weights were trained with.
+        view = View(in_channels(image, self.cfg.INPUT.FORMAT))
         # The test mapper's resize, so that a picture is segmented as in evaluation; the output has the original size.
         self._resize(view)
-        resized = view.image
-        # Channels in the order that the weights were trained with.
-        if self.cfg.INPUT.FORMAT == "BGR":
-            resized = resized[:, :, ::-1]
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        tensor = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
         prediction = self.model([{"image": tensor, "height": height, "width": width}])[0]
         return {key: _to_cpu(value) for key, value in prediction.items()}
 

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from padding.data.loaders.panoptic_json import check_files
+from padding.data.photographs import IMAGE_ENDINGS
 from padding.data.sample import DatasetDict
 from padding.errors import DataError, MissingFileError
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def read_id_list(path: str | Path) -> tuple[str, ...]:
@@ -55,7 +54,7 @@ def load_listed_images(
         image_ids: text file of ids, see ``read_id_list``; None: every image of the folder, in order of its name.
         excluded_ids: text file of ids of the folder's images that are left out; only without ``image_ids``.
         image_name: path below ``image_root``; {id} is the id, {city} what stands before its first underscore. "": the
-            file with this stem and one of ``IMAGE_ENDINGS``.
+            file with this stem and one of ``photographs.IMAGE_ENDINGS``.
         label_name: path below ``label_root``, likewise.
         cure: sentence for error messages: how the files are obtained.
 

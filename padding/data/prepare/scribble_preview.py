@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from padding.data.files import save_picture
+from padding.data.photographs import read_photograph
 from padding.data.prepare.scribbles import ScribbleTask
 from padding.data.readers import read_label_map
 from padding.data.sample import IGNORE_LABEL
@@ -59,10 +60,7 @@ def write_sheet(path: Path, tiles: Sequence[npt.NDArray[np.uint8]], columns: int
 
 def _tile(task: ScribbleTask, folder: ScribbleFolder, colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The image, dimmed, with its scribbles in the colours of their classes, fitted into a white tile."""
-    bgr = cv2.imread(str(task.image_file), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise PreparationError(f"{task.image_file}: cannot be read; obtain the image again")
-    image = (bgr[..., ::-1] // 2 + 64).astype(np.uint8)
+    image = (read_photograph(task.image_file) // 2 + 64).astype(np.uint8)
     raster = read_label_map(folder.png(task.key))
     drawn = raster < min(IGNORE_LABEL, len(colors))
     image[drawn] = colors[raster[drawn]]

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from padding.data.files import write_text
-from padding.data.loaders.listed_images import IMAGE_ENDINGS, read_id_list
+from padding.data.loaders.listed_images import read_id_list
+from padding.data.photographs import IMAGE_ENDINGS
 from padding.data.roots import splits_dir
 from padding.data.semi_splits import LISTS, read_semi_split
 from padding.errors import DataError, ExistingFileError, MissingFileError
