@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from padding.data.readers import read_text
 from padding.data.roots import splits_dir
 from padding.errors import DataError, MissingFileError
 
@@ -192,7 +193,7 @@ def read_name_list(path: str | Path) -> tuple[str, ...]:
         raise MissingFileError(
             f"{path}: no such list of class names; the lists shipped with the project lie in {splits_dir()}"
         )
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in read_text(path).splitlines())
     names = tuple(line.rpartition("\t")[2] for line in lines if line and not line.startswith("#"))
     if not names:
         raise DataError(f"{path}: holds no name; write one class name per line")

@@ -134,6 +134,28 @@ def displayed_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def read_text(path: str | Path) -> str:
+    """UTF-8 text; the mark in front that Windows' editors write (BOM) is no part of it, line ends become one newline.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it has another encoding, or is no text.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder, expected a text file") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else f"no UTF-8 (byte {error.start})"
+        raise DataError(f"{path}: the text is {found}; save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_json(path: str | Path, *, required: Iterable[str] = (), cure: str = "") -> dict[str, Any]:
     """Parse a JSON file whose top level is an object.
 

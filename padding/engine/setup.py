@@ -3,6 +3,7 @@
 
 import argparse
 import difflib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,25 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from padding.data.config import add_input_config
+from padding.data.readers import read_text
+from padding.data.sample import IGNORE_LABEL
 from padding.engine.config import REPLACED_KEYS, add_solver_config
-from padding.errors import ConfigError
+from padding.errors import ConfigError, DataError, MissingFileError
 from padding.modeling.config import add_mask2former_config
 
 AddConfig = Callable[[CfgNode], None]
+_LEAST = {
+    "SOLVER.MAX_ITER": 0,
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.BASE_LR": 0.0,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.LOG_PERIOD": 1,
+    "SOLVER.ACCUMULATE_STEPS": 1,
+    "DATALOADER.NUM_WORKERS": 0,
+    "TEST.EVAL_PERIOD": 0,
+}
+"""Smallest sensible value of some keys."""
 
 
 def add_core_config(cfg: CfgNode) -> None:
@@ -47,6 +62,7 @@ def load_cfg(config_file: str, opts: Sequence[str], add_config_fns: Sequence[Add
     if config_file:
         _merge_file(cfg, config_file)
     _merge_opts(cfg, opts)
+    _check_values(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         logging.getLogger(__name__).info("No GPU is visible: MODEL.DEVICE is set to cpu")
@@ -99,21 +115,67 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         raise ConfigError(f"{files}: {error}") from error
 
 
-def _file_chain(path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML in which no key stands twice: the second one would drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                first = node.value[keys.index(key)][0].start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"{key} stands twice, first in line {first}; join the two",
+                    node.value[place][0].start_mark,
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _file_chain(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Yield a YAML file and everything it is based on, as (path, content without ``_BASE_``)."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path} is based on itself: {' -> '.join(file.name for file in (*above, path))}")
     try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
+        text = read_text(path)
+    except MissingFileError as error:
         raise ConfigError(f"{path}, named by _BASE_, does not exist") from error
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        content = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
-        hint = " Python expressions are not executed; write the value out." if "!!python" in path.read_text() else ""
+        hint = " Python expressions are not executed; write the value out." if "!!python" in text else ""
         raise ConfigError(f"{path} is not plain YAML: {error}.{hint}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys; expected a YAML mapping such as 'MODEL: ...'")
     bases = content.pop("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: _BASE_ is {bases}; expected a file or a list of files")
     yield path, content
-    for base in [bases] if isinstance(bases, str) else bases:
-        yield from _file_chain(path.parent / base)
+    for base in bases:
+        yield from _file_chain(path.parent / Path(base).expanduser(), (*above, path.resolve()))
+
+
+def _check_values(cfg: CfgNode) -> None:
+    """Refuse values that mean nothing; warn of one that nothing obeys.
+
+    Raises:
+        ConfigError: names the key and the cure.
+    """
+    for name, least in _LEAST.items():
+        value = functools.reduce(lambda node, key: node[key], name.split("."), cfg)
+        if value < least:
+            raise ConfigError(f"{name} is {value}; expected {least} or more")
+    ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    if ignored != IGNORE_LABEL:
+        logging.getLogger(__name__).warning(
+            "MODEL.SEM_SEG_HEAD.IGNORE_VALUE %d has no effect: the value of void belongs to the data, %d or the "
+            "ignore_label in the metadata of the data set; DATASETS.FOLDERS.VOID_VALUES names others",
+            ignored,
+            IGNORE_LABEL,
+        )
 
 
 def _check_keys(content: Mapping[str, Any], cfg: CfgNode, *, place: str, prefix: str = "") -> None:
@@ -121,7 +183,11 @@ def _check_keys(content: Mapping[str, Any], cfg: CfgNode, *, place: str, prefix:
         name = f"{prefix}{key}"
         if key not in cfg:
             raise _unknown_key(name, cfg, place=place, prefix=prefix)
-        if isinstance(cfg[key], CfgNode) and isinstance(value, Mapping):
+        if isinstance(cfg[key], CfgNode):
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{place}: {name} is {value!r}, but it holds keys: {', '.join(list(cfg[key])[:5])} ..."
+                )
             _check_keys(value, cfg[key], place=place, prefix=f"{name}.")
 
 

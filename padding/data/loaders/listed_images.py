@@ -12,6 +12,7 @@ from pathlib import Path
 
 from padding.data.loaders.panoptic_json import check_files
 from padding.data.photographs import IMAGE_ENDINGS
+from padding.data.readers import read_text
 from padding.data.sample import DatasetDict
 from padding.errors import DataError, MissingFileError
 
@@ -26,7 +27,7 @@ def read_id_list(path: str | Path) -> tuple[str, ...]:
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such list of image ids; datasets/README.md names those that exist")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in read_text(path).splitlines())
     ids = tuple(line for line in lines if line and not line.startswith("#"))
     if not ids:
         raise DataError(f"{path}: the list holds no image id; expected one a line")

@@ -14,6 +14,7 @@ import numpy as np
 from padding.data.files import write_text
 from padding.data.loaders.listed_images import read_id_list
 from padding.data.photographs import IMAGE_ENDINGS
+from padding.data.readers import read_text
 from padding.data.roots import splits_dir
 from padding.data.semi_splits import LISTS, read_semi_split
 from padding.errors import DataError, ExistingFileError, MissingFileError
@@ -52,7 +53,7 @@ def published_lists() -> dict[str, ListedFile]:
     """
     rows: dict[str, ListedFile] = {}
     path = splits_dir() / TABLE
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         if not line or line.startswith("#"):
             continue
         fields = line.split("\t")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from padding.data.class_split import ClassSplit
+from padding.data.readers import read_text
 from padding.errors import DataError, MissingFileError
 
 
@@ -71,7 +72,7 @@ def read_tag_table(path: str | Path) -> dict[str, str]:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such table of tags; expected 'class name<TAB>tag' in every line")
     tags: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         columns = [column.strip() for column in line.split("\t")]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from padding.data.class_split import ClassSplit, read_name_list
+from padding.data.readers import read_text
 from padding.data.roots import splits_dir
 from padding.errors import DataError
 
@@ -73,7 +74,7 @@ def read_class_table(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     categories: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         fields = line.split("\t")

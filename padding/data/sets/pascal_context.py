@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from padding.data.class_split import ClassSplit
 from padding.data.loaders.listed_images import read_id_list
+from padding.data.readers import read_text
 from padding.data.registration import register_listed_images
 from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
@@ -52,7 +53,7 @@ class ContextClass:
 def context_classes() -> tuple[ContextClass, ...]:
     """Background and the 59 classes, in our order."""
     path = splits_dir() / "pascal_context" / "classes.tsv"
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    lines = [line.split("\t") for line in read_text(path).splitlines() if not line.startswith("#")]
     for position, columns in enumerate(lines):
         if len(columns) != 6 or columns[0] != str(position):
             raise DataError(f"{path}: row {position} is {columns}; expected six columns, the first one counting up")
@@ -117,7 +118,7 @@ def read_label_names(path: str | Path) -> dict[int, str]:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; it is part of the PASCAL-Context download, beside trainval/")
     names: dict[int, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         value, colon, name = line.partition(":")
         if line.strip() and not (colon and value.strip().isdigit() and name.strip()):
             raise DataError(f"{path}:{number}: expected a number, a colon and a name, got '{line}'")

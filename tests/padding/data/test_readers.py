@@ -12,12 +12,13 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from padding.data.class_split import ClassSplit
+from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.files import save_panoptic_png, write_json
+from padding.data.loaders.listed_images import read_id_list
 from padding.data.mappers import PanopticMapper, SemanticMapper
 from padding.data.prepare.label_audit import audit_labels
 from padding.data.prepare.panoptic_png import LabelSegment, LabelTask, write_labels
-from padding.data.readers import displayed_size, read_json, read_label_map, read_panoptic_ids
+from padding.data.readers import displayed_size, read_json, read_label_map, read_panoptic_ids, read_text
 from padding.errors import DataError, MissingFileError
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.semantic import SemanticGroundTruth
@@ -216,3 +217,28 @@ def test_json_that_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(DataError, match=r"a\.json: holds no JSON object"):
         read_json(tmp_path / "a.json")
+
+
+# --------------------------------------------------------------------------------------------------------------- text
+
+
+def test_text_of_windows_is_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Füchse\r\nzwei\rdrei\n".encode("utf-8-sig"))
+    assert read_text(tmp_path / "a.txt") == "Füchse\nzwei\ndrei\n"
+
+
+@pytest.mark.parametrize(("encoding", "message"), [("utf-16", "UTF-16; save it"), ("latin-1", r"no UTF-8 \(byte 1\)")])
+def test_text_of_another_encoding_is_named(encoding: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Füchse".encode(encoding))
+    with pytest.raises(DataError, match=rf"a\.txt: the text is {message}"):
+        read_text(tmp_path / "a.txt")
+    with pytest.raises(DataError, match="a folder, expected a text file"):
+        read_text(tmp_path)
+    with pytest.raises(MissingFileError, match=r"b\.txt: no such file"):
+        read_text(tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize("read", [read_name_list, read_id_list])
+def test_lists_of_windows_name_what_they_name(read: Callable[[Path], tuple[str, ...]], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("background\r\nroad\r\n".encode("utf-8-sig"))
+    assert read(tmp_path / "a.txt") == ("background", "road")

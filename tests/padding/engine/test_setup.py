@@ -49,6 +49,20 @@ def test_file_base_and_command_line_merge_in_this_order(tmp_path: Path) -> None:
         ("", "SOLVER:\n  MAX_ITER: many\n", [], r"c\.yaml.*Type mismatch.*SOLVER\.MAX_ITER"),
         ("", "just words", [], r"c\.yaml holds no keys"),
         ("", "A: [1\n", [], r"c\.yaml is not plain YAML"),
+        (
+            "",
+            "SEED: 1\nMODEL: {MASK_ON: True}\nMODEL: {}\n",
+            [],
+            r"c\.yaml is not .*MODEL stands twice, first in line 3",
+        ),
+        ("SOLVER: {MAX_ITER: 1, MAX_ITER: 2}\n", "", [], r"base\.yaml is not .*MAX_ITER stands twice"),
+        ("", "MODEL: 5\n", [], r"c\.yaml: MODEL is 5, but it holds keys: LOAD_PROPOSALS"),
+        ("", "MODEL:\nSEED: 2\n", [], r"c\.yaml: MODEL is None, but it holds keys"),
+        ("_BASE_: c.yaml\n", "", [], r"c\.yaml is based on itself: c\.yaml -> base\.yaml -> c\.yaml"),
+        ("_BASE_: 7\n", "", [], r"base\.yaml: _BASE_ is 7; expected a file or a list of files"),
+        ("_BASE_: .\n", "", [], r"a folder, expected a text file"),
+        ("", "", ["SOLVER.MAX_ITER", "-5"], "SOLVER.MAX_ITER is -5; expected 0 or more"),
+        ("", "SOLVER: {LOG_PERIOD: 0}\n", [], "SOLVER.LOG_PERIOD is 0; expected 1 or more"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, base: str, file: str, opts: list[str], message: str) -> None:
@@ -56,6 +70,22 @@ def test_mistakes_are_named(tmp_path: Path, base: str, file: str, opts: list[str
     path = write(tmp_path / "c.yaml", file if file in ("just words",) else "_BASE_: base.yaml\n" + file)
     with pytest.raises(ConfigError, match=message):
         load_cfg(path, opts, METHODS)
+
+
+def test_a_file_of_windows_is_read_and_utf_16_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes("SOLVER:\r\n  MAX_ITER: 20\r\n".encode("utf-8-sig"))
+    assert load_cfg(str(tmp_path / "c.yaml"), [], METHODS).SOLVER.MAX_ITER == 20
+    for encoding, found in (("utf-16", "UTF-16"), ("latin-1", r"no UTF-8 \(byte 3\)")):
+        (tmp_path / "d.yaml").write_bytes("# \xc4 comment\nSEED: 1\n".encode(encoding))
+        with pytest.raises(ConfigError, match=rf"d\.yaml: the text is {found if encoding == 'utf-16' else 'no UTF-8'}"):
+            load_cfg(str(tmp_path / "d.yaml"), [], METHODS)
+
+
+def test_a_key_without_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    load_cfg("", ["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "255"], METHODS)
+    assert not caplog.records
+    load_cfg("", ["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "0"], METHODS)
+    assert "IGNORE_VALUE 0 has no effect: the value of void belongs to the data, 255" in caplog.text
 
 
 def test_value_of_another_type_names_the_file(tmp_path: Path) -> None:
