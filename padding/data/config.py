@@ -78,12 +78,17 @@ def _add_own_data_keys(cfg: CfgNode) -> None:
     node = CfgNode()
     cfg.DATASETS.FOLDERS = node
     node.IMAGES = ""  # folder of the images; "": no own data
-    node.LABELS = ""  # folder of index PNGs with the images' names; unlabeled images need none
+    node.LABELS = ""  # folder of index images with the images' names; unlabeled images need none
+    node.LABEL_SUFFIX = ".png"  # in place of the image's ending: "_mask.png" for a.jpg and a_mask.png
+    node.SUBFOLDERS = False  # images in folders below count too; their labels lie in folders of the same names
     node.CLASSES = ""  # text file, one class name a line, that of label 0 first
     node.VAL_IMAGES = ""  # images and labels to evaluate on
     node.VAL_LABELS = ""
     node.VAL_LIST = ""  # instead of these, a text file of ids (file names without ending) out of IMAGES
-    node.VOID_VALUES = ()  # label values that mean nothing, besides 255
+    # Value of each class in the label images, or a list of its values: (0, 255) for black and white masks of two
+    # classes. (): class n has the value n.
+    node.LABEL_VALUES = ()
+    node.VOID_VALUES = ()  # values that mean nothing; 255 does too, unless it is that of a class
     # Names of classes that training must not know (zero-shot): void in "own_train", which is labelled with the others
     # alone; "own_val_unseen" counts them alone.
     node.UNSEEN = ()

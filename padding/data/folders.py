@@ -52,23 +52,48 @@ def folder_classes(path: str | Path, unseen: Sequence[str] = ()) -> ClassSplit:
     )
 
 
-def own_label_map(num_classes: int, void_values: Sequence[int]) -> dict[int, int] | None:
-    """Label map that makes some values void; None without such values.
+def own_label_map(
+    num_classes: int, void_values: Sequence[int], label_values: Sequence[int | Sequence[int]] = ()
+) -> dict[int, int] | None:
+    """Label map from values of label images to classes; None where the values are classes and 255.
+
+    Args:
+        num_classes: K.
+        void_values: values that mean nothing; 255 does too, unless it is the value of a class.
+        label_values: for each class its value, or several; (): class n has the value n.
 
     Raises:
-        ConfigError: a value lies outside 0 to 65535, or no class is left.
+        ConfigError: a value lies outside 0 to 65535 or means two things, their number is not K, or no class is left.
     """
-    if not void_values:
+    if not void_values and not label_values:
         return None
-    if min(void_values) < 0 or max(void_values) > 65535 or not set(range(num_classes)) - set(void_values):
+    if any(not 0 <= value <= 65535 for value in void_values):
+        raise ConfigError(f"{_KEY}.VOID_VALUES is {tuple(void_values)}; expected values of label images, 0 to 65535")
+    if label_values and len(label_values) != num_classes:
         raise ConfigError(
-            f"{_KEY}.VOID_VALUES is {tuple(void_values)}; expected values of label PNGs, 0 to 65535, that leave at "
-            f"least one of the {num_classes} classes"
+            f"{_KEY}.LABEL_VALUES has {len(label_values)} entries for {num_classes} classes; give the value of each, "
+            "or a list of its values"
         )
-    return {**{i: i for i in range(num_classes)}, **dict.fromkeys((*void_values, IGNORE_LABEL), IGNORE_LABEL)}
+    label_map = dict.fromkeys((*void_values, IGNORE_LABEL), IGNORE_LABEL)
+    for label, entry in enumerate(label_values or range(num_classes)):
+        for value in entry if isinstance(entry, Sequence) else (entry,):
+            if not isinstance(value, int) or not 0 <= value <= 65535:
+                raise ConfigError(f"{_KEY}.LABEL_VALUES has {value!r} for class {label}; expected 0 to 65535")
+            listed = value in void_values or label_map.get(value, IGNORE_LABEL) != IGNORE_LABEL
+            if listed and label_values:
+                raise ConfigError(
+                    f"{_KEY}: the value {value} means two things; give it to one class, or to VOID_VALUES"
+                )
+            if not listed:
+                label_map[value] = label
+    if set(label_map.values()) == {IGNORE_LABEL}:
+        raise ConfigError(
+            f"{_KEY}.VOID_VALUES is {tuple(void_values)}; leave at least one of the {num_classes} classes"
+        )
+    return label_map
 
 
-def register_folders(
+def register_folders(  # noqa: PLR0913  (one argument per key)
     *,
     images: str,
     labels: str,
@@ -77,6 +102,9 @@ def register_folders(
     val_labels: str = "",
     val_list: str = "",
     void_values: Sequence[int] = (),
+    label_values: Sequence[int | Sequence[int]] = (),
+    label_suffix: str = ".png",
+    subfolders: bool = False,
     unseen: Sequence[str] = (),
 ) -> None:
     """Register ``own_train`` and, with validation data, ``own_val`` and (with unseen classes) ``own_val_unseen``.
@@ -88,7 +116,10 @@ def register_folders(
         val_images: folder of the images to evaluate on.
         val_labels: their labels.
         val_list: instead of these two, a text file with the ids of images in ``images`` that are kept for evaluation.
-        void_values: label values that mean nothing; 255 always does.
+        void_values: label values that mean nothing, see ``own_label_map``.
+        label_values: likewise.
+        label_suffix: what stands in the name of a label image in place of the image's ending, such as "_mask.tif".
+        subfolders: look for images in folders below as well; their labels lie in folders of the same names.
         unseen: names of classes whose pixels are void in ``own_train``, whose label space has the others alone.
 
     Raises:
@@ -105,8 +136,13 @@ def register_folders(
     if not Path(classes).is_file():
         raise MissingFileError(f"{_KEY}.CLASSES: {classes} does not exist; write one class name a line, label 0 first")
     split = folder_classes(classes, unseen)
-    label_map = own_label_map(split.num_classes, void_values)
-    register = partial(register_listed_images, cure=f"The folders are those of {_KEY}")
+    label_map = own_label_map(split.num_classes, void_values, label_values)
+    register = partial(
+        register_listed_images,
+        label_name=f"{{id}}{label_suffix}",
+        subfolders=subfolders,
+        cure=f"The folders are those of {_KEY}",
+    )
     train, val = OWN_NAMES
     register(
         train,
@@ -149,10 +185,11 @@ def register_own_data(cfg: CfgNode) -> None:
         "val_labels": keys.VAL_LABELS,
         "val_list": keys.VAL_LIST,
         "void_values": keys.VOID_VALUES,
+        "label_values": keys.LABEL_VALUES,
         "unseen": keys.UNSEEN,
     }
     if settings["images"]:
-        register_folders(**settings)
+        register_folders(**settings, label_suffix=keys.LABEL_SUFFIX, subfolders=keys.SUBFOLDERS)
     elif any(settings.values()):
         given = [name.upper() for name, value in settings.items() if value]
         raise ConfigError(f"{_KEY}.{given[0]} is set, but {_KEY}.IMAGES is empty; name the folder of the images")

@@ -142,6 +142,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
     excluded_ids: str | Path | None = None,
     image_name: str = "",
     label_name: str = "{id}.png",
+    subfolders: bool = False,
     label_map: Mapping[int, int] | None = None,
     background_id: int | None = None,
     evaluate_unseen_only: bool = False,
@@ -158,6 +159,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
         excluded_ids: text file of ids that are left out of the folder.
         image_name: see ``padding.data.loaders.listed_images.load_listed_images``.
         label_name: likewise.
+        subfolders: likewise.
         label_map: value in the PNG -> contiguous id or the ignore label; None: the values are contiguous ids and 255.
         background_id: class that evaluation also leaves out, see ``SemSegEvaluator``.
         evaluate_unseen_only: seen classes count as void in the evaluation (for MODEL.PADING.TEST.MODE "zsl").
@@ -174,6 +176,7 @@ def register_listed_images(  # noqa: PLR0913  (one argument per file or folder)
         excluded_ids=excluded_ids,
         image_name=image_name,
         label_name=label_name,
+        subfolders=subfolders,
         cure=cure,
     )
     register_data_set(

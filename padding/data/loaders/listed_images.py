@@ -45,6 +45,7 @@ def load_listed_images(
     excluded_ids: str | Path | None = None,
     image_name: str = "",
     label_name: str = "{id}.png",
+    subfolders: bool = False,
     cure: str = "",
 ) -> list[DatasetDict]:
     """List the images of a semantic data set.
@@ -57,6 +58,7 @@ def load_listed_images(
         image_name: path below ``image_root``; {id} is the id, {city} what stands before its first underscore. "": the
             file with this stem and one of ``photographs.IMAGE_ENDINGS``.
         label_name: path below ``label_root``, likewise.
+        subfolders: images of the folders below count too; an id is then a path without its ending, "night/a".
         cure: sentence for error messages: how the files are obtained.
 
     Returns:
@@ -72,7 +74,7 @@ def load_listed_images(
         files = {i: _place(image_name, i) for i in read_id_list(image_ids)}
         check_files(image_root, [str(image_root / name) for name in files.values()], cure)
     else:
-        files = images_by_id(image_root, cure)
+        files = images_by_id(image_root, cure, subfolders=subfolders)
         if image_ids is not None:
             files = _only(files, read_id_list(image_ids), folder=image_root, listed_in=image_ids)
         elif excluded_ids is not None:
@@ -92,17 +94,19 @@ def _place(pattern: str, image_id: str) -> str:
     return pattern.format(id=image_id, city=image_id.split("_")[0])
 
 
-def images_by_id(folder: Path, cure: str) -> dict[str, str]:
-    """File name of every image of a folder by its id, in order of the names."""
+def images_by_id(folder: Path, cure: str, *, subfolders: bool = False) -> dict[str, str]:
+    """File name of every image of a folder (and of those below) by its id, in order of the names."""
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder of images. {cure}".rstrip())
-    names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix.lower() in IMAGE_ENDINGS)
-    files = {Path(name).stem: name for name in names}
+    found = folder.rglob("[!.]*") if subfolders else folder.glob("[!.]*")
+    names = sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in IMAGE_ENDINGS)
+    files = {Path(name).with_suffix("").as_posix(): name for name in names}
     if not names:
         raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)}). {cure}".rstrip())
     if len(files) < len(names):
-        twice = next(name for name in names if files[Path(name).stem] != name)
-        raise DataError(f"{folder}: {twice} and {files[Path(twice).stem]} have one id; give every image one file")
+        by_id = {name: files[Path(name).with_suffix("").as_posix()] for name in names}
+        twice = next(name for name in names if by_id[name] != name)
+        raise DataError(f"{folder}: {twice} and {by_id[twice]} have one id; give every image one file")
     return files
 
 

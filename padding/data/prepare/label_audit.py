@@ -32,6 +32,7 @@ from padding.data.semi_splits import select_entries
 from padding.errors import ConfigError, run_command
 
 _SHOWN = 3
+_SUSPECT_SHARE = 0.01  # of all pixels
 
 
 @dataclass
@@ -43,6 +44,7 @@ class LabelAudit:
     # (K,) int64 pixels of each class; void ones are in ``void_pixels``.
     pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     void_pixels: int = 0  # pixels that mean nothing
+    void_255: int = 0  # those of them that hold 255, in files that hold classes too
     palette_files: int = 0  # label images with a palette, whose indices are the labels
     missing: list[str] = field(default_factory=list)  # images without a label file
     unreadable: list[str] = field(default_factory=list)  # message for each label file that holds colours or is damaged
@@ -65,9 +67,23 @@ class LabelAudit:
             lines += first_files(
                 f"label files hold {value}, which is neither one of the {len(self.names)} classes nor void", files
             )
+        if suspect := self.void_for_class():
+            lines.append(suspect)
         if self.missing and (all_labeled or len(self.missing) == self.num_images):
             lines += first_files("label files do not exist", self.missing)
         return lines
+
+    def void_for_class(self) -> str:
+        """A sentence where 255 is frequent and a class has no pixel, as in black and white masks; else ""."""
+        share = self.void_255 / max(int(self.pixels.sum()) + self.void_pixels, 1)
+        absent = [name for name, count in zip(self.names, self.pixels, strict=True) if count == 0]
+        if not absent or share < _SUSPECT_SHARE:
+            return ""
+        return (
+            f"255 covers {100 * share:.1f} % and means nothing, while {', '.join(absent)} "
+            f"{'has' if len(absent) == 1 else 'have'} no pixel; if 255 is a class, name the value of each in "
+            "DATASETS.FOLDERS.LABEL_VALUES, such as (0, 255)"
+        )
 
     def lines(self) -> list[str]:
         """The audit for a reader: remarks, then the share of every class."""
@@ -140,6 +156,8 @@ def _audit_one(audit: LabelAudit, entry: DatasetDict, label_map: Mapping[int, in
             audit.void_pixels += count
         else:
             audit.outside.setdefault(value, []).append(path)
+    if labeled and (label_map or {}).get(IGNORE_LABEL, IGNORE_LABEL) == IGNORE_LABEL and len(counts) > IGNORE_LABEL:
+        audit.void_255 += int(counts[IGNORE_LABEL])
     if labeled == 0 and set(values).isdisjoint(audit.outside):
         audit.all_void.append(path)
 
@@ -153,6 +171,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--classes", metavar="FILE", help="as DATASETS.FOLDERS.CLASSES")
     parser.add_argument("--list", metavar="FILE", help="ids of images that need labels (default: all, labels optional)")
     parser.add_argument("--void", type=int, nargs="*", default=(), metavar="N", help="as DATASETS.FOLDERS.VOID_VALUES")
+    parser.add_argument(
+        "--values", type=int, nargs="*", default=(), metavar="N", help="as DATASETS.FOLDERS.LABEL_VALUES"
+    )
+    parser.add_argument("--suffix", default=".png", metavar="TEXT", help="as DATASETS.FOLDERS.LABEL_SUFFIX")
+    parser.add_argument("--subfolders", action="store_true", help="as DATASETS.FOLDERS.SUBFOLDERS")
     args = parser.parse_args(arguments)
     folders = (args.images, args.labels, args.classes)
     if bool(args.dataset) == any(folders) or (any(folders) and not all(folders)):
@@ -163,8 +186,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def _selected(args: argparse.Namespace) -> tuple[list[Any], tuple[str, ...], Mapping[int, int] | None]:
     if not args.dataset:
         names = folder_classes(args.classes).names
-        listed: list[Any] = [*load_listed_images(image_root=args.images, label_root=args.labels, image_ids=args.list)]
-        return listed, names, own_label_map(len(names), args.void)
+        listed: list[Any] = [
+            *load_listed_images(
+                image_root=args.images,
+                label_root=args.labels,
+                image_ids=args.list,
+                label_name=f"{{id}}{args.suffix}",
+                subfolders=args.subfolders,
+            )
+        ]
+        return listed, names, own_label_map(len(names), args.void, args.values)
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     register_all()

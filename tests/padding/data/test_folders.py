@@ -14,6 +14,8 @@ from PIL import Image
 import train_net
 from padding.data.class_split import class_split_of
 from padding.data.folders import OWN_NAMES, OWN_UNSEEN, register_own_data
+from padding.data.mappers import build_mapper
+from padding.data.prepare.label_audit import audit_labels
 from padding.data.registration import _registered
 from padding.engine import add_core_config
 
@@ -103,6 +105,57 @@ def test_unseen_names_make_a_zero_shot_problem(folders: Path, void_values: tuple
     assert ids("own_val") == ids(OWN_UNSEEN) == ["im_3", "im_2"]
 
 
+def test_masks_of_0_and_255_have_two_classes(tmp_path: Path) -> None:
+    """What black and white masks mean is said by a key; the audit notices where nobody said it."""
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    mask = np.zeros((8, 10), np.uint8)
+    mask[:, 5:] = 255
+    Image.new("RGB", (10, 8)).save(tmp_path / "images" / "a.jpg")
+    Image.fromarray(mask).save(tmp_path / "labels" / "a_mask.tif")
+    (tmp_path / "classes.txt").write_text("ground\nwater\n")
+    changes = {"VAL_LIST": "", "VOID_VALUES": (), "LABEL_SUFFIX": "_mask.tif"}
+    audits = []
+    for values in ((), (0, 255)):
+        register_own_data(config(tmp_path, **changes, LABEL_VALUES=values))
+        (entry,) = DatasetCatalog.get("own_train")
+        label_map = getattr(MetadataCatalog.get("own_train"), "sem_seg_label_map", None)
+        audits.append(audit_labels([entry], class_split_of("own_train").names, label_map=label_map))
+    assert [audit.pixels.tolist() for audit in audits] == [[40, 0], [40, 40]]
+    assert audits[1].problems() == []
+    (problem,) = audits[0].problems()
+    assert problem.startswith("255 covers 50.0 % and means nothing, while water has no pixel")
+    assert "DATASETS.FOLDERS.LABEL_VALUES" in problem
+    cfg = config(tmp_path, **changes, LABEL_VALUES=(0, 255), IMAGES=tmp_path / "images")
+    cfg.merge_from_list(["DATASETS.TRAIN", "('own_train',)", "INPUT.DATASET_MAPPER_NAME", "semantic_resize"])
+    cfg.merge_from_list(["INPUT.CROP.SIZE", "[8, 10]", "INPUT.RANDOM_FLIP", "none", "INPUT.FORMAT", "RGB"])
+    sample = build_mapper(cfg, is_train=True)(entry)
+    assert sample["sem_seg"].unique(return_counts=True)[1].tolist() == [40, 40]
+
+
+def test_a_class_may_have_several_values(folders: Path) -> None:
+    register_own_data(config(folders, LABEL_VALUES=[0, [1, 2], 7], VOID_VALUES=(9,)))
+    assert MetadataCatalog.get("own_val").sem_seg_label_map == {0: 0, 1: 1, 2: 1, 7: 2, 9: 255, 255: 255}
+
+
+def test_subfolders_pair_images_and_labels_of_one_name(tmp_path: Path) -> None:
+    for part in ("day", "night"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / part).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "images" / part / "a.tiff")
+        Image.new("L", (4, 4)).save(tmp_path / "labels" / part / "a.png")
+    (tmp_path / "classes.txt").write_text("ground\n")
+    (tmp_path / "val.txt").write_text("night/a\n")
+    register_own_data(config(tmp_path, VOID_VALUES=(), SUBFOLDERS=True))
+    assert (ids("own_train"), ids("own_val")) == (["day/a"], ["night/a"])
+    (entry,) = DatasetCatalog.get("own_val")
+    assert entry["file_name"] == str(tmp_path / "images" / "night" / "a.tiff")
+    assert entry["sem_seg_file_name"] == str(tmp_path / "labels" / "night" / "a.png")
+    register_own_data(config(tmp_path, VOID_VALUES=(), VAL_LIST=""))
+    with pytest.raises(ValueError, match="holds no image"):
+        DatasetCatalog.get("own_train")
+
+
 def test_nothing_unseen_registers_no_set_for_it(folders: Path) -> None:
     register_own_data(config(folders))
     assert OWN_UNSEEN not in DatasetCatalog
@@ -133,6 +186,10 @@ def test_nothing_is_registered_by_default() -> None:
         ({"VAL_IMAGES": "x", "VAL_LABELS": "x"}, ValueError, "set VAL_IMAGES and VAL_LABELS, or VAL_LIST"),
         ({"VOID_VALUES": (0, 1, 2)}, ValueError, r"VOID_VALUES is \(0, 1, 2\)"),
         ({"VOID_VALUES": (-1,)}, ValueError, r"VOID_VALUES is \(-1,\)"),
+        ({"LABEL_VALUES": (0, 1)}, ValueError, r"LABEL_VALUES has 2 entries for 3 classes"),
+        ({"LABEL_VALUES": (0, 1, 1)}, ValueError, r"the value 1 means two things"),
+        ({"LABEL_VALUES": (0, 1, 9)}, ValueError, r"the value 9 means two things"),
+        ({"LABEL_VALUES": (0, 1, -3)}, ValueError, r"LABEL_VALUES has -3 for class 2; expected 0 to 65535"),
         ({"UNSEEN": ["rod"]}, ValueError, r"FOLDERS\.UNSEEN names \['rod'\], which .*classes\.txt does not list"),
         ({"UNSEEN": ["road", "sky", "unknown thing"]}, ValueError, "UNSEEN names all 3 classes"),
     ],
