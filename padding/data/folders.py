@@ -188,8 +188,9 @@ def register_own_data(cfg: CfgNode) -> None:
         "label_values": keys.LABEL_VALUES,
         "unseen": keys.UNSEEN,
     }
+    layout = {"label_suffix": keys.LABEL_SUFFIX, "subfolders": keys.SUBFOLDERS}
     if settings["images"]:
-        register_folders(**settings, label_suffix=keys.LABEL_SUFFIX, subfolders=keys.SUBFOLDERS)
+        register_folders(**settings, **layout)
     elif any(settings.values()):
         given = [name.upper() for name, value in settings.items() if value]
         raise ConfigError(f"{_KEY}.{given[0]} is set, but {_KEY}.IMAGES is empty; name the folder of the images")
