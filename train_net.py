@@ -38,14 +38,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Metrics on rank 0, {} elsewhere.
     """
+    from padding.data.registration import listed_once
+    from padding.engine.start_check import check_run, try_evaluation
     from padding.engine.trainer import TRAINER_REGISTRY
 
     cfg = setup(args)
     register_data(cfg)
     if args.eval_only:
         return evaluate_only(cfg, resume=args.resume)
-    trainer = TRAINER_REGISTRY.get(cfg.TRAINER)(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    with listed_once():
+        if cfg.DATASETS.CHECK_AT_START:
+            check_run(cfg)
+        trainer = TRAINER_REGISTRY.get(cfg.TRAINER)(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        if cfg.DATASETS.CHECK_AT_START:
+            try_evaluation(cfg, trainer.module)
     return trainer.train()
 
 

@@ -68,8 +68,8 @@ def link(source: Path, target: Path) -> None:
 
 def check(folder: Path, *, subset: bool) -> int:
     """Read every image and label; returns the exit status."""
+    from padding.data.label_statistics import audit_labels
     from padding.data.loaders.listed_images import load_listed_images
-    from padding.data.prepare.label_audit import audit_labels
     from padding.data.sets.camvid import camvid_label_map, camvid_split
 
     names, problems = camvid_split().names, []

@@ -21,6 +21,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "padding.errors": (),
     "padding.packages": (),
     "padding.data": ("padding.data",),
+    "padding.data.doctor": ("padding.engine.doctor",),  # a command by the name under which it is looked for
     "padding.evaluation": ("padding.data", "padding.evaluation"),
     "padding.modeling": ("padding.modeling", "padding.data.class_split", "padding.data.sample"),
     "padding.engine": SHARED,
@@ -40,7 +41,7 @@ def module_name(path: Path) -> str:
 
 
 def layer_of(module: str) -> str:
-    for layer in (*CORE, *SHARED):
+    for layer in (*CORE, "padding.data.doctor", *SHARED):
         if module == layer or module.startswith(layer + "."):
             return layer
     return module.split(".")[0]

@@ -49,6 +49,8 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SPLIT = ""
     # Where the ids of unlabeled.txt are looked up; (): in DATASETS.TRAIN. Without SPLIT: the unlabeled images.
     cfg.DATASETS.TRAIN_UNLABELED = ()
+    # Before the first iteration look over all data sets of the run and evaluate two images of every test set.
+    cfg.DATASETS.CHECK_AT_START = True
     _add_saliency_keys(cfg)
     _add_own_data_keys(cfg)
 

@@ -7,7 +7,8 @@ with the seen classes alone, and a zero-shot (ZSL) test set counts unseen classe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,29 @@ from padding.data.sample import IGNORE_LABEL, LABEL_DIVISOR, DatasetDict
 from padding.errors import DataError
 
 _registered: set[str] = set()
+_remembering: list[dict[str, list[DatasetDict]]] = []
+
+
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """Within the block a data set is listed once, however often it is asked for; long annotation files take seconds."""
+    if _remembering:
+        yield
+        return
+    _remembering.append({})
+    try:
+        yield
+    finally:
+        _remembering.clear()
+
+
+def _listed(name: str, loader: Callable[[], list[DatasetDict]]) -> list[DatasetDict]:
+    if not _remembering:
+        return loader()
+    known = _remembering[0]
+    if name not in known:
+        known[name] = loader()
+    return list(known[name])
 
 
 def registered_names() -> tuple[str, ...]:
@@ -259,7 +283,7 @@ def register_data_set(
     if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)  # a metadata field accepts one value only, so another root needs a new object
     # Lazily: thousands of entries are listed when a set is used, not when all are registered.
-    DatasetCatalog.register(name, loader)
+    DatasetCatalog.register(name, partial(_listed, name, loader))
     thing_ids = {key: i for key, i in class_split.contiguous_id.items() if i in class_split.thing_ids}
     metadata = MetadataCatalog.get(name).set(
         class_split=class_split,

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from padding.data.files import save_png
+from padding.data.label_statistics import audit_labels
 from padding.data.prepare.command import report
-from padding.data.prepare.label_audit import audit_labels
 from padding.data.prepare.panoptic_audit import make_target_folder, map_tasks
 from padding.data.readers import read_label_map
 from padding.data.sample import DatasetDict

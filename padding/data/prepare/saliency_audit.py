@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from padding.data.prepare.label_audit import first_files
+from padding.data.label_statistics import first_files
 from padding.data.readers import displayed_size, opened_image
 from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 

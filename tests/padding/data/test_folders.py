@@ -14,8 +14,8 @@ from PIL import Image
 import train_net
 from padding.data.class_split import class_split_of
 from padding.data.folders import OWN_NAMES, OWN_UNSEEN, register_own_data
+from padding.data.label_statistics import audit_labels
 from padding.data.mappers import build_mapper
-from padding.data.prepare.label_audit import audit_labels
 from padding.data.registration import _registered
 from padding.engine import add_core_config
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.files import save_panoptic_png, write_json
+from padding.data.label_statistics import audit_labels
 from padding.data.loaders.listed_images import read_id_list
 from padding.data.mappers import PanopticMapper, SemanticMapper
-from padding.data.prepare.label_audit import audit_labels
 from padding.data.prepare.panoptic_png import LabelSegment, LabelTask, write_labels
 from padding.data.readers import displayed_size, read_json, read_label_map, read_panoptic_ids, read_text
 from padding.errors import DataError, MissingFileError

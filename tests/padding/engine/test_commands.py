@@ -77,7 +77,7 @@ SCRIPTS = {
 }
 # Measure networks and functions of fixed configurations; their own tests run them.
 BENCHMARKS = {f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("[!_]*.py")}
-OTHERS = {"padding.data.label_audit"}
+OTHERS = {"padding.data.label_audit", "padding.data.doctor"}
 
 
 def is_guard(node: ast.stmt) -> bool:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from padding.data.label_statistics import audit_labels
 from padding.data.loaders.listed_images import load_listed_images
-from padding.data.prepare.label_audit import audit_labels, main
+from padding.data.prepare.label_audit import main
 
 NAMES = ("ground", "water", "wood")
 
