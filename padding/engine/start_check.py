@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HEADERS = 2000  # images of a set whose headers are read at the start
-_LABELS = 32  # label images of a set that are read at the start
+HEADERS = 2000  # images of a set whose headers are read at the start
+LABELS = 32  # label images of a set that are read at the start
 _TRIED = 2  # images of a test set
 _SHOWN = 5
 
@@ -59,7 +59,7 @@ def check_run(cfg: CfgNode) -> None:
     """
     from detectron2.utils import comm
 
-    findings = find_faults(cfg, headers=_HEADERS, labels=_LABELS) if comm.is_main_process() else []
+    findings = find_faults(cfg, headers=HEADERS, labels=LABELS) if comm.is_main_process() else []
     for finding in findings:
         if finding.level == "warning":
             logger.warning("%s: %s", finding.place, finding.text)
