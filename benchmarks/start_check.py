@@ -35,7 +35,8 @@ def write_set(folder: Path, count: int) -> list[dict[str, Any]]:
     for name in ("images", "labels"):
         (folder / name).mkdir()
     Image.fromarray(rng.integers(0, 255, (*_SIZE, 3), dtype=np.uint8)).save(folder / "image.jpg")
-    labels = rng.integers(0, _CLASSES, (15, 20), dtype=np.uint8).repeat(32, 0).repeat(32, 1)
+    cells = rng.integers(0, _CLASSES, (_SIZE[0] // 32, _SIZE[1] // 32), dtype=np.uint8)
+    labels = cells.repeat(32, 0).repeat(32, 1)
     Image.fromarray(labels).save(folder / "label.png")
     entries = []
     for index in range(count):
