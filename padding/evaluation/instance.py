@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -287,9 +288,13 @@ def mask_entries(masks: Tensor, image: Mapping[str, Any]) -> list[dict[str, Any]
     height, width = image["height"], image["width"]
     if tuple(masks.shape[-2:]) != (height, width):
         raise DataError(f"masks of size {tuple(masks.shape[-2:])}, the ground truth says ({height}, {width})")
-    # (N, w, h) in C order is the (h, w, N) Fortran order that the encoder wants.
-    columns = (masks > 0).to(torch.uint8).transpose(1, 2).contiguous().numpy().transpose(2, 1, 0)
-    rles = mask_api.encode(columns)
+    # A bool is a byte of 0 or 1 already; a comparison would cost more than the encoding.
+    inside = (masks if masks.dtype == torch.bool else masks > 0).contiguous().view(torch.uint8).numpy()
+    # (N, w, h) in C order is the (h, w, N) Fortran order that the encoder wants; OpenCV transposes in blocks.
+    columns = np.empty((len(inside), width, height), np.uint8)
+    for source, target in zip(inside, columns, strict=True):
+        cv2.transpose(source, dst=target)
+    rles = mask_api.encode(columns.transpose(2, 1, 0))
     boxes = mask_api.toBbox(rles)
     return [
         {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")}, "bbox": box.tolist()}
