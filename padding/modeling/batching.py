@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from padding.errors import ConfigError, SampleError
 
 Sample = Mapping[str, Any]
+_MAPS_AT_A_TIME = 8
 
 
 def sample_name(sample: Sample) -> str:
@@ -205,9 +206,19 @@ def resize_logits(
     Returns:
         (N, h, w) float.
     """
-    if padded_size is not None:
-        logits = _bilinear(logits, padded_size)
-    return _bilinear(logits[:, : image_size[0], : image_size[1]], output_size)
+
+    def resize(maps: Tensor) -> Tensor:
+        maps = maps if padded_size is None else _bilinear(maps, padded_size)
+        return _bilinear(maps[:, : image_size[0], : image_size[1]], output_size)
+
+    # A few maps at a time on a CPU: the padded ones need not be there all together.
+    if logits.device.type != "cpu" or len(logits) <= _MAPS_AT_A_TIME:
+        return resize(logits)
+    resized = logits.new_empty(len(logits), *output_size)
+    for start in range(0, len(logits), _MAPS_AT_A_TIME):
+        part = slice(start, start + _MAPS_AT_A_TIME)
+        resized[part] = resize(logits[part])
+    return resized
 
 
 def _bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padding.modeling.matcher import HungarianMatcher, Match
-from padding.modeling.point_sampling import Generators, image_generators, sample_at, uncertain_points
+from padding.modeling.point_sampling import Generators, MaskReader, image_generators, sample_at, uncertain_points
 from padding.modeling.processes import mean_over_processes, world_size
 
 _TERMS = ("loss_ce", "loss_mask", "loss_dice")
@@ -136,11 +136,12 @@ class MaskCriterion(nn.Module):
             image_seeds: ties the random points of an image to its seed, whatever else is in the batch.
         """
         generators = image_generators(image_seeds)
+        # Once for all predictions, each of which reads them to match and to compare.
+        read: list[Mapping[str, Any]] = [{**target, "reader": MaskReader(target["masks"])} for target in targets]
         # Every prediction is matched by itself: queries change their segment from layer to layer.
         predictions = [outputs, *outputs.get("aux_outputs", [])]
         matches = [
-            self.matcher(prediction, targets, image_names=image_names, generator=generators)
-            for prediction in predictions
+            self.matcher(prediction, read, image_names=image_names, generator=generators) for prediction in predictions
         ]
         # (T, B, Q): one exchange between processes for all T predictions, the last one's first.
         labels = torch.stack([self._query_labels(outputs["pred_logits"], targets, match) for match in matches])
@@ -150,7 +151,7 @@ class MaskCriterion(nn.Module):
         for i, (prediction, match) in enumerate(zip(predictions, matches, strict=True)):
             logits = prediction["pred_logits"]
             terms = {"loss_ce": classification_loss(logits, labels[i], self.empty_weight, weight_sums[i])}
-            terms |= self._mask_losses(prediction["pred_masks"], targets, match, num_masks, generators)
+            terms |= self._mask_losses(prediction["pred_masks"], read, match, num_masks, generators)
             # The last prediction has the plain names; auxiliary ones are numbered from the first layer on.
             suffix = "" if i == 0 else f"_{i - 1}"
             losses |= {name + suffix: self.weight_dict[name] * term for name, term in terms.items()}
@@ -175,7 +176,7 @@ class MaskCriterion(nn.Module):
     def _mask_losses(
         self,
         pred_masks: Tensor,
-        targets: Sequence[Mapping[str, Tensor]],
+        targets: Sequence[Mapping[str, Any]],
         match: list[Match],
         num_masks: Tensor,
         generators: Generators,
@@ -202,8 +203,7 @@ class MaskCriterion(nn.Module):
             logits = sample_at(matched.unsqueeze(1), points).squeeze(1)
             gt = torch.cat(
                 [
-                    # Image by image: the float copy of all masks of a batch would be the largest tensor of the step.
-                    sample_at(target["masks"][target_idx].to(logits).unsqueeze(1), image_points).squeeze(1)
+                    target["reader"].at(image_points, target_idx)
                     for target, (_, target_idx), image_points in zip(targets, match, points.split(counts), strict=True)
                 ]
             )

@@ -5,7 +5,7 @@ Each takes the class logits and mask logits of one image. Work over pixels is do
 over segments are taken on the CPU after a single transfer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 _MASK_PROB_THRESHOLD = 0.5
 _AREA_EPS = 1e-6
+_TILE = 1 << 13  # pixels
 
 
 def widen_logits(logits: Tensor, class_ids: Sequence[int], num_classes: int) -> Tensor:
@@ -88,8 +89,12 @@ def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
         (K, h, w) float >= 0.
     """
     # No-object is left out after the softmax: the classes do not share what it takes.
-    probs = class_logits.float().softmax(dim=-1)[:, :-1]
-    return torch.einsum("qk,qhw->khw", probs, mask_logits.float().sigmoid())
+    weights = class_logits.float().softmax(dim=-1)[:, :-1].T
+    flat = mask_logits.flatten(1)
+    scores = torch.empty(len(weights), flat.shape[1], device=flat.device)
+    for tile in _tiles(flat):
+        scores[:, tile] = weights @ flat[:, tile].float().sigmoid()
+    return scores.view(-1, *mask_logits.shape[-2:])
 
 
 def panoptic_queries(class_logits: Tensor, object_mask_threshold: float) -> Tensor:
@@ -136,12 +141,10 @@ def panoptic_inference(
     if num_kept == 0 or mask_logits[0].numel() == 0:
         return torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=mask_logits.device), []
     scores, labels = class_logits[keep].float().softmax(dim=-1).max(dim=-1)
-    probs = mask_logits[keep].float().sigmoid()
+    chosen = mask_logits if num_kept == len(mask_logits) else mask_logits[keep]
+    # (h, w): the query with the largest score x mask probability (MaskFormer, Sec. 3.4), and whether its mask is there.
+    winner, inside, own_areas = _compete(scores, chosen)
     # (M,) pixels: its mask, what it won, and what of that lies inside its mask, which is shown.
-    own_areas = (probs >= _MASK_PROB_THRESHOLD).flatten(1).sum(dim=1)
-    # (h, w): the query with the largest score x mask probability (MaskFormer, Sec. 3.4).
-    winner = (scores[:, None, None] * probs).argmax(dim=0)
-    inside = probs.gather(0, winner[None])[0] >= _MASK_PROB_THRESHOLD
     won_areas = torch.bincount(winner.flatten(), minlength=num_kept)
     shown_areas = torch.bincount(winner[inside], minlength=num_kept)
 
@@ -151,6 +154,42 @@ def panoptic_inference(
     # -> ids (h, w): what was dropped has the id 0, void.
     id_of_query = torch.tensor(ids, dtype=torch.int32, device=mask_logits.device)
     return id_of_query[winner] * inside, segments
+
+
+def _compete(scores: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which query wins each pixel.
+
+    Args:
+        scores: (M,) float class scores, M >= 1.
+        mask_logits: (M, h, w) float.
+
+    Returns:
+        (h, w) int64 index of the winner, (h, w) bool whether the pixel lies inside its mask, (M,) int64 area of each
+        mask.
+    """
+    flat = mask_logits.flatten(1)
+    winner = torch.empty(flat.shape[1], dtype=torch.int64, device=flat.device)
+    inside = torch.empty(flat.shape[1], dtype=torch.bool, device=flat.device)
+    own_areas = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
+    for tile in _tiles(flat):
+        probs = flat[:, tile].float().sigmoid()
+        covered = probs >= _MASK_PROB_THRESHOLD
+        own_areas += _count(covered)
+        winner[tile] = (scores[:, None] * probs).max(dim=0).indices
+        inside[tile] = covered.gather(0, winner[None, tile])[0]
+    shape = mask_logits.shape[-2:]
+    return winner.view(shape), inside.view(shape), own_areas
+
+
+def _tiles(flat: Tensor) -> Iterator[slice]:
+    """Parts of the pixels of (N, pixels): what is computed of a part stays in the cache of a CPU, thrice as fast."""
+    size = _TILE if flat.device.type == "cpu" else max(flat.shape[1], 1)
+    return (slice(start, start + size) for start in range(0, flat.shape[1], size))
+
+
+def _count(inside: Tensor) -> Tensor:
+    """(N,) number of True of each row of (N, pixels) bool; several times faster than their sum."""
+    return inside.view(torch.uint8).sum(dim=1, dtype=torch.int32)
 
 
 def assign_segments(
@@ -245,11 +284,17 @@ def binary_masks(mask_logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (N, h, w) bool, and (N,) mean probability inside each mask, 0 for an empty one.
     """
-    logits = mask_logits.float()
-    # The threshold 1/2 of the probability.
-    masks = logits > 0
-    sums = (logits.sigmoid() * masks).flatten(1).sum(dim=1)
-    return masks, sums / (masks.flatten(1).sum(dim=1) + _AREA_EPS)
+    flat = mask_logits.flatten(1)
+    masks = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
+    sums = torch.zeros(len(flat), device=flat.device)
+    areas = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
+    for tile in _tiles(flat):
+        logits = flat[:, tile].float()
+        inside = logits > 0  # the threshold 1/2 of the probability
+        masks[:, tile] = inside
+        sums += (logits.sigmoid() * inside).sum(dim=1)
+        areas += _count(inside)
+    return masks.view(mask_logits.shape), sums / (areas + _AREA_EPS)
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
@@ -265,7 +310,7 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
         return torch.zeros(masks.shape[0], 4, device=masks.device)
     sides = []
     for dim in (1, 2):  # columns occupied give x, rows occupied give y
-        occupied = masks.any(dim=dim)
+        occupied = masks.view(torch.uint8).amax(dim=dim).bool()  # eight times as fast as any()
         place = torch.arange(occupied.shape[1], device=masks.device)
         # An empty axis has no first place: amin gives its length, amax gives 0, the product below zeros.
         first = torch.where(occupied, place, occupied.shape[1]).amin(dim=1)

@@ -6,6 +6,7 @@ an image, in float32 whatever the precision of the network.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from padding.errors import ConfigError
-from padding.modeling.point_sampling import Generators, draw_points, sample_at
+from padding.modeling.point_sampling import Generators, MaskReader, draw_points, sample_at
 
 Match = tuple[Tensor, Tensor]
 
@@ -76,7 +77,7 @@ class HungarianMatcher(nn.Module):
     def forward(
         self,
         outputs: Mapping[str, Tensor],
-        targets: Sequence[Mapping[str, Tensor]],
+        targets: Sequence[Mapping[str, Any]],
         *,
         image_names: Sequence[str] | None = None,
         generator: Generators = None,
@@ -85,7 +86,8 @@ class HungarianMatcher(nn.Module):
 
         Args:
             outputs: ``pred_logits`` (B, Q, C+1) and ``pred_masks`` (B, Q, H', W').
-            targets: per image ``labels`` (N,) int64 and ``masks`` (N, H, W) bool; N may be 0.
+            targets: per image ``labels`` (N,) int64 and ``masks`` (N, H, W) bool; N may be 0. With ``reader``, the
+                ``MaskReader`` of the masks, these are not looked at.
             image_names: what errors call the images.
             generator: for the points: None, one for all images, or one per image.
 
@@ -117,14 +119,15 @@ class HungarianMatcher(nn.Module):
             matches.append(tuple(torch.from_numpy(pair).to(masks.device)))
         return matches
 
-    def _cost(self, logits: Tensor, masks: Tensor, target: Mapping[str, Tensor], points: Tensor) -> Tensor:
+    def _cost(self, logits: Tensor, masks: Tensor, target: Mapping[str, Any], points: Tensor) -> Tensor:
         """(Q, N) cost of one image from (Q, C+1) class logits, (Q, H', W') mask logits and (1, P, 2) points."""
-        labels, gt_masks = target["labels"], target["masks"]
+        labels = target["labels"]
         if len(labels) == 0 or len(logits) == 0:
             return logits.new_zeros(len(logits), len(labels))
         # The sampled masks are (Q, P) and (N, P): a whole mask is never compared with another.
         sampled = sample_at(masks[None], points)[0]
-        gt_sampled = sample_at(gt_masks[None].to(sampled), points)[0]
+        reader = target["reader"] if "reader" in target else MaskReader(target["masks"])
+        gt_sampled = reader.at(points)
         # Minus the probability of the target's class, (Q, N), where the loss has its logarithm: bounded, like Dice.
         cost = -self.cost_class * logits.softmax(dim=-1)[:, labels]
         cost = cost + self.cost_mask * pairwise_bce(sampled, gt_sampled)

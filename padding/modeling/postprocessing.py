@@ -8,6 +8,7 @@ panoptic and instance segmentation look at few of them.
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from padding.data.sample import Prediction
@@ -77,24 +78,32 @@ def predict_image(
         padded = resize_logits(mask_logits, image_size=padded_size, output_size=padded_size, padded_size=padded_size)
         prediction["sem_seg"] = resize(semantic_inference(class_logits, padded))
 
-    def full_masks(queries: Tensor) -> Tensor:
-        return full[queries] if full is not None else resize(mask_logits[queries], padded_size=padded_size)
+    # Queries are chosen before masks are enlarged; ``panoptic_inference`` and ``instance_inference`` choose the same
+    # among them. Masks that both need are enlarged once.
+    of_segments = panoptic_queries(class_logits, options.object_mask_threshold) if options.panoptic_on else None
+    of_instances = instance_queries(class_logits, top_k=options.top_k) if options.instance_on else None
+    chosen = [queries for queries in (of_segments, of_instances) if queries is not None]
+    needed = torch.arange(len(mask_logits), device=mask_logits.device)
+    if chosen and full is None:
+        needed = torch.cat(chosen).unique()
+        full = resize(mask_logits[needed], padded_size=padded_size)
 
-    if options.panoptic_on:
-        # Chosen before masks are enlarged; ``panoptic_inference`` chooses the same among them.
-        queries = panoptic_queries(class_logits, options.object_mask_threshold)
+    def full_masks(queries: Tensor) -> Tensor:
+        assert full is not None
+        # Both are ascending: as many are the same ones.
+        return full if len(queries) == len(needed) else full[torch.searchsorted(needed, queries)]
+
+    if of_segments is not None:
         prediction["panoptic_seg"] = panoptic_inference(
-            class_logits[queries],
-            full_masks(queries),
+            class_logits[of_segments],
+            full_masks(of_segments),
             thing_ids=thing_ids,
             object_mask_threshold=options.object_mask_threshold,
             overlap_threshold=options.overlap_threshold,
         )
-    if options.instance_on:
+    if of_instances is not None:
         keep_ids = thing_ids if options.panoptic_on else None
-        # The best pairs are chosen among all queries; enlarging only theirs does not change the choice.
-        queries = instance_queries(class_logits, top_k=options.top_k)
         prediction["instances"] = instance_inference(
-            class_logits[queries], full_masks(queries), top_k=options.top_k, keep_ids=keep_ids
+            class_logits[of_instances], full_masks(of_instances), top_k=options.top_k, keep_ids=keep_ids
         )
     return prediction

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from padding.modeling.point_sampling import draw_points, image_generators, sample_at, uncertain_points
+from padding.modeling.point_sampling import MaskReader, draw_points, image_generators, sample_at, uncertain_points
 
 
 @pytest.mark.reference
@@ -24,7 +24,31 @@ def test_uncertain_points_equal_point_rend_for_the_same_draws() -> None:
     expected = get_uncertain_point_coords_with_randomness(logits[:, None], lambda x: -x.abs(), 40, 3.0, 0.75)
     torch.manual_seed(3)
     points = uncertain_points(logits, [4], num_points=40, oversample_ratio=3.0, importance_sample_ratio=0.75)
-    torch.testing.assert_close(points, expected)
+    # The same points of each row; their order is of no meaning.
+    torch.testing.assert_close(*(by_x(rows) for rows in (points, expected)))
+
+
+def by_x(points: torch.Tensor) -> torch.Tensor:
+    order = points[..., 0].argsort(dim=1)
+    return points.gather(1, order.unsqueeze(2).expand_as(points))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (64, 48)])
+def test_masks_are_read_as_float_maps_are(size: tuple[int, int]) -> None:
+    masks = torch.rand(6, *size) > 0.5
+    points = torch.rand(9, 200, 2)
+    points[:, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5]])  # corners: half outside
+    reader, rows = MaskReader(masks), torch.tensor([5, 0, 0, 3, 1, 2, 4, 4, 5])
+    own = sample_at(masks[rows].float().unsqueeze(1), points).squeeze(1)
+    torch.testing.assert_close(reader.at(points, rows), own, rtol=0, atol=1e-5)
+    common = sample_at(masks[None].float(), points[:1])[0]
+    torch.testing.assert_close(reader.at(points[:1]), common, rtol=0, atol=1e-5)
+
+
+def test_no_masks_give_no_values() -> None:
+    reader = MaskReader(torch.zeros(0, 8, 8, dtype=torch.bool))
+    assert reader.at(torch.rand(1, 5, 2)).shape == (0, 5)
+    assert reader.at(torch.rand(0, 5, 2), torch.zeros(0, dtype=torch.int64)).shape == (0, 5)
 
 
 def test_a_pixel_centre_reads_the_pixel() -> None:
