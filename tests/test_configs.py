@@ -250,6 +250,7 @@ def test_every_key_of_ours_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ExtensionOptions.from_config(cfg_with(), refit=False)
     SegmentationPlan.from_config(cfg_with())
     register_own_data(cfg_with())
+    keep_freed_memory(cfg_with())
     semantic = cfg_with("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True)
     build_evaluator(semantic, semantic.DATASETS.TEST[0])
     for mapper in ("mask_former_semantic", "coco_panoptic_lsj"):

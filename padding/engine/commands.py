@@ -29,7 +29,7 @@ METHODS = ("padding", "tcc", "psi", "salseg")
 
 _PAIRS_OPTION = "--opts"
 _KEY = re.compile(
-    r"(?:DATALOADER|DATASETS|GLOBAL|INPUT|MODEL|SOLVER|TEST)(?:\.[A-Z0-9_]+)+"
+    r"(?:DATALOADER|DATASETS|ENGINE|GLOBAL|INPUT|MODEL|SOLVER|TEST)(?:\.[A-Z0-9_]+)+"
     r"|CUDNN_BENCHMARK|FLOAT32_PRECISION|OUTPUT_DIR|SEED|TRAINER|VERSION|VIS_PERIOD"
 )
 
@@ -191,10 +191,12 @@ def open_config(
 
 
 def register_data(cfg: CfgNode) -> None:
-    """Register the project's data sets, and the folders that DATASETS.FOLDERS names."""
+    """Make a process ready for a configuration: ENGINE's keys, our data sets and those of DATASETS.FOLDERS."""
     from padding.data.catalog import register_all
     from padding.data.folders import register_own_data
+    from padding.engine.memory import keep_freed_memory
 
+    keep_freed_memory(cfg)
     register_all()
     register_own_data(cfg)
 
