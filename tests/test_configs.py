@@ -20,6 +20,7 @@ from padding.data.folders import register_own_data
 from padding.data.mappers import build_mapper
 from padding.engine import TRAINER_REGISTRY, add_core_config
 from padding.engine.commands import load_config, method_configs
+from padding.engine.memory import keep_freed_memory
 from padding.evaluation.build import build_evaluator
 from padding.extension import ExtensionOptions
 from padding.modeling.config import ACCEPTED_AND_IGNORED
