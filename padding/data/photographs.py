@@ -69,7 +69,8 @@ def in_channels(image: npt.NDArray[np.uint8] | Image.Image, channels: str) -> np
     from detectron2.data.detection_utils import convert_PIL_to_numpy
 
     check_choice("INPUT.FORMAT", channels, FORMATS)
-    return convert_PIL_to_numpy(Image.fromarray(image) if isinstance(image, np.ndarray) else image, channels)
+    converted = convert_PIL_to_numpy(Image.fromarray(image) if isinstance(image, np.ndarray) else image, channels)
+    return converted if converted.flags.writeable else converted.copy()  # tensors share its memory
 
 
 def check_value_range(value_range: Sequence[float]) -> None:

@@ -11,8 +11,9 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from PIL import Image
+from torchvision.transforms import v2
 
-from padding.data.augmentation import ResizeByFactor, View, scale_and_crop, strong_colors
+from padding.data.augmentation import ResizeByFactor, View, _with_hue, scale_and_crop, strong_colors
 from padding.data.catalog import register_all
 from padding.data.config import add_input_config
 from padding.data.mappers import UnlabeledMapper, build_mapper
@@ -256,3 +257,13 @@ def test_scale_factors() -> None:
 def test_wrong_scales_name_the_key(factors: tuple[float, ...], sampling: str) -> None:
     with pytest.raises(ValueError, match=r"INPUT\.SCALE_FACTORS is .* SCALE_SAMPLING"):
         ResizeByFactor(factors, sampling)
+
+
+@pytest.mark.parametrize("turn", [-0.25, -0.01, 0.0, 0.1, 0.25])
+def test_hue_is_turned_as_torchvision_turns_it(turn: float) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    image[:8] = image[:8, :, :1]  # grey has no hue
+    expected = v2.functional.adjust_hue(torch.from_numpy(image).permute(2, 0, 1), turn).permute(1, 2, 0).numpy()
+    difference = np.abs(_with_hue(image, turn).astype(int) - expected)
+    assert difference.max() <= 1  # of rounding
+    assert (difference > 0).mean() < 0.02
