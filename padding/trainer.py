@@ -5,6 +5,7 @@ Features come from the frozen segmentor in every iteration, or from a bank on di
 of all ranks together, so that several processes give what one would.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from typing import Any, cast
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -70,6 +72,12 @@ class GeneratorClassifierTrainer(Trainer):
         module = cast(PADing, unwrap(model))
         with module.limited_to(evaluation_split(cfg).num_classes):
             return super().test(cfg, model)
+
+    def images_per_forward(self, cfg: CfgNode) -> int:
+        """Images of one forward pass of the segmentor; any number of processes may share the writing of a bank."""
+        if cfg.MODEL.PADING.FEATURE_BANK.ENABLED:
+            return math.ceil(cfg.SOLVER.IMS_PER_BATCH / comm.get_world_size())
+        return super().images_per_forward(cfg)
 
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """One optimiser for each step that has parameters.

@@ -22,6 +22,7 @@ from padding.modeling.weights.checkpoint import first_line, read_torch
 from padding.modeling.weights.report import describe_differences
 
 LAST_CHECKPOINT = "last_checkpoint"
+_WEIGHTS_ALONE = ("model", "iteration")
 
 
 def read_training_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -82,6 +83,16 @@ class TrainingCheckpointer(DetectionCheckpointer):
         # The tag last: it never names a file that is not complete.
         self.tag_last_checkpoint(path.name)
         self.logger.info("Saved checkpoint %s", path)
+
+    def keep_weights_alone(self, last_iteration: int) -> None:
+        """Take the training state out of the periodic checkpoints up to an iteration."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        for path in sorted(Path(self.save_dir).glob("model_[0-9]*.pth")):
+            if int(path.stem.removeprefix("model_")) <= last_iteration:
+                state = read_training_checkpoint(path)
+                if len(state) > len(_WEIGHTS_ALONE):
+                    write_checkpoint(path, {key: state[key] for key in _WEIGHTS_ALONE})
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file from which ``--resume`` goes on."""

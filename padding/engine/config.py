@@ -39,6 +39,8 @@ def add_solver_config(cfg: CfgNode) -> None:
     # WarmupPolyLR: rate = BASE_LR (1 - t/T)^POLY_LR_POWER, never below BASE_LR * POLY_LR_CONSTANT_ENDING.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.0
+    # Checkpoints from which a training can go on: of older ones only the weights stay (a third of the size). 0: all.
+    cfg.SOLVER.COMPLETE_CHECKPOINTS = 0
     # Iterations between two lines in the log, in metrics.json and in TensorBoard; a line holds medians since the last.
     cfg.SOLVER.LOG_PERIOD = 20
     # "value" and "norm" (each parameter by itself) are Detectron2's; "full_model" clips the norm of all gradients.

@@ -95,7 +95,7 @@ class Trainer(TrainerBase):
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.accumulate_steps = cfg.SOLVER.ACCUMULATE_STEPS
-        self.micro_batch_size = micro_batch_size(cfg.SOLVER.IMS_PER_BATCH, self.accumulate_steps, comm.get_world_size())
+        self.micro_batch_size = self.images_per_forward(cfg)
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         module = self.build_model(cfg)
         self.device = next(module.parameters()).device
@@ -114,6 +114,14 @@ class Trainer(TrainerBase):
         self.register_hooks(self.build_hooks())
 
     # What a method may replace ------------------------------------------------------------------------------------
+
+    def images_per_forward(self, cfg: CfgNode) -> int:
+        """Images of one forward pass of one process.
+
+        Raises:
+            ConfigError: if the images of a step cannot be split evenly.
+        """
+        return micro_batch_size(cfg.SOLVER.IMS_PER_BATCH, self.accumulate_steps, comm.get_world_size())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -279,7 +287,7 @@ class Trainer(TrainerBase):
         built: list[HookBase] = [
             hooks.IterationTimer(),
             ScheduleHook(),
-            CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.COMPLETE_CHECKPOINTS),
         ]
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))

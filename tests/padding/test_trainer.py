@@ -65,6 +65,7 @@ def test_both_optimisers_step_and_every_loss_is_logged(padding_cfg: MakeCfg) -> 
     for line in logged(cfg).values():
         assert {f"loss_{term}" for term in (*terms, "reconstruction", "classifier")} <= set(line)
         assert {"lr_generator", "lr_classifier"} <= set(line)
+        assert line["lr"] == line["lr_generator"]  # what the log shows
 
 
 @pytest.mark.parametrize(
@@ -234,6 +235,24 @@ def test_bank_gives_the_features_that_images_give(padding_cfg: MakeCfg) -> None:
     torch.testing.assert_close(batch.embeddings.sum(), stored.embeddings.sum(), rtol=1e-4, atol=1e-4)
     stream = iter(trainer.stream)
     assert next(stream).embeddings.shape == (2 * 8, 32)
+
+
+@pytest.mark.parametrize("processes", [1, 3, 8])
+def test_any_number_of_processes_may_write_a_bank(
+    padding_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """SOLVER.IMS_PER_BATCH is divided for the extraction alone, rounded up; features of images need it to be even."""
+    monkeypatch.setattr("padding.trainer.comm.get_world_size", lambda: processes)
+    cfg = padding_cfg("MODEL.PADING.FEATURE_BANK.ENABLED", True, "SOLVER.IMS_PER_BATCH", 12)
+    trainer = GeneratorClassifierTrainer.__new__(GeneratorClassifierTrainer)
+    trainer.accumulate_steps = 1
+    assert trainer.images_per_forward(cfg) == {1: 12, 3: 4, 8: 2}[processes]
+    images = padding_cfg("MODEL.PADING.FEATURE_BANK.ENABLED", False, "SOLVER.IMS_PER_BATCH", 12)
+    if processes == 8:
+        with pytest.raises(ValueError, match=r"IMS_PER_BATCH = 12 .* cannot be split evenly"):
+            trainer.images_per_forward(images)
+    else:
+        assert trainer.images_per_forward(images) == 12 // processes
 
 
 def test_bank_of_another_segmentor_is_refused(padding_cfg: MakeCfg) -> None:

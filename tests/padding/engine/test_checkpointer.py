@@ -2,12 +2,14 @@
 """Checkpoints: atomic, safe to read, refused when they do not fit."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from padding.engine.checkpointer import TrainingCheckpointer, read_training_checkpoint
+from padding.engine.hooks import CheckpointHook
 from padding.errors import CheckpointError
 from padding.modeling.weights.loading import load_weights
 
@@ -33,6 +35,27 @@ def test_save_and_restore(tmp_path: Path) -> None:
     assert counter.count == 5
     assert torch.equal(other.weight, model.weight)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_older_checkpoints_keep_their_weights_alone(tmp_path: Path) -> None:
+    model = nn.Linear(2, 3)
+    checkpointer = TrainingCheckpointer(model, str(tmp_path), trainer=Counter(5))
+    hook = CheckpointHook(checkpointer, period=2, complete=2)
+    hook.trainer = SimpleNamespace(max_iter=8, iter=0)
+    for hook.trainer.iter in range(8):
+        hook.after_step()
+    states = {path.stem: sorted(read_training_checkpoint(path)) for path in tmp_path.glob("model_*.pth")}
+    complete, weights = ["iteration", "model", "trainer"], ["iteration", "model"]
+    assert states == {
+        "model_0000001": weights,
+        "model_0000003": weights,
+        "model_0000005": complete,
+        "model_0000007": complete,
+        "model_final": complete,
+    }
+    state = read_training_checkpoint(tmp_path / "model_0000001.pth")
+    assert torch.equal(state["model"]["weight"], model.weight)
+    assert state["iteration"] == 1
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
