@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def official_results(
         save_panoptic_png(pred_map.numpy(), folder / name)
         entries = [{"id": int(s["id"]), "category_id": int(ids[s["category_id"]])} for s in segments]
         prediction = {"image_id": record["image_id"], "file_name": name, "segments_info": entries}
-        pairs.append((dict(truth.annotation(record["image_id"])), prediction))
+        pairs.append((msgspec.to_builtins(truth.annotation(record["image_id"])), prediction))
     with contextlib.redirect_stdout(io.StringIO()):
         stat = pq_compute_single_core(0, pairs, str(truth.panoptic_root), str(folder), {i: {"id": i} for i in ids})
     quality = PanopticQuality(truth.groups.num_classes)

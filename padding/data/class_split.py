@@ -10,6 +10,7 @@ zero-shot training set is labelled.
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,11 +133,16 @@ class ClassSplit:
             unseen_names: names of the unseen classes.
 
         Raises:
-            DataError: an entry lacks ``id`` or ``name``, an id or a name repeats, or an unseen name is unknown.
+            DataError: an entry lacks ``id`` or ``name``, an id or a name repeats, a colour is none, or an unseen name
+                is unknown.
         """
         for category in categories:
-            if "id" not in category or "name" not in category:
-                raise DataError(f"category {dict(category)} needs the fields 'id' and 'name'")
+            if not isinstance(category, Mapping) or not {"id", "name"} <= category.keys():
+                raise DataError(f"category {category} needs the fields 'id' and 'name'")
+            if isinstance(category["id"], bool) or not isinstance(category["id"], int):
+                raise DataError(f"category {dict(category)}: its 'id' is no integer; write a number, without quotes")
+            if not isinstance(category["name"], str):
+                raise DataError(f"category {dict(category)}: its 'name' is no text; put it in quotes")
         return cls(
             names=tuple(str(category["name"]) for category in categories),
             is_thing=tuple(bool(category.get("isthing", 1)) for category in categories),
@@ -146,9 +152,16 @@ class ClassSplit:
         )
 
 
-def _as_color(value: Sequence[int]) -> tuple[int, int, int]:
-    red, green, blue = value
-    return int(red), int(green), int(blue)
+def _as_color(value: Any) -> tuple[int, int, int]:
+    """RGB of three numbers, of "#rrggbb" as annotation tools write it, or grey for null."""
+    if value is None:
+        return _GREY
+    if isinstance(value, str) and re.fullmatch(r"#?[0-9a-fA-F]{6}", value):
+        red, green, blue = bytes.fromhex(value.removeprefix("#"))
+        return red, green, blue
+    if isinstance(value, Sequence) and len(value) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in value):
+        return int(value[0]), int(value[1]), int(value[2])
+    raise DataError(f"{value!r} is no colour; write three integers from 0 to 255, or a text like '#1f77b4'")
 
 
 def class_split_of(dataset_name: str) -> ClassSplit:

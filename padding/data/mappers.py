@@ -32,6 +32,7 @@ from padding.data.augmentation import (
     with_rotation,
 )
 from padding.data.class_split import class_split_of
+from padding.data.masks import annotation_mask
 from padding.data.photographs import FORMATS, check_value_range, read_photograph
 from padding.data.readers import read_label_map, read_panoptic_ids
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX, strong_view_names
@@ -414,7 +415,7 @@ class InstanceMapper(Mapper):
         # (N, H, W), False in the padding: a mask is as large as the augmented image, the sample as the padded one.
         masks = np.zeros((len(objects), *view.image.shape[:2]), bool)
         for mask, entry in zip(masks, objects, strict=True):
-            visible = view.transforms.apply_segmentation(targets.annotation_mask(entry, original, path=path))
+            visible = view.transforms.apply_segmentation(annotation_mask(entry, original, path=path))
             mask[: visible.shape[0], : visible.shape[1]] = visible
         classes = np.array([entry["category_id"] for entry in objects], np.int64)
         sample["instances"] = targets.masks_to_instances(masks, classes)

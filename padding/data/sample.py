@@ -39,7 +39,6 @@ class SegmentInfo(TypedDict, total=False):
     category_id: int  # contiguous, in the label space of the data set
     iscrowd: int
     isthing: bool
-    area: int  # optional, pixels
 
 
 class DatasetDict(TypedDict, total=False):

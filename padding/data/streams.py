@@ -30,6 +30,7 @@ from padding.errors import CheckpointError, ConfigError, DataError, EmptyDataErr
 logger = logging.getLogger(__name__)
 
 MapperFn = Callable[[dict[str, Any]], dict[str, Any] | None]
+_USUAL_CROWDS = 0.1  # share of crowds among the objects above which it is worth a warning
 _MAX_ATTEMPTS = 100
 
 
@@ -311,15 +312,32 @@ def load_training_entries(names: Sequence[str], *, filter_empty: bool) -> list[d
         sizes = {name: split.num_classes for name, split in spaces.items() if split is not None}
         raise ConfigError(f"DATASETS.TRAIN mixes label spaces: {sizes} classes; train on sets with the same classes")
     entries: list[dict[str, Any]] = [entry for name in names for entry in DatasetCatalog.get(name)]
+    crowds = _report_crowds(entries, ", ".join(names))
     kept = [entry for entry in entries if not filter_empty or _has_target(entry)]
     if len(kept) < len(entries):
         logger.info("%s: kept %d of %d images, the others hold no segment", ", ".join(names), len(kept), len(entries))
     if not kept:
         raise ConfigError(
             f"none of the {len(entries)} images of {', '.join(names)} holds a segment to train on; "
-            "check the annotation file, the unseen policy and DATALOADER.FILTER_EMPTY_ANNOTATIONS"
+            + (crowds or "check the annotation file, the unseen policy and DATALOADER.FILTER_EMPTY_ANNOTATIONS")
         )
     return kept
+
+
+def _report_crowds(entries: Sequence[Mapping[str, Any]], names: str) -> str:
+    """Log how many objects and segments are crowds; returned is that sentence, "" where there are none."""
+    items = [item for entry in entries for item in (*entry.get("segments_info", ()), *entry.get("annotations", ()))]
+    crowds = sum(bool(item.get("iscrowd", 0)) for item in items)
+    if not crowds:
+        return ""
+    report = (
+        f"{crowds} of {len(items)} objects are left out of instance and panoptic training as crowds: iscrowd 1 means "
+        "that nobody counted the objects of a region. Where each is one object (CVAT and SAM write iscrowd 1 beside "
+        "run-length code), set iscrowd to 0 in the JSON"
+    )
+    # COCO's own share is about one in a hundred.
+    logger.log(logging.WARNING if crowds > _USUAL_CROWDS * len(items) else logging.INFO, "%s: %s", names, report)
+    return report
 
 
 def _has_target(entry: Mapping[str, Any]) -> bool:

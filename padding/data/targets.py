@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from padding.data.coco_json import MAX_SEGMENT_ID, segment_id_problem
 from padding.data.sample import VOID_INDEX, SegmentInfo
 from padding.errors import ConfigError, DataError
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from detectron2.structures import Instances
     from fvcore.transforms.transform import Transform
 
-_NUM_IDS = 1 << 24  # three bytes of a PNG
 _per_thread = threading.local()
 
 LabelMap = npt.NDArray[Any]  # (h, w) uint8 or uint16
@@ -96,7 +96,7 @@ def _lookup_table() -> npt.NDArray[np.uint16]:
     A new one for every image would cost more than all else that is done with the ids.
     """
     if not hasattr(_per_thread, "table"):
-        _per_thread.table = np.zeros(_NUM_IDS, np.uint16)
+        _per_thread.table = np.zeros(MAX_SEGMENT_ID + 1, np.uint16)
     return _per_thread.table
 
 
@@ -115,20 +115,24 @@ def segment_index_map(
         (h, w) uint8, or uint16 for more than 254 segments: 0 for void, k + 1 for segment k.
 
     Raises:
-        DataError: the PNG holds an id that the JSON does not list, or the JSON an id that no PNG can hold.
+        DataError: PNG and JSON contradict each other: the PNG holds an id that the JSON does not list, the JSON lists a
+            segment that has no pixel, an id twice, or one that no PNG can hold.
     """
     dtype = np.uint8 if len(segments) < np.iinfo(np.uint8).max else np.uint16
     segment_ids = [segment["id"] for segment in segments]
-    if segment_ids and not 0 < min(segment_ids) <= max(segment_ids) < _NUM_IDS:
-        raise DataError(
-            f"{path}: the panoptic JSON gives it segment ids from {min(segment_ids)} to {max(segment_ids)}; "
-            f"a PNG holds 1 to {_NUM_IDS - 1}, and 0 is void. Correct the JSON"
-        )
+    if problem := segment_id_problem(segment_ids):
+        raise DataError(f"{path}: the panoptic JSON {problem}")
     table = _lookup_table()
     # Written, read by all pixels, and cleared: only the entries of this image were touched.
     table[segment_ids] = np.arange(1, len(segments) + 1)
     index = table[ids].astype(dtype)
     table[segment_ids] = VOID_INDEX
+    empty = np.flatnonzero(_value_counts(index)[1 : len(segments) + 1] == 0)
+    if len(empty):
+        raise DataError(
+            f"{path}: no pixel of the segments {[segment_ids[i] for i in empty[:5]]}, which the panoptic JSON lists "
+            "for this image; PNG and JSON belong to different versions, obtain or generate both again"
+        )
     # Void by number of pixels first, which is cheap; which ids are strange is asked only of a wrong file.
     void = index == VOID_INDEX
     if np.count_nonzero(void) != np.count_nonzero(ids == 0):
@@ -183,31 +187,6 @@ def masks_to_instances(masks: npt.NDArray[np.bool_], classes: npt.NDArray[np.int
     instances.gt_classes = torch.from_numpy(np.ascontiguousarray(classes[kept], np.int64))
     instances.gt_masks = torch.from_numpy(masks if kept.all() else masks[kept])
     return instances
-
-
-def annotation_mask(annotation: Mapping[str, Any], size: tuple[int, int], *, path: str | Path = "") -> LabelMap:
-    """Binary mask (h, w) uint8 of a COCO instance given as polygons or as run-length code.
-
-    Args:
-        annotation: with ``segmentation``: a list of polygons, or run-length code (compressed or not).
-        size: (h, w) of the image.
-        path: the image, for the message.
-
-    Raises:
-        DataError: the segmentation has another form or another size.
-    """
-    from pycocotools import mask as coco_mask
-
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, Mapping) and tuple(segmentation.get("size", ())) == tuple(size):
-        raw = isinstance(segmentation["counts"], list)
-        return coco_mask.decode(coco_mask.frPyObjects(segmentation, *size) if raw else segmentation)
-    if isinstance(segmentation, list) and segmentation and all(len(polygon) >= 6 for polygon in segmentation):
-        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
-    raise DataError(
-        f"{path}: annotation {annotation.get('id', '?')} has neither polygons of at least three points nor run-length "
-        f"code of size {tuple(size)}; correct its 'segmentation'"
-    )
 
 
 def transform_labels(transform: Transform, labels: LabelMap) -> LabelMap:

@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor
 
+from padding.data.coco_json import ImageEntry, InstanceFile, read_instance_file
+from padding.data.masks import annotation_code
 from padding.errors import ConfigError, DataError
 from padding.evaluation.grouping import ClassGroups, grouped_results
 from padding.evaluation.report import build_report, publish
@@ -63,12 +66,15 @@ class InstanceGroundTruth:
     Attributes:
         json_file: the annotations.
         groups: the thing classes that count.
-        coco: COCO object of the backend.
+        images: id to entry of each image.
+        coco: COCO object of the backend. Its images and annotations are numbered from 1, for 0 means "no match" to the
+            backends, and ids of the file may repeat or be texts.
         backend: one of ``BACKENDS``.
     """
 
     json_file: str
     groups: ClassGroups
+    images: Mapping[Any, ImageEntry]
     coco: Any
     backend: str
 
@@ -80,7 +86,9 @@ class InstanceGroundTruth:
             dataset_name: registered data set with ``json_file``.
 
         Raises:
-            ValueError: if there is no ground truth, or it lacks a thing class of the data set.
+            ConfigError: if there is no ground truth.
+            DataError: if it cannot be read, see ``coco_json.read_instance_file``, or lacks a thing class of the data
+                set.
         """
         metadata = MetadataCatalog.get(dataset_name)
         json_file = metadata.get("json_file")
@@ -90,29 +98,72 @@ class InstanceGroundTruth:
                 "prepare it, or switch MODEL.MASK_FORMER.TEST.INSTANCE_ON off"
             )
         groups = ClassGroups.from_metadata(metadata)
-        backend = _installed_backend()
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = _backend_classes(backend)[0](str(json_file))
-        missing = sorted({groups.dataset_ids[i] for i in groups.thing_ids} - set(coco.getCatIds()))
+        content = read_instance_file(json_file, image_root=metadata.get("image_root"))
+        known = {category.id for category in content.categories}
+        missing = sorted({groups.dataset_ids[i] for i in groups.thing_ids} - known)
         if missing:
             raise DataError(f"{json_file}: lacks categories {missing[:10]}, thing classes of data set '{dataset_name}'")
-        return cls(str(json_file), groups.subset(groups.thing_ids), coco, backend)
+        backend = _installed_backend()
+        images = {image.id: image for image in content.images}
+        coco = _coco_object(_backend_classes(backend)[0], content, str(json_file))
+        return cls(str(json_file), groups.subset(groups.thing_ids), images, coco, backend)
+
+    @cached_property
+    def number(self) -> dict[Any, int]:
+        """Image id to its number in ``coco``."""
+        return {image_id: number for number, image_id in enumerate(self.images, start=1)}
 
     @property
     def image_ids(self) -> list[Any]:
         """Ids of all images, sorted."""
-        return sorted(self.coco.imgs)
+        return sorted(self.images)
 
-    def image(self, image_id: Any, file_name: str = "") -> Mapping[str, Any]:
-        """Entry of an image with its ``height`` and ``width``.
+    def image(self, image_id: Any, file_name: str = "") -> ImageEntry:
+        """Entry of an image with its size.
 
         Raises:
             DataError: the annotations do not list it.
         """
-        image = self.coco.imgs.get(image_id)
+        image = self.images.get(image_id)
         if image is None:
             raise DataError(f"{self.json_file}: has no image {image_id!r} ({file_name})")
         return image
+
+
+def _coco_object(kind: Any, content: InstanceFile, json_file: str) -> Any:
+    """The backend's data set of checked annotations: masks as run-length code, areas counted."""
+    from pycocotools import mask as mask_api
+
+    number = {image.id: i for i, image in enumerate(content.images, start=1)}
+    sizes = {image.id: image.size for image in content.images}
+    objects = content.annotations
+    # Numbered from 1: 0 means "no match" to the backends, and ids of the file may repeat.
+    codes = [
+        annotation_code({"id": entry.id, "segmentation": entry.segmentation}, sizes[entry.image_id], path=json_file)
+        for entry in objects
+    ]
+    areas, boxes = (mask_api.area(codes), mask_api.toBbox(codes)) if codes else ((), ())
+    drawn = zip(objects, codes, areas, boxes, strict=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = kind()
+        coco.dataset = {
+            "images": [{"id": number[i.id], "height": i.size[0], "width": i.size[1]} for i in content.images],
+            "categories": [{"id": category.id, "name": category.name} for category in content.categories],
+            "annotations": [
+                {
+                    "id": index,
+                    "image_id": number[entry.image_id],
+                    "category_id": entry.category_id,
+                    "iscrowd": int(entry.iscrowd or 0),
+                    "segmentation": code,
+                    "area": float(area),
+                    "bbox": box.tolist() if entry.bbox is None else entry.bbox,
+                }
+                for index, (entry, code, area, box) in enumerate(drawn, start=1)
+            ],
+        }
+        coco.createIndex()
+    return coco
 
 
 class InstanceEvaluator(DatasetEvaluator):
@@ -167,7 +218,7 @@ class InstanceEvaluator(DatasetEvaluator):
             except ValueError as error:
                 raise DataError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
 
-    def _as_entries(self, instances: Instances, image: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _as_entries(self, instances: Instances, image: ImageEntry) -> list[dict[str, Any]]:
         """COCO result entries of one image; detections that are not of a thing class are dropped."""
         keep = torch.tensor([int(c) in self.groups.thing_ids for c in instances.pred_classes], dtype=torch.bool)
         if not bool(keep.any()):
@@ -177,7 +228,7 @@ class InstanceEvaluator(DatasetEvaluator):
             raise ValueError("instances without pred_masks cannot be compared; boxes alone are not evaluated")
         shapes = mask_entries(instances.pred_masks, image)
         return [
-            {"image_id": image["id"], "category_id": self.groups.dataset_ids[class_id], "score": score, **shape}
+            {"image_id": image.id, "category_id": self.groups.dataset_ids[class_id], "score": score, **shape}
             for class_id, score, shape in zip(
                 instances.pred_classes.tolist(), instances.scores.tolist(), shapes, strict=True
             )
@@ -233,10 +284,10 @@ def detection_scores(
     groups = truth.groups
     class_ids = sorted(groups.thing_ids)
     with contextlib.redirect_stdout(io.StringIO()):
-        results = _result_set(truth.coco, detections, iou_type)
+        results = _result_set(truth, detections, iou_type)
         # The official parameters, but for the areas and limits that nobody reports.
         evaluation = _backend_classes(truth.backend)[1](truth.coco, results, iou_type)
-        evaluation.params.imgIds = list(image_ids)
+        evaluation.params.imgIds = [truth.number[image_id] for image_id in image_ids]
         evaluation.params.catIds = [groups.dataset_ids[class_id] for class_id in class_ids]
         evaluation.params.maxDets = [MAX_DETECTIONS]
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [ALL_AREAS], ["all"]
@@ -259,33 +310,40 @@ def detection_scores(
     return scores
 
 
-def _result_set(truth: Any, detections: Sequence[Mapping[str, Any]], iou_type: IouType) -> Any:
+def _result_set(truth: InstanceGroundTruth, detections: Sequence[Mapping[str, Any]], iou_type: IouType) -> Any:
     """Detections as a COCO object of the same backend; ``loadRes`` refuses an empty list."""
     if not detections:
-        result = type(truth)()
-        result.dataset = {**truth.dataset, "annotations": []}
+        result = type(truth.coco)()
+        result.dataset = {**truth.coco.dataset, "annotations": []}
         result.createIndex()
         return result
     # loadRes takes the kind of result from the keys it finds, and a box in a segm result for the truth about its area.
     key = "segmentation" if iou_type == "segm" else "bbox"
-    return truth.loadRes(
-        [{**{name: d[name] for name in ("image_id", "category_id", "score")}, key: d[key]} for d in detections]
+    return truth.coco.loadRes(
+        [
+            {
+                "image_id": truth.number[d["image_id"]],
+                **{name: d[name] for name in ("category_id", "score")},
+                key: d[key],
+            }
+            for d in detections
+        ]
     )
 
 
-def mask_entries(masks: Tensor, image: Mapping[str, Any]) -> list[dict[str, Any]]:
+def mask_entries(masks: Tensor, image: ImageEntry) -> list[dict[str, Any]]:
     """Run-length code and tight box of masks, as result entries hold them.
 
     Args:
         masks: (N, h, w) bool, or numbers of which the positive ones are inside; on the CPU.
-        image: entry of the ground truth with ``height`` and ``width``.
+        image: entry of the ground truth.
 
     Raises:
         DataError: the masks have another size than the image.
     """
     from pycocotools import mask as mask_api
 
-    height, width = image["height"], image["width"]
+    height, width = image.size
     if tuple(masks.shape[-2:]) != (height, width):
         raise DataError(f"masks of size {tuple(masks.shape[-2:])}, the ground truth says ({height}, {width})")
     # A bool is a byte of 0 or 1 already; a comparison would cost more than the encoding.

@@ -17,7 +17,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from padding.data.readers import read_json, read_panoptic_ids
+from padding.data.coco_json import PanopticEntry, read_panoptic_file
+from padding.data.readers import read_panoptic_ids
+from padding.data.sample import SegmentInfo
+from padding.data.targets import segment_index_map
 from padding.errors import ConfigError, DataError
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.panoptic_quality import PanopticQuality, PanopticScores
@@ -35,6 +38,7 @@ class PanopticGroundTruth:
     Attributes:
         groups: the classes.
         image_ids: all annotated images, sorted.
+        num_wrong_areas: segments read so far whose ``area`` in the JSON is not the number of their pixels.
     """
 
     def __init__(
@@ -50,9 +54,10 @@ class PanopticGroundTruth:
         self.groups = groups
         self._contiguous_id = groups.contiguous_id
         self._outside_is_void = outside_is_void
-        content = read_json(self.panoptic_json, required=("annotations",), cure=_CURE)
-        self._annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
-        self.image_ids = sorted(self._annotations)
+        content = read_panoptic_file(self.panoptic_json, cure=_CURE)
+        self._annotations = {annotation.image_id: annotation for annotation in content.annotations}
+        self.image_ids = sorted(self._annotations)  # type: ignore[type-var]
+        self.num_wrong_areas = 0
 
     @classmethod
     def of_dataset(cls, dataset_name: str) -> "PanopticGroundTruth":
@@ -72,7 +77,7 @@ class PanopticGroundTruth:
         groups = ClassGroups.from_metadata(metadata)
         return cls(panoptic_json, panoptic_root, groups, outside_is_void=outside_is_void)
 
-    def annotation(self, image_id: int | str) -> Mapping[str, Any]:
+    def annotation(self, image_id: int | str) -> PanopticEntry:
         """Entry of an image as it stands in the JSON, with the data set's own category ids.
 
         Raises:
@@ -86,35 +91,52 @@ class PanopticGroundTruth:
         return self._annotations[image_id]
 
     def read(self, image_id: int | str) -> tuple[npt.NDArray[np.uint32], list[dict[str, Any]]]:
-        """Ground truth of one image.
+        """Ground truth of one image, by the rules of the training mappers.
 
         Returns:
             The (h, w) uint32 segment ids, 0 = void or a class that does not count, and the segments
-            ``{id, category_id, iscrowd, area?}`` with contiguous category ids.
+            ``{id, category_id, iscrowd}`` with contiguous category ids.
 
         Raises:
             MissingFileError: if its PNG is missing.
-            DataError: if the image is not annotated, its PNG is unreadable, or a category is unknown.
+            DataError: if the image is not annotated, its PNG is unreadable or contradicts the JSON, or a category is
+                unknown.
         """
         annotation = self.annotation(image_id)
-        segments, void = [], []
-        for segment in annotation["segments_info"]:
-            if segment["category_id"] not in self._contiguous_id:
-                if self._outside_is_void:
-                    void.append(segment["id"])
-                    continue
+        path = self.panoptic_root / annotation.file_name
+        id_map = read_panoptic_ids(path)
+        all_ids: list[SegmentInfo] = [{"id": segment.id} for segment in annotation.segments_info]
+        index = segment_index_map(id_map, all_ids, void_ids=annotation.ignored_segment_ids, path=path)
+        self._compare_areas(annotation, np.bincount(index.ravel(), minlength=len(all_ids) + 1)[1:])
+        segments, void = [], list(annotation.ignored_segment_ids)
+        for segment in annotation.segments_info:
+            category = self._contiguous_id.get(segment.category_id)
+            # Classes that do not count are void, so that predictions on them are neither right nor wrong.
+            if category in self.groups.counted_ids:
+                segments.append({"id": segment.id, "category_id": category, "iscrowd": int(segment.iscrowd or 0)})
+            elif category is not None or self._outside_is_void:
+                void.append(segment.id)
+            else:
                 raise DataError(
-                    f"{self.panoptic_json}: image {image_id!r}, segment {segment['id']}: category_id "
-                    f"{segment['category_id']} is not among the {self.groups.num_classes} classes of the data set"
+                    f"{self.panoptic_json}: image {image_id!r}, segment {segment.id}: category_id "
+                    f"{segment.category_id} is not among the {self.groups.num_classes} classes of the data set"
                 )
-            segments.append({**segment, "category_id": self._contiguous_id[segment["category_id"]]})
-        id_map = read_panoptic_ids(self.panoptic_root / annotation["file_name"])
-        # Classes that do not count are void, so that predictions on them are neither right nor wrong.
-        void += [segment["id"] for segment in segments if segment["category_id"] not in self.groups.counted_ids]
         if void:
             id_map = np.where(np.isin(id_map, void), 0, id_map).astype(np.uint32)
-            segments = [segment for segment in segments if segment["category_id"] in self.groups.counted_ids]
         return id_map, segments
+
+    def _compare_areas(self, annotation: PanopticEntry, pixels: npt.NDArray[np.int64]) -> None:
+        """Count, and report once, the segments whose area is another one than their pixels (S,)."""
+        for segment, counted in zip(annotation.segments_info, pixels.tolist(), strict=True):
+            if segment.area is None or segment.area == counted:
+                continue
+            if not self.num_wrong_areas:
+                logger.warning(
+                    "%s: segment %d of %s has the area %g, its pixels are %d; areas are counted, not read (how many "
+                    "differ is said at the end)",
+                    *(self.panoptic_json, segment.id, annotation.file_name, segment.area, counted),
+                )
+            self.num_wrong_areas += 1
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -175,6 +197,11 @@ class PanopticEvaluator(DatasetEvaluator):
         if quality.num_images < len(self.truth.image_ids):
             logger.warning(
                 "%s: evaluated %d of %d images", self._dataset_name, quality.num_images, len(self.truth.image_ids)
+            )
+        if self.truth.num_wrong_areas:
+            logger.warning(
+                "%s: %d segments read by this process have another 'area' than pixels; the pixels count",
+                *(self.truth.panoptic_json, self.truth.num_wrong_areas),
             )
         scores = quality.compute()
         results = panoptic_results(scores, self.truth.groups)

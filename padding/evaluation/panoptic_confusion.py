@@ -46,11 +46,11 @@ class PanopticConfusion:
         Raises:
             ValueError: if shapes differ, a category is unknown, or a map holds an id its list lacks.
         """
-        overlap, pred_class, gt_class, gt_area, crowd = overlap_of(
+        overlap, pred_class, gt_class, crowd = overlap_of(
             pred_map, pred_segments, gt_map, gt_segments, self.num_classes
         )
         shared, on_void = overlap[1:, 1:], overlap[0, 1:]
-        pred_area = overlap.sum(axis=0)[1:]
+        gt_area, pred_area = overlap.sum(axis=1)[1:], overlap.sum(axis=0)[1:]
         union = gt_area[:, None] + pred_area[None, :] - shared - on_void[None, :]
         # As in PQ, but whatever the classes: a segment found under another name is a theft, not a miss.
         matched = (shared > MATCH_IOU * union) & ~crowd[:, None]

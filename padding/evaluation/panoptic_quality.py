@@ -75,8 +75,8 @@ class PanopticQuality:
             pred_map: (h, w) integer segment ids, 0 = unlabelled.
             pred_segments: ``{id, category_id}`` of each predicted segment, contiguous category ids.
             gt_map: (h, w) integer segment ids below 2**24, 0 = void.
-            gt_segments: ``{id, category_id, iscrowd, area?}``; like panopticapi, a given ``area`` is believed,
-                otherwise the pixels are counted.
+            gt_segments: ``{id, category_id, iscrowd}``. Areas are counted in the map; panopticapi believes an
+                ``area`` of the JSON, so the numbers differ where that is wrong.
 
         Raises:
             ValueError: if shapes differ, a category is unknown, a map holds an id its list lacks, or a predicted
@@ -94,7 +94,6 @@ class PanopticQuality:
         overlap: npt.NDArray[np.int64],
         pred_class: npt.NDArray[np.int64],
         gt_class: npt.NDArray[np.int64],
-        gt_area: npt.NDArray[np.int64],
         crowd: npt.NDArray[np.bool_],
     ) -> None:
         """Take in one image whose segments are counted already; nothing is checked.
@@ -103,10 +102,9 @@ class PanopticQuality:
             overlap: (G+1, N+1) pixels shared by each pair, void and unlabelled first; every prediction has some.
             pred_class: (N,) contiguous category ids.
             gt_class: (G,) contiguous category ids.
-            gt_area: (G,) pixels of each ground-truth segment.
             crowd: (G,) whether it is a crowd region.
         """
-        pred_area = overlap.sum(axis=0)[1:]
+        gt_area, pred_area = overlap.sum(axis=1)[1:], overlap.sum(axis=0)[1:]
         shared, on_void = overlap[1:, 1:], overlap[0, 1:]
         # (G, N): pixels of either segment but void, on which a prediction is neither right nor wrong.
         union = gt_area[:, None] + pred_area[None, :] - shared - on_void[None, :]
@@ -163,7 +161,6 @@ class Overlap(NamedTuple):
     overlap: npt.NDArray[np.int64]
     pred_class: npt.NDArray[np.int64]
     gt_class: npt.NDArray[np.int64]
-    gt_area: npt.NDArray[np.int64]
     crowd: npt.NDArray[np.bool_]
 
 
@@ -181,7 +178,7 @@ def overlap_of(
     pred_ids, pred_class = segment_columns(pred_segments, num_classes, "prediction")
     overlap = overlap_table(gt_map, pred_map, gt_ids, pred_ids)  # (G+1, N+1), row 0 void, column 0 unlabelled
     crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in gt_segments], dtype=bool)
-    return Overlap(overlap, pred_class, gt_class, ground_truth_area(gt_segments, overlap), crowd)
+    return Overlap(overlap, pred_class, gt_class, crowd)
 
 
 def segment_columns(
@@ -261,12 +258,6 @@ def segment_positions(values: npt.NDArray[np.int64], ids: npt.NDArray[np.int64],
         found = np.unique(values[stray])[:10].tolist()
         raise DataError(f"{source}: the id map holds ids {found} that its segment list lacks (0 is void)")
     return target[slot]
-
-
-def ground_truth_area(segments: Sequence[Mapping[str, Any]], overlap: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Area of each ground-truth segment, (G,) int64: as given, otherwise counted in the (G+1, N+1) overlap table."""
-    counted = overlap.sum(axis=1)[1:]
-    return np.array([segment.get("area", pixels) for segment, pixels in zip(segments, counted, strict=True)], np.int64)
 
 
 def on_own_crowd(

@@ -34,7 +34,6 @@ class _Truth:
 
     position: npt.NDArray[np.int64]  # (P,) index of the segment plus one, 0 for void
     classes: npt.NDArray[np.int64]  # (G,)
-    areas: npt.NDArray[np.int64]  # (G,)
     crowd: npt.NDArray[np.bool_]  # (G,)
 
     @classmethod
@@ -42,10 +41,8 @@ class _Truth:
         gt_map, segments = truth.read(image_id)
         ids, classes = segment_columns(segments, truth.groups.num_classes, "ground truth")
         position = segment_positions(gt_map.ravel().astype(np.int64), ids, "ground truth")
-        counted = np.bincount(position, minlength=len(ids) + 1)[1:]
-        areas = [segment.get("area", pixels) for segment, pixels in zip(segments, counted, strict=True)]
         crowd = [bool(segment.get("iscrowd", 0)) for segment in segments]
-        return cls(position, classes, np.array(areas, dtype=np.int64), np.array(crowd, dtype=bool))
+        return cls(position, classes, np.array(crowd, dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def sweep_settings(
         gt = _Truth.read(truth, raw["image_id"])
         counts = _counts(raw, gt, groups.seen_ids, settings, thing_ids, overlap_threshold)
         for quality, (overlap, pred_class) in zip(halves[half_of[raw["image_id"]]], counts, strict=True):
-            quality.update_overlap(overlap, pred_class, gt.classes, gt.areas, gt.crowd)
+            quality.update_overlap(overlap, pred_class, gt.classes, gt.crowd)
     return AccumulatedSweep(tuple(setting.gamma for setting in settings), *halves)
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from padding.data.coco_json import ImageEntry, read_image_file
 from padding.data.loaders.panoptic_json import check_files
-from padding.data.readers import read_json
 from padding.data.sample import DatasetDict
 from padding.errors import DataError
 
@@ -51,17 +50,17 @@ def load_sem_seg(
     """
     if unseen_policy not in get_args(ImagePolicy):
         raise ValueError(f"unseen_policy is {unseen_policy!r}; choose one of {get_args(ImagePolicy)}")
-    images = read_json(image_list, required=("images",), cure=cure)["images"]
+    images = read_image_file(image_list, image_root=image_root, cure=cure).images
     kept = [image for image in images if unseen_policy == "ignore_pixels" or _is_clean(image, image_list, cure)]
     if len(kept) < len(images):
         logger.info("%s: kept %d of %d images, the others show unseen classes", image_list, len(kept), len(images))
     entries: list[DatasetDict] = [
         {
-            "file_name": os.path.join(image_root, image["file_name"]),  # noqa: PTH118  (100k joins: 10x faster)
-            "image_id": image["id"],
-            "height": int(image["height"]),
-            "width": int(image["width"]),
-            "sem_seg_file_name": os.path.join(sem_seg_root, Path(image["file_name"]).stem + ".png"),  # noqa: PTH118
+            "file_name": os.path.join(image_root, image.file_name),  # noqa: PTH118  (100k joins: 10x faster)
+            "image_id": image.id,
+            "height": image.size[0],
+            "width": image.size[1],
+            "sem_seg_file_name": os.path.join(sem_seg_root, Path(image.file_name).stem + ".png"),  # noqa: PTH118
         }
         for image in kept
     ]
@@ -70,10 +69,10 @@ def load_sem_seg(
     return entries
 
 
-def _is_clean(image: Mapping[str, Any], image_list: str | Path, cure: str) -> bool:
-    if UNSEEN_COUNT not in image:
+def _is_clean(image: ImageEntry, image_list: str | Path, cure: str) -> bool:
+    if image.unseen_pixels is None:
         raise DataError(
-            f"{image_list}: image {image['file_name']} has no '{UNSEEN_COUNT}', which the policy 'drop_image' needs. "
+            f"{image_list}: image {image.file_name} has no '{UNSEEN_COUNT}', which the policy 'drop_image' needs. "
             f"{cure}".rstrip()
         )
-    return image[UNSEEN_COUNT] == 0
+    return image.unseen_pixels == 0

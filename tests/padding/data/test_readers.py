@@ -190,7 +190,9 @@ def test_all_read_the_same_ids(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_label_map(tmp_path / "sem.png"), expected)
 
     annotation = {"image_id": 1, "file_name": "x.png", "segments_info": segments}
-    write_json(tmp_path / "x.json", {"annotations": [annotation]})
+    image = {"id": 1, "file_name": "x.jpg", "height": IDS.shape[0], "width": IDS.shape[1]}
+    categories = [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]
+    write_json(tmp_path / "x.json", {"images": [image], "annotations": [annotation], "categories": categories})
     metadata = MetadataCatalog.get("all_read_ids").set(
         class_split=ClassSplit(names=("a", "b"), is_thing=(True, True), dataset_ids=(0, 1)),
         panoptic_json=str(tmp_path / "x.json"),

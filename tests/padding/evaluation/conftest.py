@@ -102,7 +102,9 @@ def panoptic_dataset(tmp_path: Path, register: Callable[..., str]) -> Callable[.
             height, width = id_map.shape
             records.append({"file_name": f"{image_id}.jpg", "image_id": image_id, "height": height, "width": width})
         path = tmp_path / "panoptic.json"
-        path.write_text(json.dumps({"annotations": annotations}))
+        images = [{"id": r["image_id"], **{k: r[k] for k in ("file_name", "height", "width")}} for r in records]
+        categories = [{"id": i, "name": n} for i, n in zip(SPLIT.dataset_ids, SPLIT.names, strict=True)]
+        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
         defaults = {
             "class_split": SPLIT,
             "panoptic_json": str(path),

@@ -251,6 +251,7 @@ def test_errors_name_image_and_cure(random_case: Any, register: Callable[..., st
     with pytest.raises(ValueError, match="needs an instances JSON"):
         InstanceEvaluator(register("no_json", [], class_split=split, json_file=""))
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "categories": content["categories"][:2]}))
+    objects = [entry for entry in content["annotations"] if entry["category_id"] != 3]
+    path.write_text(json.dumps({**content, "categories": content["categories"][:2], "annotations": objects}))
     with pytest.raises(ValueError, match=r"lacks categories \[3\]"):
         InstanceEvaluator(name)

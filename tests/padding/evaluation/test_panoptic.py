@@ -15,7 +15,7 @@ from padding.data.class_split import ClassSplit
 from padding.data.files import save_panoptic_png
 from padding.data.readers import read_panoptic_ids
 from padding.data.sets.coco_photographs import photograph_files, samples_dir
-from padding.errors import MissingFileError
+from padding.errors import DataError, MissingFileError
 from padding.evaluation.panoptic import PanopticEvaluator
 from tests.panoptic_reference import official_results
 
@@ -159,6 +159,12 @@ def test_broken_json_is_named(panoptic_dataset: Dataset, scenes: Any, tmp_path: 
     with pytest.raises(ValueError, match=r"panoptic\.json: not valid JSON"):
         PanopticEvaluator(name)
     (tmp_path / "panoptic.json").write_text(text.replace('"category_id": 11', '"category_id": 99'))
+    with pytest.raises(DataError, match=r"panoptic\.json: segment \d+ of image \d\.png has the unknown category id 99"):
+        PanopticEvaluator(name)
+    # The file knows the category, the data set does not.
+    (tmp_path / "panoptic.json").write_text(
+        text.replace('"category_id": 11', '"category_id": 99').replace('"id": 11,', '"id": 99,')
+    )
     truth = PanopticEvaluator(name).truth
     with pytest.raises(ValueError, match=r"image \d, segment \d+: category_id 99"):
         [truth.read(image_id) for image_id in truth.image_ids]

@@ -108,11 +108,12 @@ def test_crowd_is_never_matched() -> None:
     assert counts(quality, 0) == (0, 0, 0)
 
 
-def test_area_of_the_json_is_believed_as_panopticapi_does() -> None:
-    # 8 shared px, prediction 8 px; the truth's area is said to be 10 though 8 are painted: IoU 8 / 10.
+@pytest.mark.parametrize("area", [0, 1, 10, -5, 10**9])
+def test_area_of_the_json_is_not_believed(area: int) -> None:
+    # 8 shared px of 8 and 8: IoU 1, whatever the truth's area is said to be (panopticapi: 8 / area).
     quality = PanopticQuality(K)
-    quality.update(row((1, 8)), [segment(1, 0)], row((3, 8)), [{**segment(3, 0), "area": 10}])
-    assert quality.compute().sq[0] == 0.8
+    quality.update(row((1, 8)), [segment(1, 0)], row((3, 8)), [{**segment(3, 0), "area": area}])
+    assert quality.compute().sq[0] == quality.compute().pq[0] == 1.0
 
 
 def test_merge_equals_one_accumulator(random_scene: Callable[..., Any], as_prediction: Callable[..., Any]) -> None:

@@ -19,7 +19,7 @@ HEIGHT, WIDTH, QUERIES = 24, 20, 7
 
 
 class RandomTruth:
-    """Images of a few rectangles, with void, a crowd region and an area that is given."""
+    """Images of a few rectangles, with void, a crowd region and an area that is wrong."""
 
     groups = ClassGroups(tuple("abcdef"), SEEN, (1, 4), THINGS, tuple(range(10, 16)))
 

@@ -117,7 +117,8 @@ def instance_truth(tmp_path: Path, register: Any) -> InstanceGroundTruth:
                     "segmentation": {"size": list(SIZE), "counts": rle["counts"].decode()},
                 }
             )  # fmt: skip
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 5}, {"id": 9}]}
+    categories = [{"id": 5, "name": "dog"}, {"id": 9, "name": "zebra"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "instances.json").write_text(json.dumps(content))
     name = register("two_animals", [], class_split=SPLIT, json_file=str(tmp_path / "instances.json"))
     return InstanceGroundTruth.of_dataset(name)
