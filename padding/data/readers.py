@@ -118,14 +118,14 @@ def raw_mode(image: Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def displayed_size(path: str | Path) -> tuple[int, int]:
+def displayed_size(path: str | Path, *, cure: str = _CURE) -> tuple[int, int]:
     """(h, w) of an image as the mappers read it, turned by its EXIF entry; its pixels are not decoded.
 
     Raises:
         MissingFileError: there is no such file.
         DataError: it is no image.
     """
-    with opened_image(path) as image:
+    with opened_image(path, cure=cure) as image:
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
         if turned and image.format == "TIFF":
             image.load()  # Pillow turns these itself, some versions before they are decoded
@@ -172,9 +172,9 @@ def read_json(path: str | Path, *, required: Iterable[str] = (), cure: str = "")
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file. {cure}".rstrip())
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             content = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: not valid JSON ({error}); the file is damaged or was cut while it was written. "
             f"Obtain it again. {cure}".rstrip()

@@ -59,7 +59,9 @@ def read_typed_json(path: str | Path, kind: type[T], *, cure: str = "") -> T:
     raise DataError(f"{path}: {problem} {cure}".rstrip())
 
 
-def typed_entry(entry: Any, kind: type[T], *, path: str | Path, place: str) -> T:
+def typed_entry(
+    entry: Any, kind: type[T], *, path: str | Path, place: str, error_kind: type[DataError] = DataError
+) -> T:
     """One entry of a file that is parsed already, checked like those of ``read_typed_json``.
 
     Args:
@@ -67,6 +69,7 @@ def typed_entry(entry: Any, kind: type[T], *, path: str | Path, place: str) -> T
         kind: what it should be.
         path: the file.
         place: name of the entry, such as "an annotation".
+        error_kind: class of the error.
 
     Raises:
         DataError: it is of another type.
@@ -75,7 +78,8 @@ def typed_entry(entry: Any, kind: type[T], *, path: str | Path, place: str) -> T
         return msgspec.convert(entry, kind)
     except msgspec.ValidationError as error:
         what, where = _split(error)
-        raise DataError(f"{path}: {place}{_entry_name(entry)}: {_sentence(what, where)}") from error
+        where = f"{place}{_entry_name(entry)}{where and f', {where}'}"
+        raise error_kind(f"{path}: {_sentence(what, where)}") from error
 
 
 def _parsed(content: bytes) -> Any:

@@ -49,7 +49,13 @@ def test_problems_are_named(copy: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "root" / "coco128_panoptic").symlink_to(copy)
     assert main(["--root", str(tmp_path / "root"), "--subset"]) == 1
     out = capsys.readouterr().out
-    for message in ("another area", "differ in the segments", "unknown categories [999]", "no such file", "truncated"):
+    for message in (
+        "another area",
+        "differ in the segments",
+        "has the unknown category id 999",
+        "no such file",
+        "truncated",
+    ):
         assert message in out
 
 

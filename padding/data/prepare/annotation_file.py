@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from padding.data.files import replacing, write_json
+from padding.data.typed_json import read_typed_json
+from padding.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -47,8 +49,8 @@ def write_summary(target: Path, summary: "DataclassInstance") -> None:
 def read_summary(target: Path, kind: type[Summary]) -> Summary | None:
     """The summary beside ``target``; None where either is missing or the summary is unreadable."""
     try:
-        summary = kind(**json.loads(_summary_file(target).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        summary = read_typed_json(_summary_file(target), kind)
+    except (OSError, UserError):
         return None
     return summary if target.is_file() else None
 

@@ -9,17 +9,21 @@ stand in the order of the split, seen first; class ids follow it, not COCO's ord
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, TypeVar
 
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit
+from padding.data.coco_json import Category, ImageEntry, InstanceEntry
 from padding.data.prepare.annotation_file import finished_summary, write_annotation_file, write_summary
 from padding.data.prepare.json_stream import stream_json
+from padding.data.typed_json import typed_entry
 from padding.errors import PreparationError
+
+Entry = TypeVar("Entry")
 
 Kind = Literal["train", "gzsi", "unseen"]
 KINDS: tuple[Kind, ...] = ("train", "gzsi", "unseen")
@@ -129,23 +133,26 @@ def audit_instances(target: Path, split: ClassSplit, *, source: Path | None = No
     leaked: Counter[str] = Counter()
     for key, value in _read(target, f"audit {target.name}"):
         if key == "images":
-            images.add(value["id"])
-        elif key == "annotations" and value["category_id"] in unseen:
-            leaked[unseen[value["category_id"]]] += 1
+            images.add(_entry(value, ImageEntry, "an image", target).id)
+        elif key == "annotations":
+            category = _entry(value, InstanceEntry, "an object", target).category_id
+            leaked.update([unseen[category]] if category in unseen else ())
         elif key == "categories":
-            leaked.update(f"category {c['name']}" for c in value if c["id"] in unseen)
+            categories = _entry(value, list[Category], "'categories'", target)
+            leaked.update(f"category {c.name}" for c in categories if c.id in unseen)
     if leaked:
         problems.append(f"{target}: trains on unseen classes: {dict(leaked)}; prepare again with --overwrite.")
     if source is not None:
-        shown = {
-            annotation["image_id"]
-            for key, annotation in _read(source, f"audit {source.name}")
-            if key == "annotations" and annotation["category_id"] in unseen
-        }
+        objects = (
+            _entry(value, InstanceEntry, "an object", source)
+            for key, value in _read(source, f"audit {source.name}")
+            if key == "annotations"
+        )
+        shown = {entry.image_id for entry in objects if entry.category_id in unseen}
         if shown & images:
             problems.append(
                 f"{target}: {len(shown & images)} of its images show unseen classes according to {source.name} "
-                f"({sorted(shown & images)[:_SHOWN]}); prepare again with --overwrite."
+                f"({sorted(shown & images, key=str)[:_SHOWN]}); prepare again with --overwrite."
             )
     return problems
 
@@ -154,24 +161,30 @@ def _find_images(source: Path, split: ClassSplit, summary: InstanceSummary) -> _
     """First pass: which images hold what; also checks the categories."""
     unseen = {split.dataset_ids[i]: split.names[i] for i in split.unseen_ids}
     sets, per_class = _ImageSets(), {name: set[Any]() for name in unseen.values()}
-    images: set[Any] = set()
+    images: dict[int | str, str] = {}
     has_categories = False
     for key, value in _read(source, f"read {source.name}"):
         if key == "images":
-            images.add(_field(value, "id", source))
+            image = _entry(value, ImageEntry, "an image", source)
+            if image.id in images:
+                raise PreparationError(
+                    f"{source}: image id {image.id!r} stands for {images[image.id]} and for {image.file_name}; were "
+                    "files merged? Give each image its own id, or fetch the file again."
+                )
+            images[image.id] = image.file_name
         elif key == "annotations":
-            category, image_id = _field(value, "category_id", source), _field(value, "image_id", source)
-            if category in unseen:
-                sets.unseen.add(image_id)
-                per_class[unseen[category]].add(image_id)
-            elif category in split.contiguous_id:
-                sets.seen.add(image_id)
+            entry = _entry(value, InstanceEntry, "an object", source)
+            if entry.category_id in unseen:
+                sets.unseen.add(entry.image_id)
+                per_class[unseen[entry.category_id]].add(entry.image_id)
+            elif entry.category_id in split.contiguous_id:
+                sets.seen.add(entry.image_id)
         elif key == "categories":
-            _assert_categories(value, split, source)
+            _assert_categories(_entry(value, list[Category], "'categories'", source), split, source)
             has_categories = True
-    strange = (sets.seen | sets.unseen) - images
+    strange = sorted((sets.seen | sets.unseen) - images.keys(), key=str)
     if strange or not has_categories:
-        what = f"objects of images that are not listed: {sorted(strange)[:_SHOWN]}" if strange else "no 'categories'"
+        what = f"objects of images that are not listed: {strange[:_SHOWN]}" if strange else "no 'categories'"
         raise PreparationError(f"{source}: {what}. The file is damaged or no COCO instance file; fetch it again.")
     summary.num_images = len(images)
     summary.with_unseen = len(sets.unseen)
@@ -216,8 +229,8 @@ def _read(path: Path, title: str) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _assert_categories(categories: list[Mapping[str, Any]], split: ClassSplit, source: Path) -> None:
-    found = {category.get("id"): category.get("name") for category in categories}
+def _assert_categories(categories: list[Category], split: ClassSplit, source: Path) -> None:
+    found = {category.id: category.name for category in categories}
     for name, number in zip(split.names, split.dataset_ids, strict=True):
         if found.get(number) != name:
             raise PreparationError(
@@ -239,8 +252,5 @@ def _assert_expected(summary: InstanceSummary, sets: _ImageSets, expected: int, 
         )
 
 
-def _field(entry: Mapping[str, Any], name: str, source: Path) -> Any:
-    try:
-        return entry[name]
-    except (KeyError, TypeError) as error:
-        raise PreparationError(f"{source}: an entry lacks {name!r}; is it a COCO instance file?") from error
+def _entry(value: Any, kind: type[Entry], place: str, source: Path) -> Entry:
+    return typed_entry(value, kind, path=source, place=place, error_kind=PreparationError)

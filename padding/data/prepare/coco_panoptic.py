@@ -11,16 +11,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
 from padding.data.class_split import ClassSplit, read_name_list
+from padding.data.coco_json import Category, ImageEntry, PanopticEntry, fill_sizes, segment_id_problem
 from padding.data.prepare.annotation_file import finished_summary, write_annotation_file, write_summary
 from padding.data.prepare.json_stream import stream_json
-from padding.data.prepare.panoptic_png import VOID_ID, LabelSegment, LabelTask
+from padding.data.prepare.panoptic_png import LabelSegment, LabelTask
 from padding.data.roots import splits_dir
+from padding.data.typed_json import typed_entry
 from padding.errors import PreparationError
+
+Entry = TypeVar("Entry")
 
 POLICIES = ("drop_image", "ignore_pixels")
 # COCO train2017, and what the 119/14 protocol keeps of it (PADing, section 4.1).
@@ -123,17 +127,18 @@ def label_tasks(
     """
     json_file = str(files.json_file)
     for image, annotation in _annotated_images(files.json_file, split):
-        name = Path(annotation["file_name"]).with_suffix(".png").name
+        fill_sizes([image], files.json_file, files.image_dir)
+        name = f"{Path(annotation.file_name).stem}.png"
         yield LabelTask(
             json_file=json_file,
-            height=int(image["height"]),
-            width=int(image["width"]),
+            height=image.size[0],
+            width=image.size[1],
             panoptic_file=files.panoptic_dir / name,
             semantic_file=semantic_dir / name,
             segments=_segments(annotation, split, json_file),
-            ignored_ids=tuple(annotation.get("ignored_segment_ids", ())),
+            ignored_ids=tuple(annotation.ignored_segment_ids),
             masked_file=None if masked_dir is None else masked_dir / name,
-            image_file=None if files.image_dir is None else files.image_dir / image["file_name"],
+            image_file=None if files.image_dir is None else files.image_dir / image.file_name,
         )
 
 
@@ -148,10 +153,13 @@ def _filter_annotations(source: Path, split: ClassSplit, summary: FilterSummary,
     with tqdm(desc=f"read {source.name}", **_BAR) as bar:
         for key, value in _read(source, split):
             if key == "images":
-                images[_field(value, "id", "image", source)] = json.dumps(value)
+                image = _entry(value, ImageEntry, "an image", source)
+                if image.id in images:
+                    _refuse_repeated(image, json.loads(images[image.id])["file_name"], source)
+                images[image.id] = json.dumps(value)
                 bar.total = len(images)
             elif key == "annotations":
-                image_id = _field(value, "image_id", "annotation", source)
+                image_id = _entry(value, PanopticEntry, "an annotation", source).image_id
                 if image_id in annotated:
                     raise PreparationError(f"{source}: image {image_id} is annotated twice; fetch the file again.")
                 annotated.add(image_id)
@@ -176,7 +184,7 @@ def _kept_annotation(
     annotation: Mapping[str, Any], split: ClassSplit, summary: FilterSummary, per_class: Counter[int], source: Path
 ) -> str | None:
     """JSON text of an annotation under the policy; None: the image is not kept."""
-    segments = _segments(annotation, split, str(source))
+    segments = _segments(_entry(annotation, PanopticEntry, "an annotation", source), split, source)
     unseen = set(split.unseen_ids)
     found = {segment.class_id for segment in segments} & unseen
     per_class.update(found)
@@ -196,23 +204,25 @@ def _kept_annotation(
     return json.dumps({**annotation, "segments_info": remaining, "ignored_segment_ids": ignored})
 
 
-def _annotated_images(json_file: Path, split: ClassSplit) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def _annotated_images(json_file: Path, split: ClassSplit) -> Iterator[tuple[ImageEntry, PanopticEntry]]:
     """Pairs of image and annotation entry; annotations that come before their image wait."""
-    images: dict[Any, Mapping[str, Any]] = {}
-    waiting: list[Mapping[str, Any]] = []
+    images: dict[int | str, ImageEntry] = {}
+    waiting: list[PanopticEntry] = []
     for key, value in _read(json_file, split):
         if key == "images":
-            fields = {name: _field(value, name, "image", json_file) for name in ("id", "file_name", "height", "width")}
-            images[fields["id"]] = fields
+            image = _entry(value, ImageEntry, "an image", json_file)
+            if image.id in images:
+                _refuse_repeated(image, images[image.id].file_name, json_file)
+            images[image.id] = image
         elif key == "annotations":
-            image = images.get(_field(value, "image_id", "annotation", json_file))
-            if image is None:
-                waiting.append(value)
+            annotation = _entry(value, PanopticEntry, "an annotation", json_file)
+            if annotation.image_id not in images:
+                waiting.append(annotation)
             else:
-                yield image, value
-    _assert_images_known({annotation["image_id"] for annotation in waiting}, images.keys(), json_file)
+                yield images[annotation.image_id], annotation
+    _assert_images_known({annotation.image_id for annotation in waiting}, images.keys(), json_file)
     for annotation in waiting:
-        yield images[annotation["image_id"]], annotation
+        yield images[annotation.image_id], annotation
 
 
 def _read(json_file: Path, split: ClassSplit) -> Iterator[tuple[str, Any]]:
@@ -222,7 +232,7 @@ def _read(json_file: Path, split: ClassSplit) -> Iterator[tuple[str, Any]]:
     for key, value in stream_json(json_file, ("images", "annotations")):
         seen_keys.add(key)
         if key == "categories":
-            _assert_categories(value, split, json_file)
+            _assert_categories(_entry(value, list[Category], "'categories'", json_file), split, json_file)
         yield key, value
     if "categories" not in seen_keys:
         raise PreparationError(
@@ -230,41 +240,43 @@ def _read(json_file: Path, split: ClassSplit) -> Iterator[tuple[str, Any]]:
         )
 
 
-def _segments(annotation: Mapping[str, Any], split: ClassSplit, json_file: str) -> tuple[LabelSegment, ...]:
+def _segments(annotation: PanopticEntry, split: ClassSplit, json_file: Path | str) -> tuple[LabelSegment, ...]:
     """The segments of one annotation with contiguous classes."""
-    name = _field(annotation, "file_name", "annotation", json_file)
     segments = []
-    for entry in _field(annotation, "segments_info", f"annotation of {name}", json_file):
-        segment_id = _field(entry, "id", f"segment of {name}", json_file)
-        category = _field(entry, "category_id", f"segment of {name}", json_file)
-        if category not in split.contiguous_id:
+    for entry in annotation.segments_info:
+        if entry.category_id not in split.contiguous_id:
             raise PreparationError(
-                f"{json_file}: {name} has a segment of the unknown category {category}. The file does not belong to "
-                f"these {split.num_classes} classes; use the panoptic annotations of COCO 2017."
+                f"{json_file}: {annotation.file_name} has a segment of the unknown category {entry.category_id}. The "
+                f"file does not belong to these {split.num_classes} classes; use the panoptic annotations of COCO 2017."
             )
-        segments.append(LabelSegment(int(segment_id), split.contiguous_id[category], int(entry.get("area", -1))))
-    ids = [segment.segment_id for segment in segments]
-    if VOID_ID in ids or len(set(ids)) != len(ids):
-        raise PreparationError(
-            f"{json_file}: {name} has doubled segment ids, or id 0, which means void; fetch it again."
-        )
+        area = -1 if entry.area is None else int(entry.area)
+        segments.append(LabelSegment(entry.id, split.contiguous_id[entry.category_id], area))
+    if problem := segment_id_problem([segment.segment_id for segment in segments]):
+        raise PreparationError(f"{json_file}: {annotation.file_name} {problem}; or fetch the file again.")
     return tuple(segments)
 
 
-def _assert_categories(categories: Iterable[Mapping[str, Any]], split: ClassSplit, json_file: Path) -> None:
+def _assert_categories(categories: Iterable[Category], split: ClassSplit, json_file: Path) -> None:
     for category in categories:
-        number, name = category.get("id"), category.get("name")
-        index = split.contiguous_id.get(number)  # type: ignore[arg-type]
+        index = split.contiguous_id.get(category.id)
         expected = None if index is None else split.names[index]
-        if name != expected:
+        if category.name != expected:
             raise PreparationError(
-                f"{json_file}: category {number} is {name!r}, expected {expected or 'no such category'!r}. "
-                "Use the panoptic annotations of COCO 2017, or the split that belongs to this file."
+                f"{json_file}: category {category.id} is {category.name!r}, expected "
+                f"{expected or 'no such category'!r}. Use the panoptic annotations of COCO 2017, or the split that "
+                "belongs to this file."
             )
 
 
+def _refuse_repeated(image: ImageEntry, earlier: object, json_file: Path) -> NoReturn:
+    raise PreparationError(
+        f"{json_file}: image id {image.id!r} stands for {earlier} and for {image.file_name}; were files merged? Give "
+        "each image its own id, or fetch the file again."
+    )
+
+
 def _assert_images_known(annotated: set[Any], images: Iterable[Any], json_file: Path) -> None:
-    unknown = sorted(annotated - set(images))
+    unknown = sorted(annotated - set(images), key=str)
     if unknown:
         raise PreparationError(
             f"{json_file}: {len(unknown)} annotations name images that are not listed ({unknown[:_SHOWN]}). "
@@ -283,11 +295,8 @@ def _assert_published_count(summary: FilterSummary, source: Path) -> None:
         )
 
 
-def _field(entry: Mapping[str, Any], name: str, kind: str, json_file: str | Path) -> Any:
-    try:
-        return entry[name]
-    except (KeyError, TypeError) as error:
-        raise PreparationError(f"{json_file}: an {kind} lacks {name!r}; is it a panoptic annotation file?") from error
+def _entry(value: Any, kind: type[Entry], place: str, json_file: Path) -> Entry:
+    return typed_entry(value, kind, path=json_file, place=place, error_kind=PreparationError)
 
 
 def _require_file(path: Path) -> None:

@@ -7,8 +7,7 @@ pixels of unseen classes that became void, by which the policy ``drop_image`` of
 chooses.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from padding.data.class_split import ClassSplit
 from padding.data.files import save_png, write_json
 from padding.data.prepare.panoptic_audit import make_target_folder, map_tasks, stray_pngs
-from padding.data.readers import opened_image, read_label_map
+from padding.data.readers import displayed_size, read_json, read_label_map
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import PreparationError, UserError
 
@@ -216,8 +215,7 @@ def _compute(task: StuffTask) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
 
 
 def _check_image(task: StuffTask, shape: tuple[int, ...]) -> None:
-    with opened_image(task.image_file, cure="unpack train2017.zip and val2017.zip") as image:
-        width, height = image.size
+    height, width = displayed_size(task.image_file, cure="unpack train2017.zip and val2017.zip")
     if (height, width) != tuple(shape):
         raise PreparationError(
             f"{task.image_file}: {height} x {width} (height x width), its labels {task.source} are {shape[0]} x "
@@ -263,8 +261,9 @@ def _write_list(path: Path, entries: list[dict[str, Any]], split: ClassSplit, *,
     write_json(path, {"images": entries, "categories": categories}, indent=None)
 
 
-def _listed(path: Path) -> list[Mapping[str, Any]]:
+def _listed(path: Path) -> list[Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["images"]
-    except (OSError, ValueError, KeyError):
+        listed = read_json(path, required=("images",))["images"]
+    except (OSError, UserError):
         return []
+    return listed if isinstance(listed, list) else []

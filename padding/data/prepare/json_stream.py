@@ -64,7 +64,12 @@ class _Window:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
-            except json.JSONDecodeError as error:
+            except RecursionError as error:
+                raise JsonStreamError(
+                    f"{self.path}: the value after {self.where} is nested too deeply to be an annotation; fetch the "
+                    "file again."
+                ) from error
+            except ValueError as error:
                 # Doubling keeps the repeated decoding of one long value linear in its length.
                 if not self._read_more(wanted):
                     raise self._cut() from error
@@ -110,7 +115,7 @@ def stream_json(path: str | Path, arrays: Collection[str]) -> Iterator[tuple[str
         JsonStreamError: cut or damaged text, or a named key that is not an array.
     """
     path = Path(path)
-    with path.open(encoding="utf-8") as stream:
+    with path.open(encoding="utf-8-sig") as stream:
         window = _Window(path, stream)
         window.take("{")
         closed = window.peek() == "}" and bool(window.take("}"))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from padding.data.files import save_panoptic_png, save_png
-from padding.data.readers import opened_image, read_label_map, read_panoptic_ids
+from padding.data.readers import displayed_size, read_label_map, read_panoptic_ids
 from padding.errors import PreparationError, UserError
 
 IGNORE_LABEL = 255
@@ -128,11 +128,10 @@ def check_image(task: LabelTask) -> None:
     """
     if task.image_file is None:
         return
-    with opened_image(task.image_file, cure="unpack the images ({train,val}2017.zip)") as image:
-        size = image.size
-    if size != (task.width, task.height):
+    height, width = displayed_size(task.image_file, cure="unpack the images ({train,val}2017.zip)")
+    if (height, width) != (task.height, task.width):
         raise PreparationError(
-            f"{task.image_file}: {size[0]}x{size[1]} pixels, but {task.json_file} says {task.width}x{task.height}. "
+            f"{task.image_file}: {width}x{height} pixels, but {task.json_file} says {task.width}x{task.height}. "
             "Use the original images, not resized ones."
         )
 

@@ -4,12 +4,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from padding.data.readers import read_json, read_panoptic_ids
+from padding.data.coco_json import ImageEntry, PanopticEntry, PanopticFile, content_findings, fill_sizes
+from padding.data.readers import displayed_size, opened_image, read_panoptic_ids
+from padding.data.typed_json import read_typed_json
 from padding.errors import UserError
 
 
@@ -32,38 +32,37 @@ def audit_photographs(files: Mapping[str, Path]) -> PhotographAudit:
     Raises:
         MissingFileError, DataError: there is no JSON, or it is none.
     """
-    content = read_json(files["panoptic_json"], required=("images", "annotations", "categories"))
-    images = {image["id"]: image for image in content["images"]}
-    known = {category["id"] for category in content["categories"]}
-    audit, found = PhotographAudit(num_images=len(content["annotations"])), set()
-    for annotation in content["annotations"]:
-        segments = annotation["segments_info"]
-        audit.num_segments += len(segments)
-        categories = {segment["category_id"] for segment in segments}
-        found |= categories
+    content = read_typed_json(files["panoptic_json"], PanopticFile)
+    images = {image.id: image for image in content.images}
+    audit, classes = PhotographAudit(num_images=len(content.annotations)), set()
+    audit.problems += content_findings(content).problems
+    for annotation in content.annotations:
+        audit.num_segments += len(annotation.segments_info)
+        classes |= {segment.category_id for segment in annotation.segments_info}
         try:
-            problems = _problems_of(annotation, images[annotation["image_id"]], files)
+            image = images[annotation.image_id]
+            fill_sizes([image], files["panoptic_json"], files["image_root"])
+            problems = _problems_of(annotation, image, files)
         except (UserError, OSError) as error:
             problems = [str(error)]
-        if categories - known:
-            problems.append(f"unknown categories {sorted(categories - known)}")
-        audit.problems += [f"{annotation['file_name']}: {problem}" for problem in problems]
-    audit.num_classes = len(found)
+        except KeyError:
+            continue  # an image that is not listed is among the findings
+        audit.problems += [f"{annotation.file_name}: {problem}" for problem in problems]
+    audit.num_classes = len(classes)
     return audit
 
 
-def _problems_of(annotation: Mapping[str, Any], image: Mapping[str, Any], files: Mapping[str, Path]) -> list[str]:
-    with Image.open(files["image_root"] / image["file_name"]) as picture:
+def _problems_of(annotation: PanopticEntry, image: ImageEntry, files: Mapping[str, Path]) -> list[str]:
+    with opened_image(files["image_root"] / image.file_name) as picture:
         picture.load()  # decodes: a cut file is found here
-        size = (picture.height, picture.width)
-    ids = read_panoptic_ids(files["panoptic_root"] / annotation["file_name"])
-    listed = (image["height"], image["width"])
-    if not size == ids.shape == listed:
-        return [f"image {size}, PNG {ids.shape}, JSON {listed} (height, width); obtain the three from one version"]
+    size = displayed_size(files["image_root"] / image.file_name)
+    ids = read_panoptic_ids(files["panoptic_root"] / annotation.file_name)
+    if not size == ids.shape == image.size:
+        return [f"image {size}, PNG {ids.shape}, JSON {image.size} (height, width); obtain the three from one version"]
     values, counts = np.unique(ids, return_counts=True)
     pixels = {int(value): int(count) for value, count in zip(values, counts, strict=True) if value}
-    areas = {segment["id"]: segment["area"] for segment in annotation["segments_info"]}
+    areas = {segment.id: segment.area for segment in annotation.segments_info}
     if pixels.keys() != areas.keys():
         return [f"PNG and JSON differ in the segments {sorted(pixels.keys() ^ areas.keys())[:5]}"]
-    wrong = sorted(i for i, area in areas.items() if pixels[i] != area)
+    wrong = sorted(i for i, area in areas.items() if area is not None and pixels[i] != area)
     return [f"the JSON gives segments {wrong[:5]} another area than the PNG"] if wrong else []

@@ -66,7 +66,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_entries_that_are_parsed_already() -> None:
     assert typed_entry({"id": 4, "more": 1}, Entry, path="x.json", place="an entry") == Entry(4)
-    with pytest.raises(DataError, match=r"x\.json: an entry \(id 4\): size: expected 'array', got 'int'"):
+    with pytest.raises(DataError, match=r"x\.json: an entry \(id 4\), size: expected 'array', got 'int'"):
         typed_entry({"id": 4, "size": 1}, Entry, path="x.json", place="an entry")
-    with pytest.raises(DataError, match=r"x\.json: an entry: the top level: expected 'object', got 'str'"):
+    with pytest.raises(DataError, match=r"x\.json: an entry: expected 'object', got 'str'"):
         typed_entry("4", Entry, path="x.json", place="an entry")
