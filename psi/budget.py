@@ -116,18 +116,17 @@ def _budget_of(dataset: str) -> tuple[float | None, float | None]:
     if not label_root:
         return None, None
     scribbles = ScribbleFolder(Path(label_root))
-    settings = scribbles.settings()
-    if settings is None:
+    manifest = scribbles.content()
+    if manifest is None:
         if metadata.get("dense_set") is None:
             return None, None
         raise MissingFileError(
             f"{scribbles.manifest}: not there, so it is unknown how much the scribbles of {dataset} cover; make them "
             "with datasets/prepare_scribbles.py"
         )
-    statistics = json.loads(scribbles.manifest.read_text(encoding="utf-8")).get("statistics")
-    if statistics is None:
+    if manifest.statistics is None:
         raise MissingFileError(f"{scribbles.manifest}: not complete; run datasets/prepare_scribbles.py once more")
-    return float(statistics["coverage_pct"]), settings.get("length")
+    return manifest.statistics.coverage_pct, manifest.settings.get("length")
 
 
 def _score(folder: Path, metric: str, *, max_iter: int) -> float | None:

@@ -6,14 +6,29 @@ The settings decide: a folder made with others is not continued, and one that wa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from padding.data.files import TEMPORARY, write_json
-from padding.errors import PreparationError
+from padding.data.typed_json import read_typed_json
+from padding.errors import DataError, PreparationError
+
+
+class ScribbleNumbers(msgspec.Struct):
+    """What is read again of the statistics."""
+
+    coverage_pct: float
+
+
+class ScribbleManifest(msgspec.Struct):
+    """Settings of a run and, once it is complete, its statistics."""
+
+    settings: dict[str, Any]
+    statistics: ScribbleNumbers | None = None
 
 
 @dataclass(frozen=True)
@@ -35,16 +50,23 @@ class ScribbleFolder:
         """Settings and statistics."""
         return self.path.with_name(f"{self.path.name}.json")
 
-    def settings(self) -> dict[str, Any] | None:
-        """What the folder was made with; None if this module did not make it."""
+    def content(self) -> ScribbleManifest | None:
+        """What the manifest says; None if this module did not make the folder.
+
+        Raises:
+            PreparationError: it cannot be read.
+        """
         if not self.manifest.is_file():
             return None
         try:
-            return dict(json.loads(self.manifest.read_text(encoding="utf-8"))["settings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise PreparationError(
-                f"{self.manifest}: cannot be read ({error}); pass --overwrite to start anew"
-            ) from error
+            return read_typed_json(self.manifest, ScribbleManifest, cure="Pass --overwrite to start anew.")
+        except DataError as error:
+            raise PreparationError(str(error)) from error
+
+    def settings(self) -> dict[str, Any] | None:
+        """What the folder was made with; None and errors as of ``content``."""
+        content = self.content()
+        return None if content is None else content.settings
 
     def begin(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
         """Make the folder ready for a run with these settings.

@@ -24,6 +24,8 @@ from padding.errors import DataError
 
 DEFAULT_WIDTH = 3
 """Pixels across a line, as in the label maps of most scribble papers."""
+_MAX_SIDE = 1 << 20
+_MAX_WIDTH = 200  # a disc this large is drawn in seconds; one as large as its number says takes all memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +56,16 @@ def parse_scribble_xml(content: bytes | str, tags: ScribbleTags, *, where: str) 
         where: file name for messages.
 
     Raises:
-        DataError: not such a file, an unknown tag, or a coordinate that is no number.
+        DataError: not such a file, an unknown tag, a coordinate that is no number, or a size or width that is none.
     """
     try:
         root = ET.fromstring(content)
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # the latter two: of an encoding
         raise DataError(f"{where}: not well-formed XML ({error}); obtain the file again") from error
     if root.tag != "annotation":
         raise DataError(f"{where}: the root element is '{root.tag}', ScribbleSup's is 'annotation'; another format?")
     stated = root.find("size")
-    size = None if stated is None else (int(_number(stated, "height", where)), int(_number(stated, "width", where)))
+    size = None if stated is None else (_integer(stated, "height", where), _integer(stated, "width", where))
     scribbles = [_parse_polygon(polygon, tags, where) for polygon in root.iter("polygon")]
     # A polygon without a point labels nothing.
     return AnnotatedImage(tuple(scribble for scribble in scribbles if len(scribble.points)), size)
@@ -74,7 +76,7 @@ def _parse_polygon(polygon: ET.Element, tags: ScribbleTags, where: str) -> Scrib
     if tag is None:
         raise DataError(f"{where}: a polygon has no tag; name its class")
     points = [(_number(point, "X", where), _number(point, "Y", where)) for point in polygon.iter("point")]
-    width = 0 if polygon.find("width") is None else int(_number(polygon, "width", where))
+    width = 0 if polygon.find("width") is None else _integer(polygon, "width", where, largest=_MAX_WIDTH)
     return Scribble(tags.id_of(tag, where=where), np.array(points, np.float64).reshape(-1, 2), width)
 
 
@@ -85,8 +87,16 @@ def _number(element: ET.Element, name: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{where}: <{name}> of <{element.tag}> should be a number, it is {text!r}; correct the file")
+        shown = text if text is None else text[:40]
+        raise DataError(f"{where}: <{name}> of <{element.tag}> should be a number, it is {shown!r}; correct the file")
     return number
+
+
+def _integer(element: ET.Element, name: str, where: str, *, largest: int = _MAX_SIDE) -> int:
+    number = _number(element, name, where)
+    if not number.is_integer() or not 1 <= number <= largest:
+        raise DataError(f"{where}: <{name}> of <{element.tag}> should be 1 to {largest}, it is {number:g}; correct it")
+    return int(number)
 
 
 def scribble_xml(image: AnnotatedImage, tags: ScribbleTags, *, image_name: str) -> bytes:

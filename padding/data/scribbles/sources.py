@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import io
 import logging
+import lzma
 import os
+import struct
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -32,13 +36,25 @@ from padding.data.scribbles.polylines import (
     scaled_to,
 )
 from padding.data.scribbles.tags import ScribbleTags
-from padding.errors import DataError, MissingFileError
+from padding.errors import DataError, MissingFileError, UserError
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("xml", "png", "hdf5")
 _FORMAT_OF_SUFFIX = {".xml": "xml", ".png": "png", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5"}
 _SHOWN = 5
+_MAX_BYTES = 1 << 25  # published files have some hundred kilobytes; a zip can make gigabytes of them
+_BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    OSError,
+)
+_NO_SCRIBBLES4ALL = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -54,17 +70,49 @@ class ScribbleSource:
 
         Raises:
             MissingFileError: the image has none.
+            DataError: it is damaged, or larger than any scribble file.
         """
         if key not in self.members:
             raise MissingFileError(f"{self.path}: no {self.format} file for image {key}; complete the download")
         name = self.members[key]
-        if self.path.is_dir():
-            return (self.path / name).read_bytes(), str(self.path / name)
-        return _opened_zip(self.path, os.getpid()).read(name), f"{self.path}:{name}"
+        if not self.path.is_dir():
+            return _read_member(self.path, name), f"{self.path}:{name}"
+        file = self.path / name
+        if not file.is_file():
+            raise MissingFileError(f"{file}: no such file any more; complete the download")
+        _check_length(file.stat().st_size, str(file))
+        return file.read_bytes(), str(file)
 
     def only(self, key: str) -> ScribbleSource:
         """The source of this image alone, small enough to be sent to a worker."""
         return ScribbleSource(self.path, self.format, {key: self.members[key]} if key in self.members else {})
+
+
+def _check_length(length: int, where: str) -> None:
+    if length > _MAX_BYTES:
+        raise DataError(
+            f"{where}: unpacks to {length} bytes, a scribble file has at most {_MAX_BYTES}; obtain the file again"
+        )
+
+
+def _read_member(path: Path, name: str) -> bytes:
+    with _archive(path, name) as archive:
+        _check_length(archive.getinfo(name).file_size, f"{path}:{name}")
+        return archive.read(name)
+
+
+@contextmanager
+def _archive(path: Path, name: str = "") -> Iterator[zipfile.ZipFile]:
+    """The opened zip file; what goes wrong while it is read becomes an error that names it."""
+    try:
+        yield _opened_zip(path, os.getpid())
+    except UserError:
+        raise
+    except _BROKEN_ZIP as error:
+        where = f"{path}:{name}" if name else f"{path}"
+        raise DataError(
+            f"{where}: cannot be unpacked ({error}); the zip file is damaged, was cut or is encrypted; obtain it again"
+        ) from error
 
 
 @lru_cache(maxsize=2)
@@ -123,7 +171,8 @@ def _names_in(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: neither a folder nor a zip file; unpack it first")
     # Archives made on a Mac carry a hidden twin of every file.
-    names = _opened_zip(path, os.getpid()).namelist()
+    with _archive(path) as archive:
+        names = archive.namelist()
     return [name for name in names if not name.endswith("/") and not PurePosixPath(name).name.startswith(".")]
 
 
@@ -160,6 +209,7 @@ class ScribbleReader:
         if image.size is not None:
             self._check_size(image.size, size, where)
         image = scaled_to(image, size)
+        _check_points(image, where)
         return draw_scribbles(image.scribbles, size, width=self.width, first_label=self.first_label)
 
     def _from_png(self, content: bytes, where: str, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -214,12 +264,28 @@ def _read_hdf5(
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
             lines, values, dims = (file[name][()] for name in ("scribble", "scribble_values", "image_dims"))
-    except (OSError, KeyError) as error:
+        values = np.asarray(values, np.float64).reshape(len(lines), -1)
+        points = [np.asarray(line, np.float64).reshape(-1, 2) for line in lines]
+        size = (int(dims[0]), int(dims[1]))
+    except _NO_SCRIBBLES4ALL as error:
         raise DataError(
             f"{where}: no Scribbles4All file ({error}); it needs scribble, scribble_values and image_dims"
         ) from error
-    values = np.asarray(values).reshape(len(lines), -1)
-    if not (values == values[:, :1]).all() or not ((values >= 0) & (values <= 255)).all():
+    if not (values == values[:, :1]).all() or not np.isin(values, np.arange(256)).all():
         raise DataError(f"{where}: lines have colours instead of class ids; translate them first")
-    points = [np.asarray(line, np.float64).reshape(-1, 2) for line in lines]
-    return points, values[:, 0].astype(np.int64), (int(dims[0]), int(dims[1]))
+    if min(size) < 1:
+        raise DataError(f"{where}: says that the image is {size[0]} x {size[1]} (height x width); obtain it again")
+    return points, values[:, 0].astype(np.int64), size
+
+
+def _check_points(image: AnnotatedImage, where: str) -> None:
+    """Refuse points that lie farther from the image than it is large; nearer ones are moved to its border."""
+    assert image.size is not None
+    reach = max(image.size)
+    for scribble in image.scribbles:
+        # Not a number fails the comparison, too.
+        if not ((scribble.points >= -reach) & (scribble.points <= 2 * reach)).all():
+            raise DataError(
+                f"{where}: a line leaves the image of {image.size[0]} x {image.size[1]} (height x width) by more than "
+                "its size, or has a point that is no number; correct the file"
+            )

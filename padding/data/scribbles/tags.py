@@ -13,6 +13,8 @@ from padding.data.class_split import ClassSplit
 from padding.data.readers import read_text
 from padding.errors import DataError, MissingFileError
 
+_SHOWN = 80  # characters of an unknown tag
+
 
 @dataclass(frozen=True)
 class ScribbleTags:
@@ -49,9 +51,9 @@ class ScribbleTags:
         """
         label = self.ids.get(_normal(tag))
         if label is None:
-            near = difflib.get_close_matches(_normal(tag), self.ids, n=1, cutoff=0.0)
+            near = difflib.get_close_matches(_normal(tag[:_SHOWN]), self.ids, n=1, cutoff=0.0)
             raise DataError(
-                f"{where}: unknown tag '{tag}' (nearest: '{near[0] if near else ''}'). Known are "
+                f"{where}: unknown tag '{tag[:_SHOWN]}' (nearest: '{near[0] if near else ''}'). Known are "
                 f"{', '.join(self.names)}; correct the file, or add the spelling to the table of tags"
             )
         return label

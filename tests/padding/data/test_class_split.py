@@ -7,6 +7,7 @@ import pytest
 
 from padding.data.class_split import ClassSplit, read_name_list
 from padding.data.roots import splits_dir
+from padding.errors import DataError
 
 CATEGORIES = [
     {"id": 3, "name": "cat", "isthing": 1, "color": [1, 2, 3]},
@@ -71,6 +72,32 @@ def test_repeated_name_or_id_is_an_error(change: dict, message: str) -> None:
 def test_category_without_name_is_an_error() -> None:
     with pytest.raises(ValueError, match="needs the fields"):
         ClassSplit.from_categories([{"id": 1}], ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": None}, "its 'id' is no integer"),
+        ({"id": "3"}, "its 'id' is no integer"),
+        ({"id": True}, "its 'id' is no integer"),
+        ({"name": 5}, "its 'name' is no text"),
+        ({"color": "red"}, "'red' is no colour; write three integers"),
+        ({"color": "#12345"}, "'#12345' is no colour"),
+        ({"color": [1, 2]}, r"\[1, 2\] is no colour"),
+        ({"color": [1, 2, 256]}, r"256\] is no colour"),
+        ({"color": [0.1, 0.2, 0.3]}, r"is no colour"),
+        ({"color": 7}, "7 is no colour"),
+    ],
+)
+def test_category_of_another_shape_is_an_error(change: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ClassSplit.from_categories([{"id": 1, "name": "a", **change}])
+
+
+def test_colours_as_annotation_tools_write_them() -> None:
+    colors = ("#1f77B4", "1F77b4", [31, 119, 180], None)
+    split = ClassSplit.from_categories([{"id": i, "name": str(i), "color": c} for i, c in enumerate(colors)])
+    assert split.colors == ((31, 119, 180),) * 3 + ((128, 128, 128),)
 
 
 def test_lengths_must_agree() -> None:

@@ -25,6 +25,7 @@ from padding.data.streams import (
     load_training_entries,
     seeded,
 )
+from padding.errors import ConfigError
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
 ENTRIES = [{"name": index} for index in range(7)]
@@ -204,6 +205,35 @@ def test_training_on_nothing_is_an_error(tiny: TinyPanoptic) -> None:
             load_training_entries(("tiny_empty",), filter_empty=True)
     finally:
         DatasetCatalog.remove("tiny_empty")
+
+
+def test_crowds_are_counted_and_named_where_nothing_else_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    objects = [{"iscrowd": 1}, {"iscrowd": 1}, {"iscrowd": 0}]
+    entries = {
+        "crowds_all": [{"file_name": "a", "annotations": objects[:2]}],
+        "crowds_some": [{"file_name": "a", "annotations": objects}, {"file_name": "b", "segments_info": objects}],
+        "crowds_few": [{"file_name": "a", "annotations": [objects[0], *objects[2:] * 99]}],
+    }
+    for name, listed in entries.items():
+        DatasetCatalog.register(name, lambda listed=listed: listed)
+    try:
+        with pytest.raises(
+            ConfigError, match=r"none of the 1 images of crowds_all .*; 2 of 2 objects .*iscrowd 1.*CVAT"
+        ):
+            load_training_entries(("crowds_all",), filter_empty=True)
+        caplog.clear()
+        load_training_entries(("crowds_some",), filter_empty=True)
+        assert "crowds_some: 4 of 6 objects are left out of instance and panoptic training as crowds" in caplog.text
+        caplog.clear()
+        load_training_entries(("crowds_all",), filter_empty=False)
+        assert "2 of 2 objects" in caplog.text
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            load_training_entries(("crowds_few",), filter_empty=True)
+        assert [(r.levelname, "1 of 100 objects" in r.getMessage()) for r in caplog.records] == [("INFO", True)]
+    finally:
+        for name in entries:
+            DatasetCatalog.remove(name)
 
 
 def test_label_spaces_must_agree(tiny: TinyPanoptic) -> None:

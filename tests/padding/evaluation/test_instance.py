@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from padding.data.class_split import ClassSplit
+from padding.errors import DataError
 from padding.evaluation import instance
 from padding.evaluation.instance import InstanceEvaluator
 
@@ -116,6 +118,70 @@ def test_perfect_prediction_scores_100(make_dataset: Callable[..., Any]) -> None
             for group in ("", "_seen", "_unseen", "_hm"):
                 assert results[task][metric + group] == pytest.approx(100.0)
         assert (results[task]["num_classes"], results[task]["num_classes_unseen"]) == (3, 1)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda i, entry: entry.update(id=i),  # 0 means "no match" to the backends
+        lambda i, entry: entry.update(id=7),
+        lambda i, entry: entry.update(id=f"object {i}"),
+        lambda i, entry: entry.pop("id"),
+        lambda i, entry: entry.update(area=-1),
+        lambda i, entry: entry.update(area=1e12),
+        lambda i, entry: entry.update(area=None, bbox=None, iscrowd=None),
+        lambda i, entry: entry.update(bbox=[]),
+    ],
+)
+def test_ids_areas_and_null_fields_do_not_spoil_a_perfect_score(make_dataset: Callable[..., Any], change: Any) -> None:
+    rng = np.random.default_rng(0)
+    truth = [(random_masks(rng, 3), [0, 1, 2], [0, 0, 0]) for _ in range(4)]
+    name, records, path = make_dataset(truth)
+    content = json.loads(path.read_text())
+    for index, entry in enumerate(content["annotations"]):
+        change(index, entry)
+    path.write_text(json.dumps(content))
+    evaluator = InstanceEvaluator(name)
+    evaluator.process(records, [{"instances": instances_of(m, c, [0.9] * 3)} for m, c, _ in truth])
+    results = evaluator.evaluate()
+    assert [results[task][metric] for task in ("segm", "bbox") for metric in ("AP", "recall100")] == [100.0] * 4
+
+
+@pytest.mark.usefixtures("backend")
+def test_image_ids_may_be_texts_and_sizes_may_lack(
+    make_dataset: Callable[..., Any], tmp_path: Path, register: Callable[..., str], split: ClassSplit
+) -> None:
+    rng = np.random.default_rng(0)
+    truth = [(random_masks(rng, 3), [0, 1, 2], [0, 0, 0]) for _ in range(2)]
+    _, records, path = make_dataset(truth)
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["id"] = f"photo {image['id']}"
+        del image["height"], image["width"]
+        Image.new("RGB", SIZE[::-1]).save(tmp_path / image["file_name"])
+    for entry in content["annotations"]:
+        entry["image_id"] = f"photo {entry['image_id']}"
+    path.write_text(json.dumps(content))
+    records = [{**record, "image_id": f"photo {record['image_id']}"} for record in records]
+    name = register("texts", records, class_split=split, json_file=str(path), image_root=str(tmp_path))
+    evaluator = InstanceEvaluator(name)
+    evaluator.process(records, [{"instances": instances_of(m, c, [0.9] * 3)} for m, c, _ in truth])
+    assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(100.0)
+    name = register("no_images", records, class_split=split, json_file=str(path))
+    with pytest.raises(DataError, match=r"instances\.json: image 'photo 1' \(1\.jpg\) states no 'height'"):
+        InstanceEvaluator(name)
+
+
+def test_masks_that_cannot_be_drawn_are_named(make_dataset: Callable[..., Any]) -> None:
+    name, _, path = make_dataset([(random_masks(np.random.default_rng(0), 3), [0, 1, 2], [0, 0, 0])])
+    content = json.loads(path.read_text())
+    content["annotations"][1]["segmentation"]["counts"] = [328, 18]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"instances\.json: annotation 2 of image 1 \(1\.jpg\) has run-length code of 346"
+    ):
+        InstanceEvaluator(name)
 
 
 @pytest.mark.usefixtures("backend")

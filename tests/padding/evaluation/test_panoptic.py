@@ -13,6 +13,7 @@ from PIL import Image
 
 from padding.data.class_split import ClassSplit
 from padding.data.files import save_panoptic_png
+from padding.data.mappers import PanopticMapper
 from padding.data.readers import read_panoptic_ids
 from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from padding.errors import DataError, MissingFileError
@@ -150,6 +151,86 @@ def test_errors_name_image_and_cure(panoptic_dataset: Dataset, scenes: Any, tmp_
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "panoptic" / "3.png")
     with pytest.raises(ValueError, match=r"3\.png: segment ids are stored as 8-bit RGB.*mode L"):
         evaluator.process(records[2:3], outputs[2:3])
+
+
+@pytest.mark.parametrize("factor", [0, 0.5, 3, -1])
+def test_areas_of_the_json_are_counted_and_compared(
+    panoptic_dataset: Dataset, random_scene: Callable[..., Any], factor: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng, crowds=0) for _ in range(3)]
+    wrong = [(m, [{**s, "area": s["area"] * factor + 0.25} for s in segments]) for m, segments in scenes]
+    name, records = panoptic_dataset(wrong)
+    evaluator = PanopticEvaluator(name)
+    evaluator.process(records, [{"panoptic_seg": (torch.from_numpy(m).int(), s)} for m, s in scenes])
+    assert evaluator.evaluate()["panoptic_seg"]["PQ"] == 100.0
+    first = scenes[0][1][0]
+    assert f"segment {first['id']} of 1.png has the area {first['area'] * factor + 0.25:g}" in caplog.text
+    assert f"its pixels are {first['area']}" in caplog.text
+    total = sum(len(segments) for _, segments in scenes)
+    assert f"{total} segments read by this process have another 'area' than pixels" in caplog.text
+
+
+def palette(ids: np.ndarray) -> Image.Image:
+    image = Image.fromarray((ids % 7).astype(np.uint8), mode="P")
+    image.putpalette(list(range(21)))
+    return image
+
+
+BROKEN = {
+    "grey": (lambda ids: Image.fromarray(ids.astype(np.uint8)), "8-bit RGB, but this is an image of mode L"),
+    "palette": (palette, "8-bit RGB, but this is an image of mode P"),
+    "16 bits": (lambda ids: Image.fromarray(ids.astype(np.uint16)), "8-bit RGB, but this is an image of mode I;16"),
+    "black": (lambda ids: Image.new("RGB", ids.shape[::-1]), "no pixel of the segments"),
+    "another": (lambda ids: Image.new("RGB", ids.shape[::-1], (1, 2, 3)), "no pixel of the segments"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_training_and_evaluation_refuse_the_same_png(
+    panoptic_dataset: Dataset, random_scene: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    ids, segments = random_scene(np.random.default_rng(0))
+    name, records = panoptic_dataset([(ids, segments)])
+    draw, message = BROKEN[kind]
+    path = tmp_path / "panoptic" / "1.png"
+    draw(ids).save(path)
+    with pytest.raises(DataError, match=rf"1\.png: .*{message}"):
+        PanopticEvaluator(name).truth.read(1)
+    entry = {**records[0], "pan_seg_file_name": str(path), "segments_info": segments}
+    with pytest.raises(DataError, match=rf"1\.png: .*{message}"):
+        PanopticMapper(is_train=True, plan=None).read_labels(entry, ids.shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "in_file", "in_entry"),
+    [
+        (lambda s: s.append({**s[0], "id": 5}), "5", r"no pixel of the segments \[5\]"),
+        (lambda s: s.append({**s[0]}), "more than once", "more than once"),
+        (lambda s: s[0].update(id=0), "lists segment ids from 0", "lists segment ids from 0"),
+        (lambda s: s.pop(), "which the panoptic JSON does not list", "which the panoptic JSON does not list"),
+    ],
+)
+def test_training_and_evaluation_refuse_the_same_list_of_segments(
+    panoptic_dataset: Dataset,
+    random_scene: Callable[..., Any],
+    change: Any,
+    in_file: str,
+    in_entry: str,
+    tmp_path: Path,
+) -> None:
+    ids, segments = random_scene(np.random.default_rng(0))
+    changed = [dict(segment) for segment in segments]
+    change(changed)
+    name, records = panoptic_dataset([(ids, segments)])
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    change(content["annotations"][0]["segments_info"])
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"panoptic(\.json|/1\.png).*{in_file}"):
+        PanopticEvaluator(name).truth.read(1)
+    entry = {**records[0], "pan_seg_file_name": str(tmp_path / "panoptic" / "1.png"), "segments_info": changed}
+    with pytest.raises(DataError, match=rf"1\.png: .*{in_entry}"):
+        PanopticMapper(is_train=True, plan=None).read_labels(entry, ids.shape)
 
 
 def test_broken_json_is_named(panoptic_dataset: Dataset, scenes: Any, tmp_path: Path) -> None:

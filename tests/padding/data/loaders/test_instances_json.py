@@ -10,6 +10,7 @@ from PIL import Image
 
 from padding.data.class_split import ClassSplit
 from padding.data.loaders.instances_json import load_instances
+from padding.errors import DataError
 
 # Order of the split, not of the ids: seen "zebra" and "car", unseen "bus".
 SPLIT = ClassSplit(("zebra", "car", "bus"), (True,) * 3, (24, 3, 6), frozenset({"bus"}))
@@ -76,6 +77,26 @@ def test_contradictions_are_errors(tmp_path: Path) -> None:
     (tmp_path / "2.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"2\.jpg"):
         load_instances(**write_without_images(tmp_path), class_split=SPLIT)
+
+
+def test_sizes_come_from_the_images_where_the_file_states_none(tmp_path: Path) -> None:
+    files = write(tmp_path, [thing(1, 2, 3)])
+    content = json.loads(files["json_file"].read_text())
+    for image in content["images"]:
+        del image["height"], image["width"]
+    files["json_file"].write_text(json.dumps(content))
+    assert [(e["height"], e["width"]) for e in load_instances(**files, class_split=SPLIT)] == [(4, 6), (4, 6)]
+    (tmp_path / "2.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"instances\.json: image 2 \(2\.jpg\) states no 'height'.*2\.jpg: cannot be"):
+        load_instances(**files, class_split=SPLIT)
+
+
+def test_masks_are_checked_when_they_are_listed(tmp_path: Path) -> None:
+    code = {"size": [4, 6], "counts": [0, 4]}
+    with pytest.raises(
+        DataError, match=r"instances\.json: annotation 5 of image 2 \(2\.jpg\) has run-length code of 4 p"
+    ):
+        load_instances(**write(tmp_path, [thing(5, 2, 3, code)]), class_split=SPLIT)
 
 
 def write_without_images(folder: Path) -> dict[str, Any]:

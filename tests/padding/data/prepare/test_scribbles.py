@@ -178,7 +178,7 @@ def test_foreign_files_are_not_touched(made: Made) -> None:
         simulate(made)
     assert mine.read_bytes() == b"drawn by hand"
     made.folder.manifest.write_text("{")
-    with pytest.raises(PreparationError, match=r"train\.json: cannot be read"):
+    with pytest.raises(PreparationError, match=r"train\.json: not valid JSON.*Pass --overwrite"):
         simulate(made)
     assert simulate(made, overwrite=True)[1] == 4
 

@@ -131,11 +131,17 @@ def test_unknown_tag_lists_the_choices() -> None:
         ("<height>20</height>", "", r"x\.xml: <height> of <size> should be a number"),
         ("</annotation>", "", r"x\.xml: not well-formed XML"),
         ("annotation", "svg", r"x\.xml: the root element is 'svg'"),
+        ("<height>20</height>", "<height>0</height>", r"x\.xml: <height> of <size> should be 1 to 1048576, it is 0"),
+        ("<height>20</height>", "<height>20.5</height>", r"x\.xml: <height> of <size> should be 1 to 1048576"),
+        ("<height>20</height>", "<height>1e300</height>", r"x\.xml: <height> of <size> should be 1 to 1048576"),
+        ("<polygon>", "<polygon><width>1000000000</width>", r"x\.xml: <width> of <polygon> should be 1 to 200"),
+        ("<polygon>", "<polygon><width>-3</width>", r"x\.xml: <width> of <polygon> should be 1 to 200, it is -3"),
+        ("<annotation", "<?xml version='1.0' encoding='no-such'?><annotation", r"x\.xml: not well-formed XML"),
     ],
 )
 def test_broken_files_are_named(old: str, new: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_scribble_xml(FIXTURE.replace(old, new), TAGS, where="x.xml")
+        parse_scribble_xml(FIXTURE.replace(old, new).encode(), TAGS, where="x.xml")
 
 
 def test_file_without_a_size() -> None:

@@ -14,6 +14,7 @@ from padding.data.class_split import ClassSplit
 from padding.data.scribbles.polylines import AnnotatedImage, Scribble, draw_scribbles, scribble_xml
 from padding.data.scribbles.sources import ScribbleReader, find_scribbles
 from padding.data.scribbles.tags import ScribbleTags
+from padding.errors import DataError, UserError
 
 TAGS = ScribbleTags.of(ClassSplit(("background", "aeroplane"), (False, True), (0, 1)), {"aeroplane": "plane"})
 SIZE = (12, 16)
@@ -166,6 +167,71 @@ def test_scribbles_of_another_size_are_an_error_or_rescaled(
         assert (labels != 255).sum() < 0.7 * (doubled != 255).sum()
 
 
+def flip(path: Path, position: int) -> Path:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(bytes(content))
+    return path
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_flipped_bit_in_an_archive_gives_the_right_labels_or_names_it(tmp_path: Path, method: int) -> None:
+    """Every eighth byte of the archive: checksums, lengths, names, methods and content."""
+    path, errors, same = tmp_path / "s.zip", {}, 0
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.xml", files("xml")["a.xml"])
+    sound = path.read_bytes()
+    for position in range(0, len(sound), 8):
+        path = tmp_path / f"{position}.zip"
+        path.write_bytes(sound)
+        try:
+            labels = read(flip(path, position))
+        except UserError as error:
+            errors[path] = str(error)
+        else:
+            np.testing.assert_array_equal(labels, RASTER)
+            same += 1
+    assert len(errors) > same
+    assert [message for path, message in errors.items() if str(path) not in message] == []
+
+
+def test_an_archive_cut_anywhere_is_named(tmp_path: Path) -> None:
+    sound = write_zip(tmp_path / "s.zip", files("xml")).read_bytes()
+    for length in range(0, len(sound), 97):
+        path = tmp_path / f"{length}.zip"
+        path.write_bytes(sound[:length])
+        with pytest.raises(DataError, match=rf"{length}\.zip: "):
+            read(path)
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "s.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.xml", b" " * (1 << 26))
+    with pytest.raises(DataError, match=r"s\.zip:a\.xml: unpacks to 67108864 bytes, a scribble file has at most"):
+        read(path)
+
+
+def test_an_encrypted_archive_is_named(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "s.zip", files("xml"))
+    content = bytearray(path.read_bytes())
+    for sign, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):  # the flags of each entry
+        at = content.find(sign)
+        while at >= 0:
+            content[at + offset] |= 1
+            at = content.find(sign, at + 4)
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"s\.zip:a\.xml: cannot be unpacked .*encrypted"):
+        read(path)
+
+
+def test_points_far_from_the_image_are_named(tmp_path: Path) -> None:
+    far = Scribble(1, np.array([[2.0, 3.0], [3e9, 5.0]]))
+    content = scribble_xml(AnnotatedImage((far,), SIZE), TAGS, image_name="a.jpg")
+    with pytest.raises(DataError, match=r"a\.xml: a line leaves the image of 12 x 16 .* by more than its size"):
+        read(write_folder(tmp_path, {"a.xml": content}))
+
+
 def write_hdf5(path: Path, values: np.ndarray, **extra: np.ndarray) -> None:
     h5py = pytest.importorskip("h5py", reason="HDF5 scribbles are optional")
     lines = np.stack([LINES[0].points, LINES[1].points[:2]])
@@ -193,6 +259,12 @@ def test_unusable_hdf5_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.h5: holds the values \[9\]"):
         read(tmp_path)
     write_hdf5(tmp_path / "a.h5", np.array([1, 0]), image_dims=None)
+    with pytest.raises(ValueError, match=r"a\.h5: no Scribbles4All file"):
+        read(tmp_path)
+    write_hdf5(tmp_path / "a.h5", np.array([1, 0]), image_dims=np.array([0, 16, 3]))
+    with pytest.raises(ValueError, match=r"a\.h5: says that the image is 0 x 16"):
+        read(tmp_path)
+    write_hdf5(tmp_path / "a.h5", np.array([1, 0]), scribble=np.array([["x", "y"]], "S1"))
     with pytest.raises(ValueError, match=r"a\.h5: no Scribbles4All file"):
         read(tmp_path)
     (tmp_path / "a.h5").write_bytes(b"not HDF5")
