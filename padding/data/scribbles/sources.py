@@ -105,7 +105,8 @@ def _read_member(path: Path, name: str) -> bytes:
 def _archive(path: Path, name: str = "") -> Iterator[zipfile.ZipFile]:
     """The opened zip file; what goes wrong while it is read becomes an error that names it."""
     try:
-        yield _opened_zip(path, os.getpid())
+        stat = path.stat()
+        yield _opened_zip(path, os.getpid(), (stat.st_mtime_ns, stat.st_size, stat.st_ino))
     except UserError:
         raise
     except _BROKEN_ZIP as error:
@@ -116,9 +117,10 @@ def _archive(path: Path, name: str = "") -> Iterator[zipfile.ZipFile]:
 
 
 @lru_cache(maxsize=2)
-def _opened_zip(path: Path, process: int) -> zipfile.ZipFile:
+def _opened_zip(path: Path, process: int, version: tuple[int, ...]) -> zipfile.ZipFile:
     # Reading the directory of ten thousand entries takes longer than one image; a worker keeps the file open.
     del process  # a forked child would share the position in the file with its parent
+    del version  # a file that was replaced is another one
     return zipfile.ZipFile(path)
 
 

@@ -212,6 +212,14 @@ def test_a_file_that_unpacks_to_gigabytes_is_refused_unread(tmp_path: Path) -> N
         read(path)
 
 
+def test_an_archive_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "s.zip", files("xml"))
+    np.testing.assert_array_equal(read(path), RASTER)
+    path.unlink()
+    write_zip(path, {"a.xml": scribble_xml(AnnotatedImage(LINES[:1], SIZE), TAGS, image_name="a.jpg")})
+    np.testing.assert_array_equal(read(path), draw_scribbles(LINES[:1], SIZE))
+
+
 def test_an_encrypted_archive_is_named(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "s.zip", files("xml"))
     content = bytearray(path.read_bytes())
