@@ -76,8 +76,8 @@ def typed_entry(
     """
     try:
         return msgspec.convert(entry, kind)
-    except msgspec.ValidationError as error:
-        what, where = _split(error)
+    except ValueError as error:  # also where a text holds what is no character
+        what, where = _split(error) if isinstance(error, msgspec.ValidationError) else (str(error), "")
         where = f"{place}{_entry_name(entry)}{where and f', {where}'}"
         raise error_kind(f"{path}: {_sentence(what, where)}") from error
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers give the right result of a mutated input, or the project's error that names the file; nothing else."""
 
+import itertools
 import logging
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from padding.errors import DataError
 from tests.fuzz.harness import GOOD, Target, attempt
+from tests.fuzz.runner import MEMORY_BYTES, outcomes_of
 from tests.fuzz.targets import TARGETS
 
 # Inputs of each reader: together about ten seconds of a processor.
@@ -79,3 +83,23 @@ def test_outcomes_are_told_apart(error: Exception | None, result: str, tmp_path:
     assert outcome.result == result
     assert attempt(reader(None), 5, tmp_path / "input").mutation == outcome.mutation
     assert attempt(reader(None), 6, tmp_path / "input").mutation != outcome.mutation
+
+
+def test_a_process_that_dies_hangs_or_takes_all_memory_is_an_outcome(tmp_path: Path) -> None:
+    deeds = {1: os.abort, 2: lambda: bytearray(2 * MEMORY_BYTES), 3: lambda: time.sleep(60)}
+
+    def mutate(folder: Path, rng: object) -> str:
+        number = int((tmp_path / "n").read_text()) if (tmp_path / "n").exists() else 0
+        (folder / "n").write_text(str(number))
+        return "none"
+
+    def read(folder: Path) -> None:
+        number = int((folder / "n").read_text())
+        (tmp_path / "n").write_text(str(number + 1))  # the next input does the next deed
+        deeds.get(number, lambda: None)()
+
+    outcomes = outcomes_of(Target("x", lambda folder: None, mutate, read), 7, 50.0, patience=5.0)
+    first = list(itertools.islice(outcomes, 5))
+    assert [outcome.result for outcome in first] == ["right", "crash", "memory", "hang", "right"]
+    assert [outcome.seed for outcome in first] == [7, 8, 9, 10, 11]
+    outcomes.close()

@@ -249,7 +249,7 @@ def _segments(annotation: PanopticEntry, split: ClassSplit, json_file: Path | st
                 f"{json_file}: {annotation.file_name} has a segment of the unknown category {entry.category_id}. The "
                 f"file does not belong to these {split.num_classes} classes; use the panoptic annotations of COCO 2017."
             )
-        area = -1 if entry.area is None else int(entry.area)
+        area = -1.0 if entry.area is None else entry.area
         segments.append(LabelSegment(entry.id, split.contiguous_id[entry.category_id], area))
     if problem := segment_id_problem([segment.segment_id for segment in segments]):
         raise PreparationError(f"{json_file}: {annotation.file_name} {problem}; or fetch the file again.")

@@ -29,7 +29,7 @@ class LabelSegment:
 
     segment_id: int
     class_id: int
-    area: int = -1
+    area: float = -1
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def label_problems(task: LabelTask) -> list[str]:
         if wrong:
             raise PreparationError(
                 f"{panoptic_file}: segment {wrong[0].segment_id} covers {counts[wrong[0].segment_id]} pixels, "
-                f"{task.json_file} says {wrong[0].area} ({len(wrong)} such segments); fetch both again."
+                f"{task.json_file} says {wrong[0].area:g} ({len(wrong)} such segments); fetch both again."
             )
 
     def compare_labels() -> None:
