@@ -171,7 +171,7 @@ def read_instance_file(path: str | Path, *, image_root: str | Path | None = None
     return _read(path, InstanceFile, image_root, cure)
 
 
-def findings_of(path: str | Path, kind: type[File], *, image_root: str | Path | None = None) -> Findings:
+def findings_of(path: str | Path, kind: type[File], image_root: str | Path | None = None) -> Findings:
     """All that is wrong or remarkable; where the file has another shape than ``kind``, that alone.
 
     Nothing is raised but for a missing file.

@@ -50,11 +50,15 @@ def look_at_json(json_file: str | Path, images: str | Path, panoptic: str | Path
         panoptic: folder of the PNGs with segment ids.
     """
     from padding.data.class_split import ClassSplit
+    from padding.data.coco_json import InstanceFile, PanopticFile, findings_of
     from padding.data.loaders.instances_json import load_instances
     from padding.data.loaders.panoptic_json import load_panoptic
     from padding.data.readers import read_json
 
     place = str(json_file)
+    found = findings_of(json_file, PanopticFile, images) if panoptic else findings_of(json_file, InstanceFile, images)
+    if found.problems:
+        return [Finding("error", place, text) for text in found.problems]
     try:
         content = read_json(json_file, required=("images", "annotations", "categories"))
         split = ClassSplit.from_categories(content["categories"])
@@ -66,9 +70,11 @@ def look_at_json(json_file: str | Path, images: str | Path, panoptic: str | Path
             entries = load_instances(json_file=json_file, image_root=images, class_split=split)
     except (UserError, ValueError) as error:
         return [Finding("error", place, str(error))]
-    findings = [*checks.check_ids(place, entries), *checks.check_sizes(place, entries)]
+    findings = [Finding("warning", place, text) for text in found.remarks]
+    findings += [*checks.check_ids(place, entries), *checks.check_sizes(place, entries)]
     findings += checks.check_objects(place, entries, split.names)
-    return [*findings, *_read_masks(place, entries)]
+    findings += _read_masks(place, entries)
+    return [*findings, *(_compare_areas(json_file, panoptic) if panoptic else ())]
 
 
 def _read_masks(place: str, entries: Sequence[Any]) -> list[Finding]:
@@ -90,6 +96,29 @@ def _read_masks(place: str, entries: Sequence[Any]) -> list[Finding]:
         except (UserError, OSError) as error:
             problems.append(Finding("error", place, str(error)))
     return problems
+
+
+def _compare_areas(json_file: str | Path, panoptic: str | Path) -> list[Finding]:
+    """Segments whose ``area`` is not the number of their pixels; what cannot be read is found elsewhere."""
+    import numpy as np
+
+    from padding.data.coco_json import read_panoptic_file
+    from padding.data.readers import read_panoptic_ids
+
+    wrong = []
+    for annotation in read_panoptic_file(json_file).annotations:
+        try:
+            values, counts = np.unique(read_panoptic_ids(Path(panoptic) / annotation.file_name), return_counts=True)
+        except (UserError, OSError):
+            continue
+        pixels = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        wrong += [
+            f"segment {segment.id} of {annotation.file_name} has {segment.area:g} for {pixels.get(segment.id, 0)}"
+            for segment in annotation.segments_info
+            if segment.area not in (None, pixels.get(segment.id, 0))
+        ]
+    text = f"{len(wrong)} segments have another 'area' than pixels, first: {wrong[0] if wrong else ''}; pixels count"
+    return [Finding("warning", str(json_file), text)] if wrong else []
 
 
 def look_at_config(args: argparse.Namespace) -> list[Finding]:
