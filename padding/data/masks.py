@@ -22,7 +22,6 @@ MAX_PIXELS = (1 << 31) - 1
 _MAX_OUTLINE = 1 << 27  # points that pycocotools draws along an outline, five a pixel: 2 GB of memory
 _POINTS_PER_PIXEL = 5
 _CHUNK = 1 << 22  # characters of run-length code checked at a time
-_CURE = "correct its 'segmentation'"
 
 
 def without_short_polygons(segmentation: Any) -> Any:
@@ -47,20 +46,17 @@ def annotation_mask(
     """
     from pycocotools import mask as coco_mask
 
-    return coco_mask.decode(annotation_code(annotation, size, path=path))
-
-
-def annotation_code(annotation: Mapping[str, Any], size: tuple[int, int], *, path: object = "") -> dict[str, Any]:
-    """Compressed run-length code ``{"size", "counts"}`` of a COCO instance, as pycocotools wants it.
-
-    Arguments and errors as of ``annotation_mask``.
-    """
-    from pycocotools import mask as coco_mask
-
     segmentation = annotation.get("segmentation")
     problem = mask_problems([segmentation], [size]).get(0)
     if problem:
-        raise DataError(f"{path}: annotation {annotation.get('id', '?')} {problem}; {_CURE}")
+        raise DataError(f"{path}: annotation {annotation.get('id', '?')} {problem}; correct its 'segmentation'")
+    return coco_mask.decode(run_length_code(segmentation, size))
+
+
+def run_length_code(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Compressed code ``{"size", "counts"}`` of a segmentation in which ``mask_problems`` found nothing."""
+    from pycocotools import mask as coco_mask
+
     if isinstance(segmentation, Mapping):
         code = {"size": list(size), "counts": segmentation["counts"]}
         return coco_mask.frPyObjects(code, *size) if isinstance(code["counts"], list) else code

@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from padding.data.coco_json import ImageEntry, InstanceFile, read_instance_file
-from padding.data.masks import annotation_code
+from padding.data.masks import run_length_code
 from padding.errors import ConfigError, DataError
 from padding.evaluation.grouping import ClassGroups, grouped_results
 from padding.evaluation.report import build_report, publish
@@ -105,7 +105,7 @@ class InstanceGroundTruth:
             raise DataError(f"{json_file}: lacks categories {missing[:10]}, thing classes of data set '{dataset_name}'")
         backend = _installed_backend()
         images = {image.id: image for image in content.images}
-        coco = _coco_object(_backend_classes(backend)[0], content, str(json_file))
+        coco = _coco_object(_backend_classes(backend)[0], content)
         return cls(str(json_file), groups.subset(groups.thing_ids), images, coco, backend)
 
     @cached_property
@@ -130,19 +130,16 @@ class InstanceGroundTruth:
         return image
 
 
-def _coco_object(kind: Any, content: InstanceFile, json_file: str) -> Any:
-    """The backend's data set of checked annotations: masks as run-length code, areas counted."""
+def _coco_object(kind: Any, content: InstanceFile) -> Any:
+    """The backend's data set of checked annotations, numbered from 1: masks as run-length code, areas counted."""
     from pycocotools import mask as mask_api
 
     number = {image.id: i for i, image in enumerate(content.images, start=1)}
     sizes = {image.id: image.size for image in content.images}
     objects = content.annotations
-    # Numbered from 1: 0 means "no match" to the backends, and ids of the file may repeat.
-    codes = [
-        annotation_code({"id": entry.id, "segmentation": entry.segmentation}, sizes[entry.image_id], path=json_file)
-        for entry in objects
-    ]
-    areas, boxes = (mask_api.area(codes), mask_api.toBbox(codes)) if codes else ((), ())
+    codes = [run_length_code(entry.segmentation, sizes[entry.image_id]) for entry in objects]  # checked by the reader
+    # One by one: pycocotools with numpy 2 fails on more than 255 masks at once.
+    areas, boxes = [mask_api.area(code) for code in codes], [mask_api.toBbox(code) for code in codes]
     drawn = zip(objects, codes, areas, boxes, strict=True)
     with contextlib.redirect_stdout(io.StringIO()):
         coco = kind()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from padding.data.masks import annotation_code, annotation_mask, mask_problems, without_short_polygons
+from padding.data.masks import annotation_mask, mask_problems, run_length_code, without_short_polygons
 from padding.errors import DataError
 
 SIZE = (8, 10)
@@ -31,7 +31,7 @@ def test_polygon_and_all_run_length_codes_give_the_same_mask() -> None:
         mask = annotation_mask({"segmentation": segmentation}, SIZE)
         np.testing.assert_array_equal(mask, box_mask())
         assert mask.dtype == np.uint8
-        np.testing.assert_array_equal(coco_mask.decode(annotation_code({"segmentation": segmentation}, SIZE)), mask)
+        np.testing.assert_array_equal(coco_mask.decode(run_length_code(segmentation, SIZE)), mask)
 
 
 @pytest.mark.parametrize(

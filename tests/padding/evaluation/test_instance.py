@@ -149,6 +149,17 @@ def test_ids_areas_and_null_fields_do_not_spoil_a_perfect_score(make_dataset: Ca
 
 
 @pytest.mark.usefixtures("backend")
+def test_many_objects_score_100(make_dataset: Callable[..., Any]) -> None:
+    """More than 255: pycocotools fails on the area of so many masks at once."""
+    rng = np.random.default_rng(0)
+    truth = [(random_masks(rng, 90), rng.integers(0, THINGS, 90), [0] * 90) for _ in range(4)]
+    name, records, _ = make_dataset(truth)
+    evaluator = InstanceEvaluator(name)
+    evaluator.process(records, [{"instances": instances_of(m, c, [0.9] * 90)} for m, c, _ in truth])
+    assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(100.0)
+
+
+@pytest.mark.usefixtures("backend")
 def test_image_ids_may_be_texts_and_sizes_may_lack(
     make_dataset: Callable[..., Any], tmp_path: Path, register: Callable[..., str], split: ClassSplit
 ) -> None:
