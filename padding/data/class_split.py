@@ -55,7 +55,7 @@ class ClassSplit:
         for field_name, entries in (("class names", self.names), ("data-set ids", self.dataset_ids)):
             repeated = [entry for entry, count in Counter(entries).items() if count > 1]
             if repeated:
-                raise ValueError(f"{field_name} appear more than once: {repeated[:5]}; every class needs its own")
+                raise DataError(f"{field_name} appear more than once: {repeated[:5]}; every class needs its own")
         self.ids_of(sorted(self.unseen_names))
 
     @property
@@ -136,6 +136,8 @@ class ClassSplit:
             DataError: an entry lacks ``id`` or ``name``, an id or a name repeats, a colour is none, or an unseen name
                 is unknown.
         """
+        if not isinstance(categories, Sequence):
+            raise DataError(f"{type(categories).__name__} in place of a list of categories, each with 'id' and 'name'")
         for category in categories:
             if not isinstance(category, Mapping) or not {"id", "name"} <= category.keys():
                 raise DataError(f"category {category} needs the fields 'id' and 'name'")

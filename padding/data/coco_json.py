@@ -58,7 +58,9 @@ class ImageEntry(msgspec.Struct, gc=False):
     file_name: str
     height: Side | None = None
     width: Side | None = None
-    unseen_pixels: int | None = None  # lists of our own preparation: pixels of unseen classes
+    unseen_pixels: Annotated[int, msgspec.Meta(ge=0)] | None = (
+        None  # lists of our own preparation: pixels of unseen classes
+    )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,21 +43,29 @@ def read_typed_json(path: str | Path, kind: type[T], *, cure: str = "") -> T:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file. {cure}".rstrip())
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    value, problem = None, ""
     try:
-        return msgspec.json.decode(content, type=kind)
+        value = _decoded(content, kind)
+        problem = _repeated_key(kind, content)
     except msgspec.ValidationError as error:
         problem = _problem(error, content)
+    except (ValueError, RecursionError) as error:
+        problem = (
+            f"not valid JSON ({error}); the file is damaged or was cut while it was written, or its text is not UTF-8. "
+            "Obtain it again."
+        )
+    if value is None or problem:
+        raise DataError(f"{path}: {problem} {cure}".rstrip())
+    return value
+
+
+def _decoded(content: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError:
+        raise
     except (msgspec.DecodeError, RecursionError):
-        try:
-            return msgspec.convert(_parsed(content), kind)
-        except msgspec.ValidationError as error:
-            problem = _problem(error, content)
-        except (ValueError, RecursionError) as error:
-            problem = (
-                f"not valid JSON ({error}); the file is damaged or was cut while it was written, or its text is not "
-                "UTF-8. Obtain it again."
-            )
-    raise DataError(f"{path}: {problem} {cure}".rstrip())
+        return msgspec.convert(_parsed(content), kind)
 
 
 def typed_entry(
@@ -84,6 +93,24 @@ def typed_entry(
 
 def _parsed(content: bytes) -> Any:
     return json.loads(content.decode("utf-8"))
+
+
+def _repeated_key(kind: Any, content: bytes) -> str:
+    """A key of the top level that stands twice, of which parsers keep the last alone: what is wrong, "" if nothing."""
+    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
+        return ""
+    # A text that holds the name is looked at again; searching alone costs next to nothing.
+    if all(content.count(f'"{name}"'.encode()) < 2 for name in kind.__struct_fields__):
+        return ""
+    outermost: list[tuple[str, Any]] = []
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        outermost[:] = pairs  # the last object to be closed is the outermost
+        return dict(pairs)
+
+    json.loads(content.decode("utf-8", "replace"), object_pairs_hook=keep)
+    repeated = [name for name, count in Counter(name for name, _ in outermost).items() if count > 1]
+    return f"the key '{repeated[0]}' stands twice; leave one, or join what both hold." if repeated else ""
 
 
 def _split(error: msgspec.ValidationError) -> tuple[str, str]:

@@ -94,6 +94,12 @@ def test_category_of_another_shape_is_an_error(change: dict, message: str) -> No
         ClassSplit.from_categories([{"id": 1, "name": "a", **change}])
 
 
+@pytest.mark.parametrize("categories", [None, {"id": 1, "name": "a"}, 5])
+def test_categories_are_a_list(categories: object) -> None:
+    with pytest.raises(DataError, match="in place of a list of categories"):
+        ClassSplit.from_categories(categories)
+
+
 def test_colours_as_annotation_tools_write_them() -> None:
     colors = ("#1f77B4", "1F77b4", [31, 119, 180], None)
     split = ClassSplit.from_categories([{"id": i, "name": str(i), "color": c} for i, c in enumerate(colors)])

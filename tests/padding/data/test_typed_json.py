@@ -38,6 +38,11 @@ def test_byte_order_mark_and_numbers_that_are_no_json(tmp_path: Path) -> None:
     assert read_typed_json(path, Content).entries == [Entry(3, [float("inf")])]
 
 
+def test_the_name_of_a_key_may_stand_elsewhere(tmp_path: Path) -> None:
+    content = b'{"entries": [{"id": 3, "name": "entries", "entries": {"entries": 1}}], "x": "\xe4"}'
+    assert read_typed_json(write(tmp_path, content), Content).entries == [Entry(3, [], "entries")]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -46,6 +51,8 @@ def test_byte_order_mark_and_numbers_that_are_no_json(tmp_path: Path) -> None:
         ({"entries": [{"id": 1}, {"id": None}]}, r"entries\[1\]\.id: expected 'int', got 'null'"),
         ({"entries": [{"id": 7, "size": ["1"]}]}, r"entries\[0\]\.size\[0\] \(id 7\): expected 'float', got 'str'"),
         (b'{"entries": [{"id": 7, "size": [NaN, "1"]}]}', r"entries\[0\]\.size\[1\] \(id 7\): expected 'float'"),
+        (b'{"entries": [{"id": 1}], "entries": []}', "the key 'entries' stands twice; leave one, or join"),
+        (b'{"entries": [{"id": 1, "size": [NaN]}], "entries": []}', "the key 'entries' stands twice"),
         (b'{"entries": [', r"not valid JSON \(.*\); the file is damaged or was cut"),
         (b"", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON|the top level"),
