@@ -16,7 +16,7 @@ from typing import Any
 
 from padding.data.class_split import ClassSplit
 from padding.data.coco_json import InstanceEntry, read_instance_file
-from padding.data.loaders.panoptic_json import check_files, names_outside
+from padding.data.loaders.panoptic_json import names_outside, require_files
 from padding.data.sample import DatasetDict
 from padding.errors import DataError
 
@@ -61,7 +61,7 @@ def load_instances(
         }
         for image in content.images
     ]
-    check_files(image_root, [entry["file_name"] for entry in entries], cure)
+    require_files(image_root, [entry["file_name"] for entry in entries], cure)
     logger.info("%s: %d images, %d objects", json_file, len(entries), len(content.annotations))
     return entries
 

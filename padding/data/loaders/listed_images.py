@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from padding.data.loaders.panoptic_json import check_files
+from padding.data.loaders.panoptic_json import require_files
 from padding.data.photographs import IMAGE_ENDINGS
 from padding.data.readers import read_text
 from padding.data.sample import DatasetDict
@@ -72,7 +72,7 @@ def load_listed_images(
     image_root, label_root = Path(image_root), Path(label_root)
     if image_name and image_ids is not None:
         files = {i: _place(image_name, i) for i in read_id_list(image_ids)}
-        check_files(image_root, [str(image_root / name) for name in files.values()], cure)
+        require_files(image_root, [str(image_root / name) for name in files.values()], cure)
     else:
         files = images_by_id(image_root, cure, subfolders=subfolders)
         if image_ids is not None:

@@ -79,8 +79,8 @@ def load_panoptic(
         if sem_seg_root:
             entry["sem_seg_file_name"] = os.path.join(sem_seg_root, name)  # noqa: PTH118
         entries.append({**entry, **segments})  # type: ignore[typeddict-item]
-    check_files(image_root, [entry["file_name"] for entry in entries], cure)
-    check_files(panoptic_root, [entry["pan_seg_file_name"] for entry in entries], cure)
+    require_files(image_root, [entry["file_name"] for entry in entries], cure)
+    require_files(panoptic_root, [entry["pan_seg_file_name"] for entry in entries], cure)
     reader.log_summary(kept=len(entries), total=len(content.images))
     return entries
 
@@ -169,7 +169,7 @@ def names_outside(
     return outside
 
 
-def check_files(root: str | Path, paths: list[str], cure: str) -> None:
+def require_files(root: str | Path, paths: list[str], cure: str) -> None:
     """Raise a FileNotFoundError naming the first of the paths that does not exist.
 
     One listing of the folder instead of one system call per file: a network drive answers in time.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from padding.data.coco_json import ImageEntry, read_image_file
-from padding.data.loaders.panoptic_json import check_files
+from padding.data.loaders.panoptic_json import require_files
 from padding.data.sample import DatasetDict
 from padding.errors import DataError
 
@@ -64,8 +64,8 @@ def load_sem_seg(
         }
         for image in kept
     ]
-    check_files(image_root, [entry["file_name"] for entry in entries], cure)
-    check_files(sem_seg_root, [entry["sem_seg_file_name"] for entry in entries], cure)
+    require_files(image_root, [entry["file_name"] for entry in entries], cure)
+    require_files(sem_seg_root, [entry["sem_seg_file_name"] for entry in entries], cure)
     return entries
 
 

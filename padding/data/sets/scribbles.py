@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from padding.data.class_split import class_split_of
-from padding.data.loaders.panoptic_json import check_files
+from padding.data.loaders.panoptic_json import require_files
 from padding.data.registration import register_data_set
 from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL, SCRIBBLE_PADDING, DatasetDict
@@ -102,7 +102,7 @@ def load_scribbles(dense: str, *, label_root: str | Path, cure: str = "") -> lis
         {**entry, "sem_seg_file_name": str(Path(label_root) / f"{label_key(entry)}.png")}
         for entry in DatasetCatalog.get(dense)
     ]
-    check_files(label_root, [entry["sem_seg_file_name"] for entry in entries], cure)
+    require_files(label_root, [entry["sem_seg_file_name"] for entry in entries], cure)
     return entries
 
 
