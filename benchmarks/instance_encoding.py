@@ -42,9 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     instances.pred_masks = draw_masks(args.masks, args.height, args.width)
     instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
     instances.scores, instances.pred_classes = torch.ones(args.masks), torch.zeros(args.masks, dtype=torch.int64)
-    image = {"height": args.height, "width": args.width}
     forms = {
-        "ours": lambda: mask_entries(instances.pred_masks, image),
+        "ours": lambda: mask_entries(instances.pred_masks, (args.height, args.width)),
         "detectron2": lambda: instances_to_coco_json(instances, 0),
     }
     seconds, results = time_in_turn(forms, args.repeats)

@@ -223,7 +223,7 @@ class InstanceEvaluator(DatasetEvaluator):
         instances = instances.to(torch.device("cpu"))[keep]
         if not instances.has("pred_masks"):
             raise ValueError("instances without pred_masks cannot be compared; boxes alone are not evaluated")
-        shapes = mask_entries(instances.pred_masks, image)
+        shapes = mask_entries(instances.pred_masks, image.size)
         return [
             {"image_id": image.id, "category_id": self.groups.dataset_ids[class_id], "score": score, **shape}
             for class_id, score, shape in zip(
@@ -328,19 +328,19 @@ def _result_set(truth: InstanceGroundTruth, detections: Sequence[Mapping[str, An
     )
 
 
-def mask_entries(masks: Tensor, image: ImageEntry) -> list[dict[str, Any]]:
+def mask_entries(masks: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Run-length code and tight box of masks, as result entries hold them.
 
     Args:
         masks: (N, h, w) bool, or numbers of which the positive ones are inside; on the CPU.
-        image: entry of the ground truth.
+        size: (h, w) of the image, according to the ground truth.
 
     Raises:
         DataError: the masks have another size than the image.
     """
     from pycocotools import mask as mask_api
 
-    height, width = image.size
+    height, width = size
     if tuple(masks.shape[-2:]) != (height, width):
         raise DataError(f"masks of size {tuple(masks.shape[-2:])}, the ground truth says ({height}, {width})")
     # A bool is a byte of 0 or 1 already; a comparison would cost more than the encoding.

@@ -220,7 +220,7 @@ def _instances(model: MaskFormer, dataset: str, loader: Any, gammas: Sequence[fl
         for raw in query_predictions(model, loader):
             # Boxes, codes and scores of masks do not depend on gamma: computed once, not for every gamma.
             masks, scores = binary_masks(raw.full_masks())
-            shapes = mask_entries(masks.cpu(), truth.image(raw.image_id))
+            shapes = mask_entries(masks.cpu(), truth.image(raw.image_id).size)
             logits = raw.class_logits.cpu()
             yield QueryMasks(image_id=raw.image_id, class_logits=logits, shapes=shapes, mask_scores=scores.cpu())
 

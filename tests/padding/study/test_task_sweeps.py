@@ -126,7 +126,7 @@ def instance_truth(tmp_path: Path, register: Any) -> InstanceGroundTruth:
 
 def queries(truth: InstanceGroundTruth, image_id: int, lead: float) -> QueryMasks:
     """Two perfect masks; the seen class leads by ``lead`` on the zebra, by 6 on the dog."""
-    shapes = mask_entries(torch.from_numpy(left_and_right()), truth.image(image_id))
+    shapes = mask_entries(torch.from_numpy(left_and_right()), truth.image(image_id).size)
     logits = torch.tensor([[6.0, 0.0, -4.0], [lead, 0.0, -4.0]])
     return {"image_id": image_id, "class_logits": logits, "shapes": shapes, "mask_scores": torch.ones(2)}
 
