@@ -32,6 +32,7 @@ MAX_SEGMENT_ID = (1 << 24) - 1
 """Largest segment id that three bytes of a PNG hold; 0 is void."""
 
 Id = int | str
+FileName = Annotated[str, msgspec.Meta(min_length=1, max_length=240)]  # file systems take 255 bytes
 Side = Annotated[int, msgspec.Meta(ge=1)]
 Flag = bool | Annotated[int, msgspec.Meta(ge=0, le=1)] | None
 _SHOWN = 5
@@ -55,7 +56,7 @@ class ImageEntry(msgspec.Struct, gc=False):
     """An image; a size that the file does not state is read from the image, see ``fill_sizes``."""
 
     id: Id
-    file_name: str
+    file_name: FileName
     height: Side | None = None
     width: Side | None = None
     unseen_pixels: Annotated[int, msgspec.Meta(ge=0)] | None = (
@@ -82,7 +83,7 @@ class PanopticEntry(msgspec.Struct, gc=False):
     """The segments of an image."""
 
     image_id: Id
-    file_name: str  # of the PNG
+    file_name: FileName  # of the PNG
     segments_info: list[SegmentEntry]
     ignored_segment_ids: list[int] = []  # ours: ids in the PNG that count as void
 

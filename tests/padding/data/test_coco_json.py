@@ -67,6 +67,8 @@ COMMON = [
     (of_image(id=1), r"image id 1 stands 2 times, first for 1\.jpg and 2\.jpg \(entries 0 and 1\)"),
     (of_image(id="b"), "some image ids are numbers and some are texts"),
     (of_image(file_name=5), r"images\[1\]\.file_name \(id 2, file_name 5\): expected 'str'"),
+    (of_image(file_name=""), r"images\[1\]\.file_name .*: expected 'str' of length >= 1"),
+    (of_image(file_name="a" * 300), r"images\[1\]\.file_name .*: expected 'str' of length <= 240"),
     (without("images", "file_name"), r"images\[1\] \(id 2\): object missing required field 'file_name'"),
     (of_image(height=0), r"images\[1\]\.height \(id 2, file_name '2\.jpg'\): expected 'int' >= 1"),
     (of_image(height="4"), r"images\[1\]\.height .*: expected 'int \| null', got 'str'"),
