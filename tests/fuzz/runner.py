@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import logging
 import multiprocessing
@@ -61,6 +62,7 @@ def outcomes_of(target: Target, first_seed: int, seconds: float, *, patience: fl
 
 def _work(target: Target, first_seed: int, end: float, results: Connection) -> None:
     """Send a seed before and the outcome after each attempt, None at the end."""
+    faulthandler.disable()  # the outcome says it
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  (progress bars, until the process ends)
