@@ -56,6 +56,10 @@ class ExistingFileError(UserError, FileExistsError):
     """A file is in the way of one that would be written."""
 
 
+class WriteError(UserError, OSError):
+    """A file cannot be written: no space, no permission, a limit on its size, or a disk that fails."""
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named, or that a data set lists, does not exist."""
 
