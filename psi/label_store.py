@@ -2,9 +2,9 @@
 """Diffused labels on disk between the rounds of ``MODEL.PSI.SLD.MODE`` "rounds" (PSI).
 
 A round is a folder ``round_<t>`` with two 8-bit PNGs for each image, labels and weights at the size of the image, and
-a manifest with a checksum of every file. It is written as ``round_<t>.partial`` and renamed when every image of the data
-set is there, so that a reader sees whole rounds only. Weight 255 says "scribble", 1 to 254 "diffused" (B' in steps of
-1/255), 0 "unlabeled".
+a manifest with a checksum of every file. It is written as ``round_<t>.partial`` and renamed when every image of the
+data set is there, so that a reader sees whole rounds only. Weight 255 says "scribble", 1 to 254 "diffused" (B' in steps
+of 1/255), 0 "unlabeled".
 """
 
 import io
