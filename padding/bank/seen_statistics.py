@@ -308,9 +308,9 @@ class StatisticsHook(HookBase):
             self.statistics.add(features, self._images_per_step)
 
     def after_step(self) -> None:
-        """Write with the period of checkpoints and after the last step."""
+        """Write with the period of checkpoints, after the last step and with the checkpoint of a SIGTERM."""
         iteration = self.trainer.iter + 1
-        if iteration % self._period and iteration != self.trainer.max_iter:
+        if iteration % self._period and iteration != self.trainer.max_iter and not self.trainer.stopping:
             return
         if self._bank is not None and self.statistics.num_images == 0:
             statistics_of_bank(self._bank(), self.statistics)

@@ -9,10 +9,13 @@ prefetched.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import random
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -211,6 +214,13 @@ class TrainStream:
             generator=torch.Generator(),
         )
 
+    def fingerprint(self) -> str:
+        """Number of images and a digest of their ids, names, sizes and classes; folders may differ."""
+        digest = hashlib.sha256()
+        for entry in self._samples.dataset:
+            digest.update(repr(_identity(entry)).encode())
+        return f"{len(self._samples.dataset)} images ({digest.hexdigest()[:12]})"
+
     def state_dict(self) -> dict[str, int]:
         """Position of the next unread sample; prefetched ones count as unread."""
         return {"position": self._position}
@@ -270,6 +280,10 @@ class PairedStream:
         """Passes over each data set so far."""
         return {name: stream.epoch for name, stream in self.streams.items()}
 
+    def fingerprint(self) -> str:
+        """Those of all streams."""
+        return ", ".join(f"{name}: {stream.fingerprint()}" for name, stream in self.streams.items())
+
     def state_dict(self) -> dict[str, Any]:
         """Positions of all streams."""
         return {
@@ -293,8 +307,19 @@ class PairedStream:
                 stream.load_state_dict(saved[name])
 
 
+def _identity(entry: Mapping[str, Any]) -> list[Any]:
+    """What a sample of an entry depends on, without the folders that its files are in."""
+    files = [Path(str(value)).name for key, value in sorted(entry.items()) if key.endswith("file_name")]
+    sizes = [entry.get(key) for key in ("image_id", "height", "width")]
+    items = [*entry.get("segments_info", ()), *entry.get("annotations", ())]
+    return [files, sizes, [(item.get("id"), item.get("category_id"), item.get("bbox")) for item in items]]
+
+
 def _init_worker(worker_id: int) -> None:
     del worker_id
+    # A signal to all processes of a job, or Ctrl-C, is the trainer's: it ends its workers when it has done its work.
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
     cv2.setNumThreads(0)  # one process per core is the parallelism; OpenCV's thread pool does not survive a fork
 
 

@@ -104,7 +104,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         if self.save_to_disk and tag.is_file():
             set_aside(tag)
             self.logger.warning(
-                "%s held another training and --resume was not given: starting anew, its %s is kept as %s.previous",
+                "%s held another training, and this one starts anew: its %s is kept as %s.previous",
                 self.save_dir,
                 LAST_CHECKPOINT,
                 LAST_CHECKPOINT,
