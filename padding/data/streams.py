@@ -217,8 +217,8 @@ class TrainStream:
     def fingerprint(self) -> str:
         """Number of images and a digest of their ids, names, sizes and classes; folders may differ."""
         digest = hashlib.sha256()
-        for entry in self._samples.dataset:
-            digest.update(repr(_identity(entry)).encode())
+        for index in range(len(self._samples.dataset)):
+            digest.update(repr(_identity(self._samples.dataset[index])).encode())
         return f"{len(self._samples.dataset)} images ({digest.hexdigest()[:12]})"
 
     def state_dict(self) -> dict[str, int]:

@@ -47,22 +47,24 @@ class RecordsHook(HookBase):
         """Write if it is time."""
         iteration = self.trainer.iter + 1
         if iteration % self._period == 0 or iteration == self.trainer.max_iter:
-            self._write()
+            self._write(self._writers)
 
     def after_train(self) -> None:
         """Write what came since, and close."""
+        failing = self.trainer.failing
         try:
-            self._write()
+            # Detectron2's printer divides by the iterations since it was called last, which are none after an error.
+            self._write([one for one in self._writers if not (failing and isinstance(one, CommonMetricPrinter))])
         except OSError as error:
-            if not self.trainer.failing:
+            if not failing:
                 raise
             logging.getLogger(__name__).warning("%s", error)  # what ended the training is the message to be seen
         for writer in self._writers:
             writer.close()
 
-    def _write(self) -> None:
+    def _write(self, writers: Sequence[EventWriter]) -> None:
         with naming_unwritable(self._folder / METRICS):
-            for writer in self._writers:
+            for writer in writers:
                 writer.write()
 
 

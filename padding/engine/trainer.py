@@ -418,15 +418,17 @@ class Trainer(TrainerBase):
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _evaluate(self) -> dict[str, Any]:
+        alone = comm.get_world_size() == 1
+        self.stopping = self.stopping or (alone and self._termination.requested)
         if self.stopping or self.failing:
             return {}
         try:
-            with self._termination.interruptible(comm.get_world_size() == 1):
+            with self._termination.interruptible(alone):
                 self._last_results = self.test(self.cfg, self.module) if self.cfg.DATASETS.TEST else {}
         except Terminated:
-            self.stopping = self._termination.requested
-            if not self.stopping or comm.get_world_size() > 1:
+            if not alone:
                 raise
+            self.stopping = True
             return {}
         if self.best is not None and self._last_results:
             best = self.best.update(self._last_results, min(self.iter, self.max_iter - 1))

@@ -4,6 +4,7 @@
 
 import pickle
 import random
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -368,3 +369,42 @@ def test_partners_of_nobody_and_of_other_images_are_refused() -> None:
         PairedStream({"u": stream()}, partners={"v": stream()})
     with pytest.raises(ValueError, match="a stream of 11 images cannot differ from one of 7"):
         stream(dataset=UNLABELED, differs_from=stream())
+
+
+def test_fingerprint_follows_what_is_learnt_from_and_not_the_folder() -> None:
+    def fingerprint(folder: str = "/a", **changes: Any) -> str:
+        first = {
+            "file_name": f"{folder}/1.jpg",
+            "image_id": 1,
+            "height": 4,
+            "width": 5,
+            "annotations": [BOX],
+            **changes,
+        }
+        entries = [
+            first,
+            {"file_name": f"{folder}/2.jpg", "image_id": 2, "segments_info": [{"id": 3, "category_id": 0}]},
+        ]
+        return TrainStream(entries, random_mapper, batch_size=1, seed=0).fingerprint()
+
+    BOX = {"id": 1, "category_id": 2, "bbox": [0, 0, 2, 2]}
+    same = fingerprint()
+    assert same == fingerprint("/elsewhere")
+    assert same.startswith("2 images (")
+    others = [{"image_id": 9}, {"height": 5}, {"file_name": "/a/3.jpg"}, {"annotations": []}]
+    others += [{"annotations": [{**BOX, "category_id": 1}]}, {"annotations": [{**BOX, "bbox": [0, 0, 2, 3]}]}]
+    assert len({same, *(fingerprint(**change) for change in others)}) == 7
+    streams = {name: TrainStream(ENTRIES, random_mapper, batch_size=1, seed=0) for name in ("a", "b")}
+    assert PairedStream(streams).fingerprint().startswith("a: 7 images (")
+
+
+def signals_ignored(entry: dict[str, Any]) -> dict[str, Any]:
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    return {"ignored": [signal.getsignal(kind) == signal.SIG_IGN for kind in kinds]}
+
+
+def test_workers_leave_signals_to_the_trainer() -> None:
+    assert next(TrainStream(ENTRIES, signals_ignored, batch_size=1, seed=0, num_workers=1)) == [
+        {"ignored": [True, True]}
+    ]
+    assert next(TrainStream(ENTRIES, signals_ignored, batch_size=1, seed=0)) == [{"ignored": [False, False]}]
