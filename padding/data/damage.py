@@ -39,7 +39,7 @@ def set_unpacked_limit(megabytes: int) -> None:
         raise ConfigError(f"{LIMIT_KEY} is {megabytes}; expected at least 1")
     _limit = megabytes << 20
     # Pillow has a limit of its own, which must not be the lower one.
-    Image.MAX_IMAGE_PIXELS = max(_limit // _BYTES_PER_PIXEL, 1 << 26)
+    Image.MAX_IMAGE_PIXELS = 16 * _limit // _BYTES_PER_PIXEL
 
 
 def check_unpacked(size: int, name: object) -> None:
@@ -92,29 +92,6 @@ def check_png(file: IO[bytes]) -> None:
         if int.from_bytes(stored, "big") != checksum:
             raise ValueError(f"wrong checksum of its chunk {kind.decode('latin1')}")
     file.seek(position)
-
-
-def read_member(archive: zipfile.ZipFile, member: str, *, name: object, cure: str = "obtain the file again") -> bytes:
-    """Content of a file in a zip archive, its checksum verified.
-
-    Args:
-        archive: open.
-        member: its name inside.
-        name: of the file in messages.
-        cure: end of the messages.
-
-    Raises:
-        DataError: it is damaged, missing, or unpacks to more than INPUT.MAX_UNPACKED_MB.
-    """
-    try:
-        check_unpacked(archive.getinfo(member).file_size, name)
-        return archive.read(member)
-    except DataError:
-        raise
-    except KeyError:
-        raise DataError(f"{name}: not in the archive; {cure}") from None
-    except _DAMAGED_ZIP as error:
-        raise DataError(f"{name}: damaged ({error}); {cure}") from error
 
 
 def read_npz(path: str | Path, *, cure: str) -> dict[str, npt.NDArray[Any]]:
