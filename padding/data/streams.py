@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -315,11 +317,25 @@ def _identity(entry: Mapping[str, Any]) -> list[Any]:
     return [files, sizes, [(item.get("id"), item.get("category_id"), item.get("bbox")) for item in items]]
 
 
+def _leave_signals_to_trainer() -> None:
+    """Outlive Ctrl-C and a SIGTERM to all processes of a job: the trainer ends its workers when its work is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # not on every system
+        return
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    # Blocked in all threads, so that the one that waits gets it, and with it who sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _init_worker(worker_id: int) -> None:
     del worker_id
-    # A signal to all processes of a job, or Ctrl-C, is the trainer's: it ends its workers when it has done its work.
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_IGN)
+    _leave_signals_to_trainer()
     cv2.setNumThreads(0)  # one process per core is the parallelism; OpenCV's thread pool does not survive a fork
 
 

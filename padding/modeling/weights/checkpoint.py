@@ -26,6 +26,7 @@ from padding.modeling.weights.pickles import STAND_INS, read_pickle, resolved
 from padding.packages import installed_file
 
 State = dict[str, Tensor]
+_LONG_DOUBLE = "gG"  # numbers of numpy that torch has no type for
 _SUFFIXES = (".pkl", ".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -136,11 +137,15 @@ def _weights_of(path: Path, content: Any) -> tuple[Mapping[str, Any], dict[str, 
 def _as_tensor(path: Path, name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
-    if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
-        return torch.from_numpy(np.array(value))
+    if (
+        isinstance(value, np.ndarray | np.generic)
+        and value.dtype.kind in "biufc"
+        and value.dtype.char not in _LONG_DOUBLE
+    ):
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
     raise CheckpointError(
-        f"{path}: entry '{name}' is a {type(value).__name__}, not an array; expected network weights alone, or under "
-        "'model'"
+        f"{path}: entry '{name}' is a {type(value).__name__}, not an array of numbers; expected network weights alone, "
+        "or under 'model'"
     )
 
 

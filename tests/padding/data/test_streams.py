@@ -2,9 +2,13 @@
 # ruff: noqa: NPY002  (Detectron2's augmentations draw from the global state)
 """Streams: pure samples, exact resume, ranks, workers, empty samples, pairs; and the loader of a test set."""
 
+import multiprocessing
+import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -398,13 +402,21 @@ def test_fingerprint_follows_what_is_learnt_from_and_not_the_folder() -> None:
     assert PairedStream(streams).fingerprint().startswith("a: 7 images (")
 
 
-def signals_ignored(entry: dict[str, Any]) -> dict[str, Any]:
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    return {"ignored": [signal.getsignal(kind) == signal.SIG_IGN for kind in kinds]}
+def worker_process(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"process": os.getpid(), "interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN}
 
 
 def test_workers_leave_signals_to_the_trainer() -> None:
-    assert next(TrainStream(ENTRIES, signals_ignored, batch_size=1, seed=0, num_workers=1)) == [
-        {"ignored": [True, True]}
-    ]
-    assert next(TrainStream(ENTRIES, signals_ignored, batch_size=1, seed=0)) == [{"ignored": [False, False]}]
+    stream = TrainStream(ENTRIES, worker_process, batch_size=1, seed=0, num_workers=1)
+    (sample,) = next(stream)
+    assert sample["interrupt"]
+    worker = sample["process"]
+    for number in (signal.SIGINT, signal.SIGTERM):  # from a process that is not the worker's parent
+        subprocess.run([sys.executable, "-c", f"import os; os.kill({worker}, {int(number)})"], check=True)
+    for _ in range(20):  # more than were read ahead
+        assert next(stream)[0]["process"] == worker
+    os.kill(worker, signal.SIGTERM)
+    (child,) = [process for process in multiprocessing.active_children() if process.pid == worker]
+    child.join(30)
+    assert child.exitcode == 0
+    assert not next(TrainStream(ENTRIES, worker_process, batch_size=1, seed=0))[0]["interrupt"]

@@ -123,6 +123,15 @@ def test_what_is_named_often_is_looked_at_once(tmp_path: Path) -> None:
     assert read_pickle(tmp_path / "a.pkl")["w"].tolist() == [1.0, 1.0]
 
 
+def test_arrays_of_the_other_byte_order_become_tensors(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": np.array([1, 2], ">i4")}, 4))
+    assert read_checkpoint(tmp_path / "a.pkl")["w"].tolist() == [1, 2]
+    for other in (np.zeros(2, np.longdouble), np.array([b"a"])):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": other}, 4))
+        with pytest.raises(CheckpointError, match=r"a\.pkl: (entry 'w' is a ndarray, not an array of|asks for a type)"):
+            read_checkpoint(tmp_path / "a.pkl")
+
+
 def test_torch_files_get_the_same_guard(tmp_path: Path) -> None:
     """A .pth file whose pickle was exchanged for a crafted one, checksums included."""
     import zipfile
