@@ -143,6 +143,15 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], bool]:
     return found, complete
 
 
+def is_complete(folder: str | Path) -> bool:
+    """Whether there is a bank that nothing will be written to.
+
+    Raises:
+        DataError: the manifest is none of a feature bank.
+    """
+    return (Path(folder) / MANIFEST).is_file() and read_manifest(Path(folder))[1]
+
+
 def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
     """Tell whether the bank is complete.
 
