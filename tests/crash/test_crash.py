@@ -35,7 +35,11 @@ COMMON = (
 )
 TRAININGS = {
     "padding_segmentor": ("shapes_zsp_pretrain", ""),
-    "padding": ("shapes_zsp", "MODEL.PADING.FEATURE_BANK.ENABLED True MODEL.PADING.FEATURE_BANK.SHARD_SIZE 5"),
+    "padding": (
+        "shapes_zsp",
+        "MODEL.PADING.FEATURE_BANK.ENABLED True MODEL.PADING.FEATURE_BANK.SHARD_SIZE 5 "
+        "DATASETS.TEST ('shapes_val_panoptic_zsp',)",  # knows the unseen classes
+    ),
     "tcc": ("shapes_tcc", ""),
     "psi": ("shapes_psi", "MODEL.PSI.SLD.MODE rounds MODEL.PSI.SLD.STEPS 2"),
     "salseg": ("shapes_salseg", ""),
@@ -110,8 +114,9 @@ def lines(output: Path) -> list[dict[str, Any]]:
 
 
 def losses(output: Path) -> list[tuple[int, dict[str, float]]]:
-    """Of every line: a repeated iteration shows."""
-    return [(line["iteration"], {k: v for k, v in line.items() if "loss" in k}) for line in lines(output)]
+    """Of every line that has some: a repeated iteration shows."""
+    found = [(line["iteration"], {k: v for k, v in line.items() if "loss" in k}) for line in lines(output)]
+    return [(iteration, values) for iteration, values in found if values]
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
