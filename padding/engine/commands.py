@@ -191,7 +191,7 @@ def open_config(
 
 
 def register_data(cfg: CfgNode) -> None:
-    """Make a process ready for a configuration: keys of ENGINE and of files, our data sets, those of DATASETS.FOLDERS."""
+    """Make a process ready for a configuration: keys of ENGINE and of files, our data sets and DATASETS.FOLDERS."""
     from padding.data.catalog import register_all
     from padding.data.damage import set_unpacked_limit
     from padding.data.folders import register_own_data
