@@ -7,7 +7,6 @@ Built on Detectron2's ``TrainerBase``. A method with another step subclasses ``T
 
 import logging
 import math
-import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -314,8 +313,7 @@ class Trainer(TrainerBase):
 
     def after_train(self) -> None:
         """Let the hooks end; after an error none of them evaluates."""
-        # The base class calls this in a `finally`.
-        self.failing = sys.exc_info()[0] is not None
+        self.failing = self.iter < self.max_iter  # the base class counts one more after the last iteration
         super().after_train()
 
     @property
