@@ -45,11 +45,15 @@ class Termination:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before:
-            signal.alarm(0)
+        self.disarm()
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
         self._before = {}
+
+    def disarm(self) -> None:
+        """Break nothing off any more: what is left to do is what was waited for."""
+        if self._before:
+            signal.alarm(0)
 
     @contextmanager
     def interruptible(self, allowed: bool) -> Iterator[None]:

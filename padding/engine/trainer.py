@@ -307,8 +307,7 @@ class Trainer(TrainerBase):
             done = self.iter + 1
             if done % self.cfg.SOLVER.CHECKPOINT_PERIOD and done < self.max_iter:
                 self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
-            message = "SIGTERM: ended after iteration %d with a checkpoint; --resume goes on"
-            logging.getLogger(__name__).warning(message, self.iter)
+            logging.getLogger(__name__).warning("SIGTERM: ended after iteration %d with a checkpoint", self.iter)
             raise Terminated
 
     def after_train(self) -> None:
@@ -427,6 +426,7 @@ class Trainer(TrainerBase):
             if not alone:
                 raise
             self.stopping = True
+            self._termination.disarm()
             return {}
         if self.best is not None and self._last_results:
             best = self.best.update(self._last_results, min(self.iter, self.max_iter - 1))
@@ -450,7 +450,9 @@ class Trainer(TrainerBase):
             {"losses": mine, "data_time": self._data_seconds, "stop": self._termination.requested}
         )
         self._data_seconds = 0.0
-        self.stopping = any(entry["stop"] for entry in of_rank)
+        if any(entry["stop"] for entry in of_rank):
+            self.stopping = True
+            self._termination.disarm()  # the checkpoint takes the time that it takes
         if comm.is_main_process():
             self.storage.put_scalar("data_time", max(entry["data_time"] for entry in of_rank))
             self.storage.put_scalars(**mean_losses([entry["losses"] for entry in of_rank]))

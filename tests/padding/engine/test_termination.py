@@ -108,6 +108,24 @@ def test_what_takes_too_long_is_broken_off_without_a_checkpoint(
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
 
 
+class SlowlySavingTrainer(ToyTrainer):
+    def run_step(self) -> None:
+        if self.iter == 4:
+            signal_self()
+        super().run_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.iter == 4:
+            time.sleep(2)
+        return super().state_dict()
+
+
+def test_the_checkpoint_is_not_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(termination, "GRACE_SECONDS", 1)
+    end(SlowlySavingTrainer(toy_cfg(tmp_path)))
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
+
+
 class FailingTrainer(EvaluatedTrainer):
     def after_step(self) -> None:
         super().after_step()
