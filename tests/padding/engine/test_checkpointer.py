@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: atomic, safe to read, refused when they do not fit."""
 
+import io
 import multiprocessing
 import resource
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 
 from padding.engine.checkpointer import TrainingCheckpointer, read_training_checkpoint, write_checkpoint
 from padding.engine.hooks import CheckpointHook
+from padding.engine.termination import Terminated
 from padding.errors import CheckpointError, UserError
 from padding.modeling.weights.loading import load_weights
 
@@ -100,6 +103,31 @@ def test_zeros_in_the_middle_are_noticed(tmp_path: Path, place: float) -> None:
     path.write_bytes(content[:start] + bytes(4096) + content[start + 4096 :])
     with pytest.raises(CheckpointError, match=r"newer\.pth .*cannot be read as a checkpoint.*go on from older\.pth"):
         checkpointer.restore(str(path))
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Terminated])
+def test_an_interrupt_while_writing_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    """torch's writer puts an error of its own in its place."""
+    checkpointer = TrainingCheckpointer(nn.Linear(100, 100), str(tmp_path))
+    checkpointer.save("model_final")
+    whole = (tmp_path / "model_final.pth").read_bytes()
+    path_open = Path.open
+
+    class Interrupting(io.RawIOBase):
+        def write(self, content: Any) -> int:
+            raise kind
+
+    def opened(path: Path, mode: str = "r", **options: Any) -> Any:
+        return Interrupting() if mode == "wb" else path_open(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(kind):
+        checkpointer.save("model_final")
+    monkeypatch.undo()
+    assert (tmp_path / "model_final.pth").read_bytes() == whole
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def save_with_little_space(folder: Path, messages: Connection) -> None:
