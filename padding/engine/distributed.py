@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from padding.data.files import write_text
-from padding.errors import DataError, DeviceError
+from padding.errors import ConfigError, DataError, DeviceError
 
 AGENT_FILE = ".torchrun_agent"
 GROUP_TIMEOUT = timedelta(minutes=30)
@@ -120,6 +120,22 @@ def restarted_by_torchrun(output_dir: str | Path, *, leave_mark: bool = True) ->
     if restarted and leave_mark:
         logging.getLogger(__name__).info("torchrun restarted this training: it resumes from its last checkpoint")
     return comm.all_gather(restarted)[0]
+
+
+def micro_batch_size(images_per_step: int, accumulate_steps: int, world_size: int) -> int:
+    """Number of images in one forward pass of one process.
+
+    Raises:
+        ConfigError: if the images of a step cannot be split evenly.
+    """
+    parts = accumulate_steps * world_size
+    if accumulate_steps < 1 or images_per_step < parts or images_per_step % parts:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH = {images_per_step} images per optimiser step cannot be split evenly into "
+            f"SOLVER.ACCUMULATE_STEPS = {accumulate_steps} parts on {world_size} process(es); it must be a multiple "
+            f"of {max(parts, 1)}"
+        )
+    return images_per_step // parts
 
 
 def check_equal_on_ranks(what: str, value: str) -> None:

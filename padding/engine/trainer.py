@@ -27,7 +27,13 @@ from padding.data.mappers import build_mapper
 from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.best_checkpoint import BEST_FILE, BestCheckpoint
 from padding.engine.checkpointer import TrainingCheckpointer
-from padding.engine.distributed import check_equal_on_ranks, distribute, restarted_by_torchrun, unwrap
+from padding.engine.distributed import (
+    check_equal_on_ranks,
+    distribute,
+    micro_batch_size,
+    restarted_by_torchrun,
+    unwrap,
+)
 from padding.engine.evaluation_loop import add_to_metrics, evaluate
 from padding.engine.hooks import CheckpointHook, ScheduleHook
 from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
@@ -38,22 +44,6 @@ from padding.engine.setup import write_configuration
 from padding.engine.termination import Terminated, Termination
 from padding.errors import CheckpointError, ConfigError, MethodError
 from padding.modeling.weights.loading import load_initial_weights, load_weights
-
-
-def micro_batch_size(images_per_step: int, accumulate_steps: int, world_size: int) -> int:
-    """Number of images in one forward pass of one process.
-
-    Raises:
-        ConfigError: if the images of a step cannot be split evenly.
-    """
-    parts = accumulate_steps * world_size
-    if accumulate_steps < 1 or images_per_step < parts or images_per_step % parts:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH = {images_per_step} images per optimiser step cannot be split evenly into "
-            f"SOLVER.ACCUMULATE_STEPS = {accumulate_steps} parts on {world_size} process(es); it must be a multiple "
-            f"of {max(parts, 1)}"
-        )
-    return images_per_step // parts
 
 
 def training_entries(cfg: CfgNode) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from detectron2.utils import comm
 
 from padding.data.streams import TrainStream
 from padding.engine.checkpointer import TrainingCheckpointer
-from padding.engine.distributed import torchrun_process_group
-from padding.engine.trainer import Trainer, micro_batch_size
+from padding.engine.distributed import micro_batch_size, torchrun_process_group
+from padding.engine.trainer import Trainer
 from padding.errors import CheckpointError, DataError
 from tests.toy_training import NUM_IMAGES, ToyMapper, ToyTrainer, free_port, losses_by_iteration, toy_cfg, train_toy
 
