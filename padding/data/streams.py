@@ -196,7 +196,8 @@ class TrainStream:
     def __next__(self) -> list[dict[str, Any]]:
         # The loader lives as long as nobody moves the position: workers keep reading ahead.
         if self._batches is None:
-            self._batches = iter(self._build_loader())
+            with _signals_held():  # a worker is not to be interrupted before it is ready for that
+                self._batches = iter(self._build_loader())
         batch = next(self._batches)
         # Counted when handed out, not when read ahead: a resumed training reads prefetched samples again.
         self._position += self._batch_size * self._world_size
@@ -317,10 +318,24 @@ def _identity(entry: Mapping[str, Any]) -> list[Any]:
     return [files, sizes, [(item.get("id"), item.get("category_id"), item.get("bbox")) for item in items]]
 
 
+_HELD = frozenset((signal.SIGINT, signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let signals that end a process wait, also for the processes that are forked meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals_to_trainer() -> None:
     """Outlive Ctrl-C and a SIGTERM to all processes of a job: the trainer ends its workers when its work is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # not on every system
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
         return
 
     def wait() -> None:
@@ -331,6 +346,7 @@ def _leave_signals_to_trainer() -> None:
     # Blocked in all threads, so that the one that waits gets it, and with it who sent it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=wait, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _init_worker(worker_id: int) -> None:

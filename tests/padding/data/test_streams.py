@@ -402,6 +402,24 @@ def test_fingerprint_follows_what_is_learnt_from_and_not_the_folder() -> None:
     assert PairedStream(streams).fingerprint().startswith("a: 7 images (")
 
 
+def test_signals_wait_while_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = TrainStream(ENTRIES, worker_process, batch_size=1, seed=0, num_workers=1)
+    build, built = stream._build_loader, []
+
+    def interrupted() -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        built.append(build())
+        return built[0]
+
+    monkeypatch.setattr(stream, "_build_loader", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert built
+    monkeypatch.undo()
+    assert next(stream)[0]["interrupt"]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
+
+
 def worker_process(entry: dict[str, Any]) -> dict[str, Any]:
     return {"process": os.getpid(), "interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN}
 
