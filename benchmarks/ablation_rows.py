@@ -29,7 +29,10 @@ from padding.errors import ConfigError, MissingFileError, run_command
 from padding.study.table_rows import process_cpu_seconds, spread_text
 
 RESULT = "row_result.json"
-_PLACE_AND_RHYTHM = ("OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "DATALOADER.NUM_WORKERS")
+_PLACE_AND_RHYTHM = (
+    *("OUTPUT_DIR", "OUTPUT_OVERWRITE", "INPUT.MAX_UNPACKED_MB", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD"),
+    "DATALOADER.NUM_WORKERS",
+)
 
 
 def find_rows(method: str, data: str, only: Sequence[str] = (), configs: Path = Path("configs")) -> dict[str, Path]:

@@ -56,6 +56,10 @@ class ExistingFileError(UserError, FileExistsError):
     """A file is in the way of one that would be written."""
 
 
+class WriteError(UserError, OSError):
+    """A file cannot be written: no space, no permission, a limit on its size, or a disk that fails."""
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named, or that a data set lists, does not exist."""
 
@@ -68,6 +72,14 @@ def check_choice(key: str, value: object, choices: Iterable[object]) -> None:
     """
     if value not in (known := tuple(choices)):
         raise ConfigError(f"{key} is '{value}'; expected one of {', '.join(map(str, known))}")
+
+
+def interrupt_behind(error: BaseException) -> BaseException | None:
+    """The Ctrl-C or the exit that an error follows from: libraries put errors of their own in its place."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt | SystemExit):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def run_command(
@@ -94,12 +106,13 @@ def run_command(
     debug = DEBUG_OPTION in words or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     try:
         result = main([word for word in words if word != DEBUG_OPTION])
-    except (UserError, OSError, KeyboardInterrupt) as error:
-        if isinstance(error, OSError) and not isinstance(error, UserError) and error.filename is None:
+    except (Exception, KeyboardInterrupt) as error:
+        stopped = interrupt_behind(error) is not None
+        of_file = isinstance(error, OSError) and error.filename is not None
+        if not (stopped or of_file or isinstance(error, UserError)):
             raise
         if debug:
             traceback.print_exc()
-        stopped = isinstance(error, KeyboardInterrupt)
         print(interrupted if stopped else f"error: {error}", file=sys.stderr)  # noqa: T201  (the command's result)
         return 130 if stopped else failure
     return result if isinstance(result, int) else 0

@@ -25,6 +25,7 @@ from padding.bank.feature_bank import (
     build_feature_bank,
     concatenate,
     gather_features,
+    is_complete,
     weights_digest,
 )
 from padding.bank.identity import bank_origin
@@ -34,6 +35,7 @@ from padding.data.mappers import build_mapper
 from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.distributed import unwrap
 from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
+from padding.engine.output_folder import check_writable
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer
 from padding.errors import ConfigError, MethodError, check_choice
 from padding.extension import ExtensionReport, add_classes_to
@@ -122,6 +124,9 @@ class GeneratorClassifierTrainer(Trainer):
         options = cfg.MODEL.PADING.FEATURE_BANK
         if not options.ENABLED:
             return super().build_stream(cfg)
+        folder = self._bank_folder()
+        if comm.is_main_process() and not is_complete(folder):  # hours of features are not to be lost
+            check_writable(folder)
         images = options.IMAGES_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
         return FeatureStream(self.open_feature_bank, images_per_batch=images, seed=self.seed)
 
@@ -192,8 +197,10 @@ class GeneratorClassifierTrainer(Trainer):
             with self.autocast():
                 return self.segmentor.extract(samples)
 
-        folder = options.PATH or str(Path(cfg.OUTPUT_DIR) / "feature_bank")
-        return build_feature_bank(folder, spec, extract, open_stream)
+        return build_feature_bank(self._bank_folder(), spec, extract, open_stream)
+
+    def _bank_folder(self) -> Path:
+        return Path(self.cfg.MODEL.PADING.FEATURE_BANK.PATH or Path(self.cfg.OUTPUT_DIR) / "feature_bank")
 
     @property
     def segmentor(self) -> PADing:

@@ -2,13 +2,16 @@
 """Diffused labels on disk between the rounds of ``MODEL.PSI.SLD.MODE`` "rounds" (PSI).
 
 A round is a folder ``round_<t>`` with two 8-bit PNGs for each image, labels and weights at the size of the image, and
-a manifest. It is written as ``round_<t>.partial`` and renamed when every image of the data set is there, so that a
-reader sees whole rounds only. Weight 255 says "scribble", 1 to 254 "diffused" (B' in steps of 1/255), 0 "unlabeled".
+a manifest with a checksum of every file. It is written as ``round_<t>.partial`` and renamed when every image of the
+data set is there, so that a reader sees whole rounds only. Weight 255 says "scribble", 1 to 254 "diffused" (B' in steps
+of 1/255), 0 "unlabeled".
 """
 
+import io
 import logging
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +38,13 @@ LABEL_KEY = "diffused_file_name"
 WEIGHT_KEY = "diffused_weight_file_name"
 """Entry of an image that names its stored weights."""
 
+CHECKSUM_KEY = "diffused_checksums"
+"""Entry of an image that holds the checksums of both files, in that order."""
+
 MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2  # 2: with checksums
 _SCRIBBLE = 255
+_CURE = "Delete {} and go on with --resume from a checkpoint before that round, or start anew."
 
 
 def encoded_weights(weights: npt.NDArray[np.float32], scribbles: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
@@ -75,6 +82,7 @@ class LabelStore:
             )
         self.folder = Path(folder)
         self.num_classes = num_classes
+        self._checksums: dict[int, dict[str, list[int]]] = {}
 
     def rounds(self) -> list[int]:
         """Numbers of the complete rounds, ascending."""
@@ -146,7 +154,11 @@ class LabelStore:
                 "round again with all images of the training set"
             )
         manifest = {"format": _FORMAT, "round": number, "num_classes": self.num_classes, "images": len(image_ids)}
-        write_json(partial / MANIFEST, {**manifest, "details": dict(details or {})})
+        checksums = {
+            _name(i): [zlib.crc32(path.read_bytes()) for path in _files(partial, i)] for i in dict.fromkeys(image_ids)
+        }
+        write_json(partial / MANIFEST, {**manifest, "details": dict(details or {}), "checksums": checksums})
+        self._checksums.pop(number, None)
         # Under its final name only when complete: readers see whole rounds.
         replace_folder(partial, final)
         logger.info("%s: labels of %d images", final, len(image_ids))
@@ -171,13 +183,16 @@ class LabelStore:
                 f"no {path}; the complete rounds in {self.folder} are {self.rounds()}. Bring the folder back, or start "
                 "the training again without --resume"
             )
-        manifest = read_json(path, cure=f"Delete {path.parent} and run the round again.")
+        manifest = read_json(path, cure=_CURE.format(path.parent))
         found = (manifest.get("format"), manifest.get("num_classes"))
         if found != (_FORMAT, self.num_classes):
             raise DataError(
                 f"{path} has format {found[0]} and {found[1]} classes, this training {_FORMAT} and {self.num_classes}; "
                 "name another MODEL.PSI.SLD.ROUNDS.FOLDER"
             )
+        checksums = manifest.get("checksums")
+        if not isinstance(checksums, dict) or not all(_are_checksums(entry) for entry in checksums.values()):
+            raise DataError(f"{path}: its checksums are damaged. {_CURE.format(path.parent)}")
         return manifest
 
     def read(self, number: int, image_id: int | str) -> PixelSupervision:
@@ -185,10 +200,14 @@ class LabelStore:
 
         Raises:
             MissingFileError: there are none.
+            DataError: they are damaged.
         """
-        label_file, weight_file = _files(self._final(number), image_id)
-        weights, scribbles = decoded_weights(read_label_map(weight_file))
-        labels = torch.from_numpy(read_label_map(label_file).astype(np.int64))
+        files = _files(self._final(number), image_id)
+        if not (sums := self._checksums_of(number, image_id)):
+            raise MissingFileError(f"{self._final(number)} has no labels of image {image_id!r}")
+        stored_labels, stored_weights = (_read_stored(*pair) for pair in zip(files, sums, strict=True))
+        weights, scribbles = decoded_weights(stored_weights)
+        labels = torch.from_numpy(stored_labels.astype(np.int64))
         return PixelSupervision(labels[None], torch.from_numpy(weights)[None], torch.from_numpy(scribbles)[None])
 
     def entries(self, dataset_dicts: Sequence[Mapping[str, Any]], number: int) -> list[dict[str, Any]]:
@@ -196,19 +215,27 @@ class LabelStore:
 
         Raises:
             MissingFileError: the round is not complete, or was written for another data set.
+            DataError: its manifest is damaged.
         """
-        self.manifest(number)
         folder = self._final(number)
         entries = []
         for entry in dataset_dicts:
             label_file, weight_file = _files(folder, entry["image_id"])
-            if not label_file.is_file() or not weight_file.is_file():
+            checksums = self._checksums_of(number, entry["image_id"])
+            if not checksums or not label_file.is_file() or not weight_file.is_file():
                 raise MissingFileError(
                     f"{folder} has no labels of image {entry['image_id']!r} ({entry.get('file_name')}); it was written "
                     "for another training set, name another MODEL.PSI.SLD.ROUNDS.FOLDER"
                 )
-            entries.append({**entry, LABEL_KEY: str(label_file), WEIGHT_KEY: str(weight_file)})
+            stored = {LABEL_KEY: str(label_file), WEIGHT_KEY: str(weight_file), CHECKSUM_KEY: tuple(checksums)}
+            entries.append({**entry, **stored})
         return entries
+
+    def _checksums_of(self, number: int, image_id: int | str) -> list[int]:
+        """Of the two files of an image, [] for one that the round does not know; the manifest is read once."""
+        if number not in self._checksums:
+            self._checksums[number] = self.manifest(number)["checksums"]
+        return self._checksums[number].get(_name(image_id), [])
 
     def _final(self, number: int) -> Path:
         return self.folder / f"round_{number}"
@@ -217,10 +244,37 @@ class LabelStore:
         return self.folder / f"round_{number}.partial"
 
 
+def _name(image_id: int | str) -> str:
+    """Of an image's files; ids may hold slashes (Cityscapes: city/name)."""
+    return quote(str(image_id), safe="")
+
+
 def _files(folder: Path, image_id: int | str) -> tuple[Path, Path]:
-    """Label and weight file of an image; ids may hold slashes (Cityscapes: city/name)."""
-    name = quote(str(image_id), safe="")
-    return folder / f"{name}_labels.png", folder / f"{name}_weights.png"
+    """Label and weight file of an image."""
+    return folder / f"{_name(image_id)}_labels.png", folder / f"{_name(image_id)}_weights.png"
+
+
+def _are_checksums(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and all(type(number) is int for number in entry)
+
+
+def _read_stored(path: str | Path, checksum: int) -> LabelMap:
+    """Bytes (h, w) of a stored file.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it is not the file that the manifest speaks of.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file. {_CURE.format(Path(path).parent)}") from None
+    if zlib.crc32(content) != checksum:
+        raise DataError(
+            f"{path}: damaged, or of another round: its checksum is not that of {MANIFEST}. "
+            f"{_CURE.format(Path(path).parent)}"
+        )
+    return read_label_map(io.BytesIO(content), name=path)
 
 
 @MAPPER_REGISTRY.register()
@@ -238,14 +292,14 @@ class StoredLabelMapper(SemanticMapper):
         super().add_targets(sample, view)
         if LABEL_KEY not in sample:
             return
-        labels = self._transformed(sample, LABEL_KEY, view, self.ignore_label)
-        weights, _ = decoded_weights(self._transformed(sample, WEIGHT_KEY, view, 0))
+        label_sum, weight_sum = sample[CHECKSUM_KEY]
+        labels = self._transformed(sample, sample[LABEL_KEY], label_sum, view, self.ignore_label)
+        weights, _ = decoded_weights(self._transformed(sample, sample[WEIGHT_KEY], weight_sum, view, 0))
         sample["diffused"] = torch.from_numpy(labels.astype(np.int64))
         # What rotates in from outside has the border value of labels, in the weights as well.
         sample["diffused_weight"] = torch.from_numpy(weights * (labels != self.ignore_label))
 
-    def _transformed(self, sample: Mapping[str, Any], key: str, view: View, pad: int) -> LabelMap:
-        path = sample[key]
-        stored = read_label_map(path)
+    def _transformed(self, sample: Mapping[str, Any], path: str, checksum: int, view: View, pad: int) -> LabelMap:
+        stored = _read_stored(path, checksum)
         check_size(path, stored.shape, sample)
         return pad_to_size(transform_labels(view.transforms, stored), self.plan.output_size, pad, name=str(path))

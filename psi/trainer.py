@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer, parameter_groups, solver_node
+from padding.engine.output_folder import check_writable
 from padding.engine.random_state import preserved_random_state
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer, training_entries
 from padding.errors import ConfigError, MethodError
@@ -62,6 +63,8 @@ class ScribbleTrainer(Trainer):
         super().__init__(cfg)
         if self.mode == "rounds" and self.steps:
             folder = node.ROUNDS.FOLDER or Path(cfg.OUTPUT_DIR) / "labels"
+            if comm.is_main_process():
+                check_writable(folder)  # the first labels are written after a part of the training
             self.store = LabelStore(folder, num_classes=self.network.num_classes)
             _check_ids(training_entries(cfg))
 

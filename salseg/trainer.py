@@ -13,8 +13,9 @@ from torch import nn
 from padding.data.class_frequency import class_weights
 from padding.data.saliency.stream import build_saliency_stream
 from padding.data.streams import PairedStream, TrainStream
+from padding.engine.distributed import micro_batch_size
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
-from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
+from padding.engine.trainer import TRAINER_REGISTRY, Trainer
 from padding.errors import ConfigError, MethodError
 from salseg.meta_arch import SalSeg
 from salseg.task_weighting import tasks_of

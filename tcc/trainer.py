@@ -11,8 +11,9 @@ from torch import nn
 
 from padding.data.semi_stream import build_semi_supervised_stream
 from padding.data.streams import PairedStream, TrainStream
+from padding.engine.distributed import micro_batch_size
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
-from padding.engine.trainer import TRAINER_REGISTRY, Trainer, micro_batch_size
+from padding.engine.trainer import TRAINER_REGISTRY, Trainer
 from padding.errors import ConfigError, MethodError
 from padding.modeling.weights.loading import load_backbone_weights
 from tcc.meta_arch import TCC

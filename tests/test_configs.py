@@ -19,8 +19,8 @@ from padding.data.class_split import class_split_of
 from padding.data.folders import register_own_data
 from padding.data.mappers import build_mapper
 from padding.engine import TRAINER_REGISTRY, add_core_config
-from padding.engine.commands import load_config, method_configs
-from padding.engine.memory import keep_freed_memory
+from padding.engine.commands import load_config, method_configs, register_data
+from padding.engine.output_folder import claimed_folder
 from padding.evaluation.build import build_evaluator
 from padding.extension import ExtensionOptions
 from padding.modeling.config import ACCEPTED_AND_IGNORED
@@ -250,8 +250,9 @@ def test_every_key_of_ours_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     train_one_step(node + "METHOD", "projection")
     ExtensionOptions.from_config(cfg_with(), refit=False)
     SegmentationPlan.from_config(cfg_with())
-    register_own_data(cfg_with())
-    keep_freed_memory(cfg_with())
+    register_data(cfg_with())
+    with claimed_folder(cfg_with(), resume=False):
+        pass
     semantic = cfg_with("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True)
     build_evaluator(semantic, semantic.DATASETS.TEST[0])
     for mapper in ("mask_former_semantic", "coco_panoptic_lsj"):

@@ -11,8 +11,6 @@ read. The position p of an image in the bank is its position in the training str
 import hashlib
 import json
 import logging
-import mmap
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +20,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.utils import comm
-from safetensors.numpy import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from padding.data.files import replacing, write_json
+from padding.bank.shard import RELEASE_BYTES, Shard, write_shard
+from padding.data.files import write_json
+from padding.data.readers import read_json
 from padding.data.streams import epoch_order
 from padding.engine.random_state import preserved_random_state
 from padding.errors import ConfigError, DataError, check_choice
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: shards carry a checksum
 MANIFEST = "manifest.json"
-# Mapped pages count as memory of the process until they are given back, which this many bytes of reading brings about.
-RELEASE_BYTES = 1 << 26
 _READ_AHEAD = 1 << 17
-_DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
 
 
 class FeatureBatch(NamedTuple):
@@ -132,20 +128,39 @@ def flattened(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield f"{prefix}{key}", value
 
 
+def read_manifest(folder: Path) -> tuple[dict[str, Any], bool]:
+    """What the bank in a folder depends on, and whether it is complete.
+
+    Raises:
+        MissingFileError: there is no manifest.
+        DataError: it is none of a feature bank.
+    """
+    path, cure = folder / MANIFEST, f"It is no manifest of a feature bank; delete the folder {folder}."
+    manifest = read_json(path, required=("fingerprint", "complete"), cure=cure)
+    found, complete = manifest["fingerprint"], manifest["complete"]
+    if not isinstance(found, dict) or not isinstance(complete, bool):
+        raise DataError(f"{path}: 'fingerprint' is no object, or 'complete' neither true nor false. {cure}")
+    return found, complete
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether there is a bank that nothing will be written to.
+
+    Raises:
+        DataError: the manifest is none of a feature bank.
+    """
+    return (Path(folder) / MANIFEST).is_file() and read_manifest(Path(folder))[1]
+
+
 def _check_manifest(folder: Path, expected: Mapping[str, Any]) -> bool:
     """Tell whether the bank is complete.
 
     Raises:
         ValueError: if the folder holds a bank of something else; names what differs.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not (folder / MANIFEST).is_file():
         return False
-    try:
-        manifest = json.loads(path.read_text())
-        found, complete = manifest["fingerprint"], bool(manifest["complete"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no manifest of a feature bank ({error}); delete the folder {folder}.") from error
+    found, complete = read_manifest(folder)
     found, expected = dict(flattened(found)), dict(flattened(expected))
     wrong = [key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key)]
     if wrong:
@@ -175,8 +190,9 @@ def build_feature_bank(folder: str | Path, spec: BankSpec, extract: Extract, ope
     # JSON once there and back, so that tuples and lists compare equal.
     expected = json.loads(json.dumps(spec.fingerprint()))
     complete = _check_manifest(folder, expected)
+    complete = complete and all(_shard_path(folder, shard).is_file() for shard in range(spec.num_shards))
     # Nobody writes into the folder before everybody has looked at it.
-    comm.synchronize()
+    complete = all(comm.all_gather(complete))
     if not complete:
         folder.mkdir(parents=True, exist_ok=True)
         if comm.is_main_process():
@@ -200,9 +216,7 @@ def _write_missing_shards(folder: Path, spec: BankSpec, extract: Extract, open_s
                 # Matching compares masks on random points: a shard must not depend on what was computed before it.
                 torch.manual_seed(spec.seed + shard)
                 content = _shard_content(spec, shard, extract, open_stream, progress)
-            path = _shard_path(folder, shard)
-            with replacing(path) as temporary:
-                save_file(content, temporary)
+            write_shard(_shard_path(folder, shard), content, num_classes=spec.num_classes)
 
 
 def _shard_content(
@@ -224,7 +238,8 @@ def _shard_content(
             image = features.select(torch.arange(i * queries, (i + 1) * queries))
             # The seed is the image's place in the bank, not the batch's: batch size and restarts change nothing.
             image = _thin_out(image, spec, np.random.default_rng((spec.seed, start + len(sizes))))
-            kept["embeddings"].append(image.embeddings.numpy().astype(spec.dtype))
+            with np.errstate(over="ignore"):  # refused with the name of the shard
+                kept["embeddings"].append(image.embeddings.numpy().astype(spec.dtype))
             kept["labels"].append(image.labels.numpy().astype(np.int64))
             kept["weights"].append(image.weights.numpy().astype(np.float32))
             sizes.append(len(image.labels))
@@ -248,29 +263,6 @@ def _thin_out(image: FeatureBatch, spec: BankSpec, rng: np.random.Generator) -> 
     return FeatureBatch(image.embeddings, image.labels, weights).select(rows)
 
 
-class _Shard:
-    """One file, memory-mapped: 8 bytes with the header's length, a JSON header, the arrays (safetensors)."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        header.pop("__metadata__", None)
-        self.arrays: dict[str, npt.NDArray[Any]] = {}
-        for name, entry in header.items():
-            first, last = entry["data_offsets"]
-            dtype = np.dtype(_DTYPES[entry["dtype"]])
-            # Only the view is made here; pages are read when rows are.
-            flat = np.frombuffer(self._map, dtype, (last - first) // dtype.itemsize, 8 + length + first)
-            self.arrays[name] = flat.reshape(entry["shape"])
-
-    def release(self) -> None:
-        """Give back the pages that were read; they come again from the file when needed."""
-        if hasattr(self._map, "madvise"):  # not on every system
-            self._map.madvise(mmap.MADV_DONTNEED)
-
-
 class FeatureBank:
     """A complete bank, memory-mapped; however large it is, it keeps at most some ``RELEASE_BYTES`` in memory.
 
@@ -287,14 +279,20 @@ class FeatureBank:
         if not _check_manifest(folder, json.loads(json.dumps(spec.fingerprint()))):
             raise DataError(f"The feature bank in {folder} is missing or incomplete; build_feature_bank finishes it.")
         self.spec = spec
-        try:
-            self._shards = [_Shard(_shard_path(folder, shard)) for shard in range(spec.num_shards)]
-        except (OSError, ValueError, KeyError, struct.error) as error:
-            raise DataError(f"The feature bank in {folder} is damaged ({error}); delete that folder.") from error
         self._bytes_read = 0
-        found = sum(len(shard.arrays["offsets"]) - 1 for shard in self._shards)
-        if found != spec.total:
-            raise DataError(f"The feature bank in {folder} holds {found} images of {spec.total}; delete that folder.")
+        self._shards: list[Shard] = []
+        for number in range(spec.num_shards):
+            path = _shard_path(folder, number)
+            shard = Shard(path, num_classes=spec.num_classes)
+            found = len(shard.arrays["offsets"]) - 1
+            expected = min(spec.images_per_shard, spec.total - number * spec.images_per_shard)
+            width = self._shards[0].arrays["embeddings"].shape[1] if self._shards else None
+            if found != expected or width not in (None, shard.arrays["embeddings"].shape[1]):
+                raise DataError(
+                    f"{path} holds {found} images with features of width {shard.arrays['embeddings'].shape[1]}; "
+                    f"expected {expected} images of width {width or 'any'}. Delete the folder {folder}."
+                )
+            self._shards.append(shard)
 
     def __len__(self) -> int:
         return self.spec.total
@@ -351,6 +349,10 @@ class FeatureStream:
             batch = self._bank.images(self._image_at(first + i, size) for i in range(self._images_per_batch))
             self._position += 1
             yield batch
+
+    def fingerprint(self) -> str:
+        """Nothing: every rank compares the bank with its own data when it is opened."""
+        return ""
 
     def state_dict(self) -> dict[str, int]:
         """Number of the next batch."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
@@ -20,12 +21,13 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor
 
-from padding.bank.feature_bank import MANIFEST, BankSpec, FeatureBank, FeatureBatch
-from padding.data.files import replacing
+from padding.bank.feature_bank import BankSpec, FeatureBank, FeatureBatch, read_manifest
+from padding.data.damage import checksum_of
+from padding.data.files import write_bytes
 from padding.errors import ConfigError, DataError, MissingFileError
 
 FILE_NAME = "seen_statistics.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: with a checksum
 # Images read from a bank at once.
 _CHUNK = 512
 
@@ -158,7 +160,7 @@ class SeenStatistics:
             result._kept = [(state["embeddings"], state["labels"], state["keys"])]
             result._waiting = len(state["labels"])
             result._thin_out()
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise DataError(
                 f"{where}: no seen statistics ({type(error).__name__}: {error}); write them again with --statistics "
                 "and the folder of a feature bank, or train again"
@@ -170,8 +172,8 @@ class SeenStatistics:
         state = self.state_dict()
         description = state.pop("description")
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-        with replacing(path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"description": description})
+        checksum = checksum_of(_as_arrays(tensors), description)
+        write_bytes(path, safetensors.torch.save(tensors, {"description": description, "crc32": checksum}))
 
     @classmethod
     def load(cls, path: str | Path) -> "SeenStatistics":
@@ -187,9 +189,17 @@ class SeenStatistics:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 state: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                state["description"] = (file.metadata() or {}).get("description", "")
-        except (OSError, safetensors.SafetensorError) as error:
+                metadata = file.metadata() or {}
+        except (OSError, safetensors.SafetensorError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: not readable ({error}); it is cut short or something else") from error
+        description = metadata.get("description", "")
+        if metadata.get("crc32", "") != checksum_of(_as_arrays(state), description):
+            raise DataError(
+                f"{path}: damaged, or of an older version: its content does not have the checksum that was written. "
+                "Write it again with --statistics and the folder of a feature bank, or delete it: a training that goes "
+                "on collects anew"
+            )
+        state["description"] = description
         return cls.from_state_dict(state, str(path))
 
     def _thin_out(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,6 +223,14 @@ class SeenStatistics:
         return self._kept[0]
 
 
+def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+    """Bytes of each tensor, by a name that also says its type and shape."""
+    return {
+        f"{name} {tensor.dtype} {tuple(tensor.shape)}": tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        for name, tensor in tensors.items()
+    }
+
+
 def statistics_of_bank(bank: FeatureBank, empty: SeenStatistics) -> SeenStatistics:
     """Fill empty statistics from all images of a bank."""
     for start in range(0, len(bank), _CHUNK):
@@ -227,15 +245,18 @@ def open_bank(folder: str | Path) -> FeatureBank:
     Raises:
         DataError: if there is no manifest, or the bank is incomplete or damaged.
     """
-    path = Path(folder) / MANIFEST
     try:
-        fingerprint = dict(json.loads(path.read_text())["fingerprint"])
-        fields = {field.name for field in dataclasses.fields(BankSpec)} - {"origin", "batch_size"}
-        known = {name: fingerprint.pop(name) for name in fields}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        fingerprint, _ = read_manifest(Path(folder))
+        fields = {field.name: field.type for field in dataclasses.fields(BankSpec)}
+        known = {name: fingerprint.pop(name) for name in fields if name not in ("origin", "batch_size")}
+        wrong = [name for name, value in known.items() if type(value) is not fields[name]]
+        if wrong:
+            raise DataError(f"{wrong[0]} is {known[wrong[0]]!r}, which is no {fields[wrong[0]]}")
+        fingerprint.pop("format", None)
+        spec = BankSpec(**known, batch_size=1, origin=fingerprint)
+    except (DataError, MissingFileError, KeyError) as error:
         raise DataError(f"{folder} is no feature bank ({type(error).__name__}: {error})") from error
-    fingerprint.pop("format", None)
-    return FeatureBank(folder, BankSpec(**known, batch_size=1, origin=fingerprint))
+    return FeatureBank(folder, spec)
 
 
 class StatisticsHook(HookBase):
@@ -287,9 +308,9 @@ class StatisticsHook(HookBase):
             self.statistics.add(features, self._images_per_step)
 
     def after_step(self) -> None:
-        """Write with the period of checkpoints and after the last step."""
+        """Write with the period of checkpoints, after the last step and with the checkpoint of a SIGTERM."""
         iteration = self.trainer.iter + 1
-        if iteration % self._period and iteration != self.trainer.max_iter:
+        if iteration % self._period and iteration != self.trainer.max_iter and not self.trainer.stopping:
             return
         if self._bank is not None and self.statistics.num_images == 0:
             statistics_of_bank(self._bank(), self.statistics)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from padding.data.damage import read_npz
 from padding.data.files import write_bytes
 from padding.errors import ConfigError, DataError, MissingFileError
 
@@ -108,14 +109,10 @@ def read_class_embeddings(path: str | Path) -> EmbeddingTable:
             "or point MODEL.PADING.EMBEDDINGS.PATH to an existing one; embeddings/glove_50.npz is shipped and knows "
             "the names of all data sets here, though published numbers need CLIP's."
         )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path} is not a readable npz table ({error}). Expected plain arrays `names` and `embeddings`; "
-            "write it again with datasets/prepare_class_embeddings.py."
-        ) from error
+    arrays = read_npz(
+        path,
+        cure="expected plain arrays `names` and `embeddings`; write it again with datasets/prepare_class_embeddings.py",
+    )
     missing = {"names", "embeddings"} - arrays.keys()
     if missing:
         raise DataError(

@@ -44,6 +44,11 @@ def add_input_config(cfg: CfgNode) -> None:
     # "semantic_resize" brings whole images to CROP.SIZE instead.
     cfg.INPUT.SCALE_FACTORS = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
     cfg.INPUT.SCALE_SAMPLING = "choice"
+    # Megabytes that one file may unpack to, four bytes for each pixel of an image; a larger one is an error, raised
+    # before it takes the memory. 256: 8192 x 8192 pixels.
+    cfg.INPUT.MAX_UNPACKED_MB = 256
+    # A JPEG that ends early is filled up with grey; False: an error that names it.
+    cfg.INPUT.ALLOW_TRUNCATED_JPEG = False
     # Which images of DATASETS.TRAIN have labels: a folder below datasets/splits such as "voc/cps_blender/1_8", or any
     # folder with labeled.txt and unlabeled.txt, one image id a line. "": all, and there are no unlabeled images.
     cfg.DATASETS.SPLIT = ""

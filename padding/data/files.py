@@ -6,6 +6,7 @@ renamed; on an error, or an interrupt, it is removed. What a killed process leav
 ``.tmp``.
 """
 
+import errno
 import json
 import math
 import os
@@ -20,13 +21,48 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, WriteError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPORARY = ".*.tmp"
 """Glob pattern of the names under which files grow."""
+
+
+_OWN_FOLDER = "choose a folder that you may write to, or change its permissions"
+_CURES = {
+    errno.ENOSPC: "free some space, or choose a folder on another disk",
+    errno.EDQUOT: "free some of your quota, or choose a folder on another disk",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: _OWN_FOLDER,
+    errno.EACCES: _OWN_FOLDER,
+    errno.EPERM: _OWN_FOLDER,
+    errno.EIO: "the disk fails; choose a folder on another one",
+}
+"""What refuses a write whatever is written, and what to do."""
+
+
+@contextmanager
+def naming_unwritable(path: str | Path, *, kept: str = "") -> Iterator[None]:
+    """Let errors of a full, failing or read-only disk name the file that was being written.
+
+    Args:
+        path: the file.
+        kept: what the message says about an older file.
+
+    Raises:
+        WriteError: for such an error, also where a library hides it behind a ``RuntimeError`` of its own.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(error, WriteError) or cause is None or cause.errno not in _CURES:
+            raise
+        raise WriteError(f"{path} cannot be written: {cause.strerror}; {_CURES[cause.errno]}{kept}") from error
 
 
 @contextmanager
@@ -38,18 +74,22 @@ def replacing(path: str | Path, *, flush: bool = True) -> Iterator[Path]:
             writer would guess it.
         flush: wait until the disk has the content, milliseconds a file. Without it a crash of the machine, not of the
             process, can leave an empty file: for images by the thousand that are checked before they are used.
+
+    Raises:
+        WriteError: the disk is full or fails, or the folder may not be written to; an older file is kept.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
-    try:
-        yield temporary
-        if flush:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming_unwritable(path, kept=". What was there before is unchanged"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if flush:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, content: bytes, *, flush: bool = True) -> None:

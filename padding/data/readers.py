@@ -14,40 +14,62 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
+from padding.data.damage import LIMIT_KEY, check_image_size, check_png
 from padding.errors import DataError, MissingFileError, UserError
 
 _CURE = "obtain or generate it again"
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, zlib.error)
 _STRETCHED = {"L;2": 85, "L;4": 17}
 """Grey PNGs of 2 and 4 bits, which Pillow stretches to 0 to 255, and the factor."""
 _ORIENTATION = 0x0112  # tag of EXIF; 5 to 8 swap height and width
+_truncated_jpegs = False
+
+
+def allow_truncated_jpegs(allowed: bool) -> None:
+    """Set INPUT.ALLOW_TRUNCATED_JPEG for this process and the workers that it forks from now on."""
+    global _truncated_jpegs
+    _truncated_jpegs = allowed
 
 
 @contextmanager
-def opened_image(file: str | Path | BinaryIO, *, name: object = "", cure: str = _CURE) -> Iterator[Image.Image]:
+def opened_image(
+    file: str | Path | BinaryIO, *, name: object = "", cure: str = _CURE, pixels: bool = True
+) -> Iterator[Image.Image]:
     """Open an image; what goes wrong while it is decoded inside the ``with`` becomes an error that names the file.
+
+    A PNG whose checksums are wrong is damaged, and so is a JPEG that ends early unless INPUT.ALLOW_TRUNCATED_JPEG.
 
     Args:
         file: path or open file.
         name: the file in messages; "": ``file``.
         cure: end of the messages: what to do.
+        pixels: False where only the header is looked at: what follows it is not verified.
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: it cannot be decoded.
+        DataError: it cannot be decoded, or would take more memory than INPUT.MAX_UNPACKED_MB.
     """
     name = name or file
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         with _opened(file) as stream, Image.open(stream) as image:
+            check_image_size(image, name)
+            if pixels and image.format == "PNG" and image.fp is not None:
+                check_png(image.fp)
+            ImageFile.LOAD_TRUNCATED_IMAGES = before or (_truncated_jpegs and image.format in ("JPEG", "MPO"))
             yield image
     except UserError:
         raise
     except FileNotFoundError:
         raise MissingFileError(f"{name}: no such file; {cure}") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: {error}; raise {LIMIT_KEY} if the image is meant to be so large") from error
     except _DAMAGED as error:
         raise DataError(f"{name}: cannot be decoded ({error}), it is damaged or was cut; {cure}") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _opened(file: str | Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
@@ -125,7 +147,7 @@ def displayed_size(path: str | Path, *, cure: str = _CURE) -> tuple[int, int]:
         MissingFileError: there is no such file.
         DataError: it is no image.
     """
-    with opened_image(path, cure=cure) as image:
+    with opened_image(path, cure=cure, pixels=False) as image:
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
         if turned and image.format == "TIFF":
             image.load()  # Pillow turns these itself, some versions before they are decoded

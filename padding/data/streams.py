@@ -9,10 +9,15 @@ prefetched.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -191,7 +196,8 @@ class TrainStream:
     def __next__(self) -> list[dict[str, Any]]:
         # The loader lives as long as nobody moves the position: workers keep reading ahead.
         if self._batches is None:
-            self._batches = iter(self._build_loader())
+            with _signals_held():  # a worker is not to be interrupted before it is ready for that
+                self._batches = iter(self._build_loader())
         batch = next(self._batches)
         # Counted when handed out, not when read ahead: a resumed training reads prefetched samples again.
         self._position += self._batch_size * self._world_size
@@ -210,6 +216,13 @@ class TrainStream:
             # Without its own generator the loader draws a seed from the global one.
             generator=torch.Generator(),
         )
+
+    def fingerprint(self) -> str:
+        """Number of images and a digest of their ids, names, sizes and classes; folders may differ."""
+        digest = hashlib.sha256()
+        for index in range(len(self._samples.dataset)):
+            digest.update(repr(_identity(self._samples.dataset[index])).encode())
+        return f"{len(self._samples.dataset)} images ({digest.hexdigest()[:12]})"
 
     def state_dict(self) -> dict[str, int]:
         """Position of the next unread sample; prefetched ones count as unread."""
@@ -270,6 +283,10 @@ class PairedStream:
         """Passes over each data set so far."""
         return {name: stream.epoch for name, stream in self.streams.items()}
 
+    def fingerprint(self) -> str:
+        """Those of all streams."""
+        return ", ".join(f"{name}: {stream.fingerprint()}" for name, stream in self.streams.items())
+
     def state_dict(self) -> dict[str, Any]:
         """Positions of all streams."""
         return {
@@ -293,8 +310,48 @@ class PairedStream:
                 stream.load_state_dict(saved[name])
 
 
+def _identity(entry: Mapping[str, Any]) -> list[Any]:
+    """What a sample of an entry depends on, without the folders that its files are in."""
+    files = [Path(str(value)).name for key, value in sorted(entry.items()) if key.endswith("file_name")]
+    sizes = [entry.get(key) for key in ("image_id", "height", "width")]
+    items = [*entry.get("segments_info", ()), *entry.get("annotations", ())]
+    return [files, sizes, [(item.get("id"), item.get("category_id"), item.get("bbox")) for item in items]]
+
+
+_HELD = frozenset((signal.SIGINT, signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let signals that end a process wait, also for the processes that are forked meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_signals_to_trainer() -> None:
+    """Outlive Ctrl-C and a SIGTERM to all processes of a job: the trainer ends its workers when its work is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # not on every system
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+        return
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    # Blocked in all threads, so that the one that waits gets it, and with it who sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _init_worker(worker_id: int) -> None:
     del worker_id
+    _leave_signals_to_trainer()
     cv2.setNumThreads(0)  # one process per core is the parallelism; OpenCV's thread pool does not survive a fork
 
 

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from padding.data.files import replacing, set_aside, write_text
-from padding.errors import CheckpointError
+from padding.errors import CheckpointError, interrupt_behind
 from padding.modeling.weights.checkpoint import first_line, read_torch
 from padding.modeling.weights.report import describe_differences
 
@@ -57,7 +57,13 @@ def _other_checkpoints(path: Path) -> str:
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain containers as a ``.pth`` file that readers see either whole or not at all."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # Closing the half of a file fails in torch, which hides why it is half.
+            if (interrupt := interrupt_behind(error)) is not None:
+                raise interrupt from None
+            raise
 
 
 class TrainingCheckpointer(DetectionCheckpointer):
@@ -104,7 +110,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         if self.save_to_disk and tag.is_file():
             set_aside(tag)
             self.logger.warning(
-                "%s held another training and --resume was not given: starting anew, its %s is kept as %s.previous",
+                "%s held another training, and this one starts anew: its %s is kept as %s.previous",
                 self.save_dir,
                 LAST_CHECKPOINT,
                 LAST_CHECKPOINT,

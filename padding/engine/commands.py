@@ -30,7 +30,7 @@ METHODS = ("padding", "tcc", "psi", "salseg")
 _PAIRS_OPTION = "--opts"
 _KEY = re.compile(
     r"(?:DATALOADER|DATASETS|ENGINE|GLOBAL|INPUT|MODEL|SOLVER|TEST)(?:\.[A-Z0-9_]+)+"
-    r"|CUDNN_BENCHMARK|FLOAT32_PRECISION|OUTPUT_DIR|SEED|TRAINER|VERSION|VIS_PERIOD"
+    r"|CUDNN_BENCHMARK|FLOAT32_PRECISION|OUTPUT_DIR|OUTPUT_OVERWRITE|SEED|TRAINER|VERSION|VIS_PERIOD"
 )
 
 
@@ -191,12 +191,16 @@ def open_config(
 
 
 def register_data(cfg: CfgNode) -> None:
-    """Make a process ready for a configuration: ENGINE's keys, our data sets and those of DATASETS.FOLDERS."""
+    """Make a process ready for a configuration: keys of ENGINE and of files, our data sets and DATASETS.FOLDERS."""
     from padding.data.catalog import register_all
+    from padding.data.damage import set_unpacked_limit
     from padding.data.folders import register_own_data
+    from padding.data.readers import allow_truncated_jpegs
     from padding.engine.memory import keep_freed_memory
 
     keep_freed_memory(cfg)
+    set_unpacked_limit(cfg.INPUT.MAX_UNPACKED_MB)
+    allow_truncated_jpegs(cfg.INPUT.ALLOW_TRUNCATED_JPEG)
     register_all()
     register_own_data(cfg)
 

@@ -16,6 +16,8 @@ def add_solver_config(cfg: CfgNode) -> None:
     Args:
         cfg: configuration that holds Detectron2's defaults; changed in place.
     """
+    # True: a training begins anew in an OUTPUT_DIR that holds another; without it, that is an error.
+    cfg.OUTPUT_OVERWRITE = False
     # Class of the training loop, a name in padding.engine.TRAINER_REGISTRY.
     cfg.TRAINER = "Trainer"
     # On a CPU keep freed memory instead of giving it back (glibc): up to a fifth less time, 0.3 to 0.5 GiB more.

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from padding.data.files import write_text
-from padding.errors import DeviceError
+from padding.errors import ConfigError, DataError, DeviceError
 
 AGENT_FILE = ".torchrun_agent"
 GROUP_TIMEOUT = timedelta(minutes=30)
@@ -98,11 +98,15 @@ def _agent_identity() -> str:
     return f"{socket.gethostname()}:{parent}:{started}"
 
 
-def restarted_by_torchrun(output_dir: str | Path) -> bool:
+def restarted_by_torchrun(output_dir: str | Path, *, leave_mark: bool = True) -> bool:
     """Tell whether torchrun restarted this training after a failure, and leave a mark for the next start.
 
     torchrun counts restarts after a failure, but not those after a change of the set of machines; the mark in
     ``output_dir`` recognises these by their agent. Collective: every rank gets the answer of rank 0.
+
+    Args:
+        output_dir: OUTPUT_DIR.
+        leave_mark: False to look only.
     """
     if not launched_by_torchrun():
         return False
@@ -111,10 +115,47 @@ def restarted_by_torchrun(output_dir: str | Path) -> bool:
         mark = Path(output_dir) / AGENT_FILE
         identity = _agent_identity()
         restarted = restarted or (mark.is_file() and mark.read_text() == identity)
-        write_text(mark, identity)
-    if restarted:
+        if leave_mark:
+            write_text(mark, identity)
+    if restarted and leave_mark:
         logging.getLogger(__name__).info("torchrun restarted this training: it resumes from its last checkpoint")
     return comm.all_gather(restarted)[0]
+
+
+def micro_batch_size(images_per_step: int, accumulate_steps: int, world_size: int) -> int:
+    """Number of images in one forward pass of one process.
+
+    Raises:
+        ConfigError: if the images of a step cannot be split evenly.
+    """
+    parts = accumulate_steps * world_size
+    if accumulate_steps < 1 or images_per_step < parts or images_per_step % parts:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH = {images_per_step} images per optimiser step cannot be split evenly into "
+            f"SOLVER.ACCUMULATE_STEPS = {accumulate_steps} parts on {world_size} process(es); it must be a multiple "
+            f"of {max(parts, 1)}"
+        )
+    return images_per_step // parts
+
+
+def check_equal_on_ranks(what: str, value: str) -> None:
+    """Refuse to train on ranks that do not agree. Collective.
+
+    Args:
+        what: named in the message.
+        value: of this rank.
+
+    Raises:
+        DataError: the value differs between the ranks; all of them raise.
+    """
+    values = comm.all_gather((socket.gethostname(), value))
+    different = [rank for rank, (_, other) in enumerate(values) if other != values[0][1]]
+    if different:
+        rank = different[0]
+        raise DataError(
+            f"{what} differ between the processes: rank {rank} on {values[rank][0]} has {values[rank][1]}, rank 0 on "
+            f"{values[0][0]} has {values[0][1]}. Bring the same files to every machine"
+        )
 
 
 def distribute(model: nn.Module, *, find_unused_parameters: bool) -> nn.Module:

@@ -5,7 +5,7 @@ import argparse
 import difflib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from padding.data.config import add_input_config
+from padding.data.files import write_text
 from padding.data.readers import read_text
 from padding.data.sample import IGNORE_LABEL
 from padding.engine.config import REPLACED_KEYS, add_solver_config
@@ -23,6 +24,7 @@ from padding.errors import ConfigError, DataError, MissingFileError
 from padding.modeling.config import add_mask2former_config
 
 AddConfig = Callable[[CfgNode], None]
+CONFIG_FILE = "config.yaml"
 _LEAST = {
     "SOLVER.MAX_ITER": 0,
     "SOLVER.IMS_PER_BATCH": 1,
@@ -71,7 +73,7 @@ def load_cfg(config_file: str, opts: Sequence[str], add_config_fns: Sequence[Add
 
 
 def setup_cfg(args: argparse.Namespace, add_config_fns: Sequence[AddConfig]) -> CfgNode:
-    """Load the configuration, set up logging, seed all generators and write OUTPUT_DIR/config.yaml.
+    """Load the configuration and start the run; see ``start_run``.
 
     Args:
         args: of ``padding.engine.commands.training_parser``, or Detectron2's ``default_argument_parser``.
@@ -80,16 +82,46 @@ def setup_cfg(args: argparse.Namespace, add_config_fns: Sequence[AddConfig]) -> 
     Returns:
         The frozen configuration.
     """
-    from detectron2.engine import default_setup
-
     cfg = load_cfg(args.config_file, args.opts or [], add_config_fns)
-    packages = {"padding", *(function.__module__.split(".")[0] for function in add_config_fns)}
-    _reset_loggers({"detectron2", "fvcore", *packages})
-    for name in sorted(packages):
-        setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
-        logging.getLogger(name).propagate = True  # an application's own handlers see our messages too
-    default_setup(cfg, args)
+    start_run(cfg, args, {function.__module__.split(".")[0] for function in add_config_fns})
     return cfg
+
+
+def start_run(cfg: CfgNode, args: argparse.Namespace, packages: Iterable[str]) -> None:
+    """Set up logging, seed all generators, and write OUTPUT_DIR/config.yaml where there is none.
+
+    The file of an older training stays until ``Trainer.train`` knows that its checkpoint fits.
+
+    Args:
+        cfg: of the run.
+        args: the command line; ``eval_only`` leaves cuDNN as it is.
+        packages: whose messages are logged, beside the core's.
+    """
+    from detectron2.utils.collect_env import collect_env_info
+    from detectron2.utils.env import seed_all_rng
+
+    names = {"padding", *packages}
+    _reset_loggers({"detectron2", "fvcore", *names})
+    rank = comm.get_rank()
+    for name in ("fvcore", "detectron2", *sorted(names)):
+        setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    for name in names:
+        logging.getLogger(name).propagate = True  # an application's own handlers see our messages too
+    logger = logging.getLogger(__name__)
+    logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    logger.info("Environment info:\n%s", collect_env_info())
+    logger.info("Command line arguments: %s", args)
+    logger.info("Running with full config:\n%s", cfg.dump())
+    if comm.is_main_process() and not (Path(cfg.OUTPUT_DIR) / CONFIG_FILE).exists():
+        write_configuration(cfg)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def write_configuration(cfg: CfgNode) -> None:
+    """Write OUTPUT_DIR/config.yaml."""
+    write_text(Path(cfg.OUTPUT_DIR) / CONFIG_FILE, cfg.dump())
 
 
 def _reset_loggers(names: set[str]) -> None:

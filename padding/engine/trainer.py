@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,6 @@ from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.evaluation import verify_results
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
-from fvcore.common.registry import Registry
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
@@ -30,43 +27,23 @@ from padding.data.mappers import build_mapper
 from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.best_checkpoint import BEST_FILE, BestCheckpoint
 from padding.engine.checkpointer import TrainingCheckpointer
-from padding.engine.distributed import distribute, launched_by_torchrun, restarted_by_torchrun, unwrap
+from padding.engine.distributed import (
+    check_equal_on_ranks,
+    distribute,
+    micro_batch_size,
+    restarted_by_torchrun,
+    unwrap,
+)
 from padding.engine.evaluation_loop import add_to_metrics, evaluate
 from padding.engine.hooks import CheckpointHook, ScheduleHook
 from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
 from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
+from padding.engine.records import RecordsHook, mean_losses
+from padding.engine.registry import TRAINER_REGISTRY
+from padding.engine.setup import write_configuration
+from padding.engine.termination import Terminated, Termination
 from padding.errors import CheckpointError, ConfigError, MethodError
 from padding.modeling.weights.loading import load_initial_weights, load_weights
-
-
-class TrainerRegistry(Registry):
-    """Training loops by name; an unknown name is an error of the configuration."""
-
-    def get(self, name: str) -> Any:
-        """The training loop that the key TRAINER names."""
-        if name not in self:
-            raise ConfigError(f"TRAINER is '{name}'; expected one of {', '.join(sorted(key for key, _ in self))}")
-        return super().get(name)
-
-
-TRAINER_REGISTRY = TrainerRegistry("TRAINER")
-TRAINER_REGISTRY.__doc__ = "Training loops by the name that the key TRAINER holds."
-
-
-def micro_batch_size(images_per_step: int, accumulate_steps: int, world_size: int) -> int:
-    """Number of images in one forward pass of one process.
-
-    Raises:
-        ConfigError: if the images of a step cannot be split evenly.
-    """
-    parts = accumulate_steps * world_size
-    if accumulate_steps < 1 or images_per_step < parts or images_per_step % parts:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH = {images_per_step} images per optimiser step cannot be split evenly into "
-            f"SOLVER.ACCUMULATE_STEPS = {accumulate_steps} parts on {world_size} process(es); it must be a multiple "
-            f"of {max(parts, 1)}"
-        )
-    return images_per_step // parts
 
 
 def training_entries(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -85,6 +62,8 @@ class Trainer(TrainerBase):
         stream: endless batches of this rank; its position is part of a checkpoint.
         checkpointer: saves and restores all of the above, and the random states of every rank.
         best: keeps the weights of the best evaluation; None without TEST.BEST_METRIC and on ranks other than 0.
+        stopping: whether the training ends after this iteration, because a rank got SIGTERM; the same on all ranks.
+        failing: whether the training ends by an error or an interrupt.
     """
 
     find_unused_parameters = False
@@ -111,6 +90,8 @@ class Trainer(TrainerBase):
         self._step_losses: dict[str, torch.Tensor] = {}
         self._data_seconds = 0.0
         self._last_results: dict[str, Any] = {}
+        self.stopping = self.failing = False
+        self._termination = Termination()
         self.register_hooks(self.build_hooks())
 
     # What a method may replace ------------------------------------------------------------------------------------
@@ -261,12 +242,20 @@ class Trainer(TrainerBase):
         Returns:
             Results of the final evaluation on rank 0, {} elsewhere or without DATASETS.TEST. With TEST.BEST_METRIC
             those of the best evaluation stand under "best".
+
+        Raises:
+            Terminated: after SIGTERM; where the iteration or the evaluation could be ended in time, with a checkpoint.
         """
         self.module.train()
+        if comm.is_main_process():
+            write_configuration(self.cfg)
         if self.best is not None:
             self.best.begin(self.start_iter)
         if self.start_iter < self.max_iter:
-            super().train(self.start_iter, self.max_iter)
+            with self._termination:
+                super().train(self.start_iter, self.max_iter)
+            if self.stopping:
+                raise Terminated
         else:
             logging.getLogger(__name__).info(
                 "Iteration %d of %d: nothing left to train", self.start_iter, self.max_iter
@@ -292,24 +281,29 @@ class Trainer(TrainerBase):
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
-            Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-            period = cfg.SOLVER.LOG_PERIOD
-            writers = [
-                CommonMetricPrinter(self.max_iter, window_size=period),
-                JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json"), window_size=period),
-                TensorboardXWriter(cfg.OUTPUT_DIR, window_size=period),
-            ]
-            built.append(hooks.PeriodicWriter(writers, period=period))
+            built.append(RecordsHook(cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD))
         return built
 
     def after_step(self) -> None:
-        """Write the step's losses to the event storage before the hooks run.
+        """Write the step's losses to the event storage before the hooks run; after SIGTERM, write a checkpoint and end.
 
         Raises:
             FloatingPointError: if a loss is not finite; no checkpoint of that step is written.
+            Terminated: after the checkpoint.
         """
         self._write_step_metrics()
         super().after_step()
+        if self.stopping:
+            done = self.iter + 1
+            if done % self.cfg.SOLVER.CHECKPOINT_PERIOD and done < self.max_iter:
+                self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+            logging.getLogger(__name__).warning("SIGTERM: ended after iteration %d with a checkpoint", self.iter)
+            raise Terminated
+
+    def after_train(self) -> None:
+        """Let the hooks end; after an error none of them evaluates."""
+        self.failing = self.iter < self.max_iter  # the base class counts one more after the last iteration
+        super().after_train()
 
     @property
     def module(self) -> nn.Module:
@@ -331,8 +325,7 @@ class Trainer(TrainerBase):
         if last:
             self.checkpointer.restore(last)
             return
-        if launched_by_torchrun():
-            self.checkpointer.forget_last()
+        self.checkpointer.forget_last()
         if self.cfg.MODEL.WEIGHTS:
             self.load_weights(self.module, self.cfg.MODEL.WEIGHTS, complete=False)
 
@@ -380,6 +373,8 @@ class Trainer(TrainerBase):
         with preserved_random_state(with_cuda=False):
             self.stream = self.build_stream(self.cfg)
             self._batches = iter(self.stream)
+        if comm.get_world_size() > 1:
+            check_equal_on_ranks("The images and annotations of DATASETS.TRAIN", self.stream.fingerprint())
 
     def _load_stream(self, state: Mapping[str, Any]) -> None:
         if state["seed"] != self.seed:
@@ -410,7 +405,19 @@ class Trainer(TrainerBase):
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _evaluate(self) -> dict[str, Any]:
-        self._last_results = self.test(self.cfg, self.module) if self.cfg.DATASETS.TEST else {}
+        alone = comm.get_world_size() == 1
+        self.stopping = self.stopping or (alone and self._termination.requested)
+        if self.stopping or self.failing:
+            return {}
+        try:
+            with self._termination.interruptible(alone):
+                self._last_results = self.test(self.cfg, self.module) if self.cfg.DATASETS.TEST else {}
+        except Terminated:
+            if not alone:
+                raise
+            self.stopping = True
+            self._termination.disarm()
+            return {}
         if self.best is not None and self._last_results:
             best = self.best.update(self._last_results, min(self.iter, self.max_iter - 1))
             if best is not None:
@@ -429,15 +436,13 @@ class Trainer(TrainerBase):
                 f"loss is not finite at iteration {self.iter} on rank {comm.get_rank()}: {bad}. Lower SOLVER.BASE_LR, "
                 "enable SOLVER.CLIP_GRADIENTS, or disable SOLVER.AMP"
             )
-        of_rank = comm.gather({"losses": mine, "data_time": self._data_seconds})
+        of_rank = comm.all_gather(
+            {"losses": mine, "data_time": self._data_seconds, "stop": self._termination.requested}
+        )
         self._data_seconds = 0.0
-        if not comm.is_main_process():
-            return
-        self.storage.put_scalar("data_time", max(entry["data_time"] for entry in of_rank))
-        means: dict[str, float] = {}
-        for name in dict.fromkeys(name for entry in of_rank for name in entry["losses"]):
-            present = [entry["losses"][name] for entry in of_rank if name in entry["losses"]]
-            means[name] = sum(present) / len(present)
-        if len(means) > 1:  # first, because the log shows losses in the order in which they came
-            self.storage.put_scalar("total_loss", sum(value for name, value in means.items() if "loss" in name))
-        self.storage.put_scalars(**means)
+        if any(entry["stop"] for entry in of_rank):
+            self.stopping = True
+            self._termination.disarm()  # the checkpoint takes the time that it takes
+        if comm.is_main_process():
+            self.storage.put_scalar("data_time", max(entry["data_time"] for entry in of_rank))
+            self.storage.put_scalars(**mean_losses([entry["losses"] for entry in of_rank]))

@@ -27,15 +27,18 @@ from torch import nn
 from padding.bank.feature_bank import flattened
 from padding.config import add_padding_config
 from padding.data.files import write_json
-from padding.engine.commands import load_config, load_model, method_configs, parse, training_parser
-from padding.engine.setup import load_cfg, setup_cfg
+from padding.engine.commands import METHODS, load_config, load_model, parse, training_parser
+from padding.engine.output_folder import claimed_folder
+from padding.engine.setup import load_cfg, start_run
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.modeling.maskformer import MaskFormer
 
 # Keys that act in evaluation only, or on nothing but the place and rhythm of a training.
+_PLACES = ("OUTPUT_DIR", "OUTPUT_OVERWRITE", "INPUT.MAX_UNPACKED_MB", "INPUT.ALLOW_TRUNCATED_JPEG")
 _NOT_TRAINING = (
+    *_PLACES,
     *("TEST.", "MODEL.MASK_FORMER.TEST.", "MODEL.PADING.TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
-    *("OUTPUT_DIR", "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "DATALOADER.NUM_WORKERS", "VIS_PERIOD"),
+    *("SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD", "DATALOADER.NUM_WORKERS", "VIS_PERIOD"),
 )
 Measure = Callable[[CfgNode, MaskFormer], dict[str, Any]]
 
@@ -75,10 +78,15 @@ def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
     words = ["--config-file", config_file, "--resume", *options, "OUTPUT_DIR", str(output)]
     print(f"\n$ python train_net.py {' '.join(words)}", flush=True)  # noqa: T201  (a command line's progress)
     started, cpu = time.perf_counter(), process_cpu_seconds()
-    cfg = setup_cfg(parse(training_parser(None), words), method_configs())
-    trainer = _without_evaluation(TRAINER_REGISTRY.get(cfg.TRAINER))(cfg)
-    trainer.resume_or_load(resume=True)
-    trainer.train()
+    args = parse(training_parser(None), words)
+    cfg = load_config(args.config_file, args.opts)
+    with claimed_folder(cfg, resume=True) as note:
+        start_run(cfg, args, METHODS)
+        if note:
+            logging.getLogger(__name__).warning(note)
+        trainer = _without_evaluation(TRAINER_REGISTRY.get(cfg.TRAINER))(cfg)
+        trainer.resume_or_load(resume=True)
+        trainer.train()
     for checkpoint in output.glob("model_0*.pth"):
         checkpoint.unlink()
     cost = {"seconds": time.perf_counter() - started, "cpu_seconds": process_cpu_seconds() - cpu}
@@ -167,8 +175,8 @@ def _digest(cfg: CfgNode, *, everything: bool) -> str:
         for key, value in flattened(cfg)
         if key in _own_keys() and (everything or not key.startswith(_NOT_TRAINING))
     }
-    entries.pop("OUTPUT_DIR", None)
-    entries.pop("MODEL.PADING.FEATURE_BANK.PATH", None)
+    for key in (*_PLACES, "MODEL.PADING.FEATURE_BANK.PATH"):
+        entries.pop(key, None)
     weights = Path(entries.pop("MODEL.WEIGHTS").strip("'"))
     if weights.is_file():
         entries["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -75,3 +75,20 @@ def test_status_and_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda _: {"metrics": 1}, []) == 0
     assert run_command(failing(KeyboardInterrupt()), [], interrupted="go on later") == 130
     assert capsys.readouterr().err == "go on later\n"
+
+
+def test_an_interrupt_that_a_library_hides_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def hidden(_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("the file is half written")  # noqa: B904
+
+    assert run_command(hidden, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+    def plain(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command(plain, [])

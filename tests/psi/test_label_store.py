@@ -17,6 +17,7 @@ from padding.data.catalog import register_panoptic
 from padding.data.config import add_input_config
 from padding.data.loaders.panoptic_json import load_panoptic
 from padding.data.mappers import build_mapper
+from padding.errors import DataError, MissingFileError
 from psi.label_store import LABEL_KEY, WEIGHT_KEY, LabelStore, StoredLabelMapper, decoded_weights, encoded_weights
 from psi.supervision import PixelSupervision
 from tests.tiny_data import write_tiny_panoptic
@@ -138,6 +139,39 @@ def test_manifests_of_other_trainings_are_refused(store: LabelStore) -> None:
     (store.folder / "round_1" / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         store.manifest(1)
+
+
+def test_damaged_or_exchanged_files_are_noticed(tmp_path: Path, store: LabelStore) -> None:
+    entry, _ = scribbled_image(tmp_path, store)
+    listed = store.entries([entry], 1)[0]
+    mapper = stored_mapper(AugmentationPlan(()))
+    for key in (LABEL_KEY, WEIGHT_KEY):
+        path = Path(listed[key])
+        whole = path.read_bytes()
+        other = np.zeros((40, 56), np.uint8)
+        Image.fromarray(other).save(tmp_path / "other.png")
+        middle = len(whole) // 2
+        zeroed = whole[:middle] + bytes(8) + whole[middle + 8 :]
+        for content in (zeroed, whole[:-20], b"", (tmp_path / "other.png").read_bytes()):
+            path.write_bytes(content)
+            with pytest.raises(DataError, match=rf"{path.name}: damaged, or of another round"):
+                mapper(dict(listed))
+            with pytest.raises(DataError, match=rf"{path.name}: damaged, or of another round"):
+                store.read(1, 7)
+        path.unlink()
+        with pytest.raises(MissingFileError, match=rf"{path.name}: no such file"):
+            mapper(dict(listed))
+        path.write_bytes(whole)
+    assert mapper(dict(listed)) is not None
+
+
+@pytest.mark.parametrize("checksums", [None, [], {"7": [1]}, {"7": [1, "2"]}])
+def test_manifest_without_its_checksums_is_damaged(store: LabelStore, checksums: Any) -> None:
+    write_round(store, 1)
+    path = store.folder / "round_1" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "checksums": checksums}))
+    with pytest.raises(DataError, match=r"manifest\.json: its checksums are damaged"):
+        LabelStore(store.folder, num_classes=K).entries([{"image_id": 7}], 1)
 
 
 def scribbled_image(tmp_path: Path, store: LabelStore) -> tuple[dict[str, Any], Tensor]:

@@ -20,10 +20,13 @@ from detectron2.utils.file_io import Detectron2Handler
 from iopath.common.file_io import get_cache_dir
 from torch import Tensor
 
+from padding.data.damage import check_stored_zip
 from padding.errors import CheckpointError, MissingFileError
+from padding.modeling.weights.pickles import STAND_INS, read_pickle, resolved
 from padding.packages import installed_file
 
 State = dict[str, Tensor]
+_LONG_DOUBLE = "gG"  # numbers of numpy that torch has no type for
 _SUFFIXES = (".pkl", ".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -50,7 +53,7 @@ def read_with_entries(path: str | Path) -> tuple[State, dict[str, Any]]:
     if not local.is_file():
         raise MissingFileError(f"{local}: no such weight file; check MODEL.WEIGHTS")
     readers: dict[str, Callable[[Path], Any]] = {
-        ".pkl": _read_pickle,
+        ".pkl": read_pickle,
         ".pth": read_torch,
         ".pt": read_torch,
         ".bin": read_torch,
@@ -90,42 +93,6 @@ def _local_path(path: str) -> Path:
     )
 
 
-def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise CheckpointError(f"asks for the text encoding {encoding!r}; bytes in a pickle are latin1")
-    return text.encode("latin1")
-
-
-class _ArraysOnlyUnpickler(pickle.Unpickler):
-    """Builds arrays and containers, nothing else: a pickle may name any function, and loading would call it."""
-
-    _ALLOWED = frozenset(
-        {("collections", "OrderedDict")}
-        | {(module, name) for module in ("builtins", "__builtin__") for name in ("set", "frozenset")}
-        | {("numpy", name) for name in ("ndarray", "dtype")}
-        | {
-            (f"numpy.{core}.{module}", name)
-            for core in ("core", "_core")
-            for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return _encode_latin1
-        if (module, name) not in self._ALLOWED:
-            raise CheckpointError(
-                f"asks to run {module}.{name}; only numpy arrays and plain containers are read from a .pkl file. If "
-                "you trust it, convert it to .pth or .safetensors with the program that wrote it."
-            )
-        return super().find_class(module, name)
-
-
-def _read_pickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        return _ArraysOnlyUnpickler(file, encoding="latin1").load()  # written by Python 2 in the oldest model zoos
-
-
 def read_torch(path: Path) -> Any:
     """The content of a ``.pth`` file: tensors, arrays and plain containers.
 
@@ -133,16 +100,10 @@ def read_torch(path: Path) -> Any:
         CheckpointError: if it asks for anything else to be built; the caller names the file.
         Exception: one of many, if it is damaged.
     """
-    # Trainer state may hold numpy numbers, under the module name of the numpy that wrote them.
-    numbers = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
-    functions: list[Any] = [
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for core in ("core", "_core")
-        for function in (np._core.multiarray.scalar, np._core.multiarray._reconstruct)  # type: ignore[attr-defined]
-    ]
-    with torch.serialization.safe_globals([*functions, np.dtype, np.ndarray, *numbers]):
+    check_stored_zip(path)  # torch does not compare the checksums
+    with torch.serialization.safe_globals(STAND_INS):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return resolved(torch.load(path, map_location="cpu", weights_only=True))
         except pickle.UnpicklingError as error:
             wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
             if wanted is None:
@@ -176,11 +137,15 @@ def _weights_of(path: Path, content: Any) -> tuple[Mapping[str, Any], dict[str, 
 def _as_tensor(path: Path, name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
-    if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
-        return torch.from_numpy(np.array(value))
+    if (
+        isinstance(value, np.ndarray | np.generic)
+        and value.dtype.kind in "biufc"
+        and value.dtype.char not in _LONG_DOUBLE
+    ):
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
     raise CheckpointError(
-        f"{path}: entry '{name}' is a {type(value).__name__}, not an array; expected network weights alone, or under "
-        "'model'"
+        f"{path}: entry '{name}' is a {type(value).__name__}, not an array of numbers; expected network weights alone, "
+        "or under 'model'"
     )
 
 

@@ -20,6 +20,8 @@ from padding.bank.feature_bank import (
     gather_features,
     weights_digest,
 )
+from padding.bank.seen_statistics import open_bank
+from padding.errors import DataError, MissingFileError
 
 K, Q, D = 5, 8, 3
 
@@ -131,6 +133,51 @@ def test_damaged_bank_is_named(tmp_path, spec):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="no manifest"):
         FeatureBank(tmp_path, spec)
+
+
+def test_a_damaged_shard_is_written_again_when_it_is_deleted(tmp_path, spec):
+    build_feature_bank(tmp_path, spec, extract, open_stream)
+    shard = tmp_path / "shard_00002.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(DataError, match=r"shard_00002\.safetensors is damaged.*checksum.*delete that file"):
+        build_feature_bank(tmp_path, spec, extract, open_stream)
+    shard.unlink()
+    with pytest.raises(MissingFileError, match=r"shard_00002\.safetensors: no such shard"):
+        FeatureBank(tmp_path, spec)
+    build_feature_bank(tmp_path, spec, extract, open_stream)
+    assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"fingerprint": [], "complete": true}', '{"fingerprint": {}, "complete": 1}']
+)
+def test_manifest_of_another_make_is_named(tmp_path, spec, content):
+    build_feature_bank(tmp_path, spec, extract, open_stream)
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json: .*It is no manifest of a feature bank; delete the folder"):
+        build_feature_bank(tmp_path, spec, extract, open_stream)
+    with pytest.raises(DataError, match="is no feature bank"):
+        open_bank(tmp_path)
+
+
+def test_manifest_with_a_number_of_another_type_is_named(tmp_path, spec):
+    build_feature_bank(tmp_path, spec, extract, open_stream)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"views": 2', '"views": "2"'))
+    with pytest.raises(DataError, match=r"is no feature bank.*views is '2'"):
+        open_bank(tmp_path)
+
+
+def test_features_that_do_not_fit_are_not_written(tmp_path, spec):
+    def large(samples):
+        batch = extract(samples)
+        return batch._replace(embeddings=batch.embeddings + 1e5)  # float16 ends at 65504
+
+    with pytest.raises(DataError, match=r"shard_00000\.safetensors is not written.*NaN or infinite.*DTYPE to float32"):
+        build_feature_bank(tmp_path, spec, large, open_stream)
+    assert not list(tmp_path.glob("shard_*"))
+    build_feature_bank(tmp_path / "32", dataclasses.replace(spec, dtype="float32"), large, open_stream)
 
 
 def test_bank_is_small_and_described(tmp_path, spec):

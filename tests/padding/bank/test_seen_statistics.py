@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from padding.bank.feature_bank import FeatureBatch, weights_digest
 from padding.bank.seen_statistics import FILE_NAME, SeenStatistics, open_bank, statistics_of_bank
+from padding.errors import DataError
 from padding.trainer import GeneratorClassifierTrainer
 
 NAMES = ("cat", "dog", "zebra")
@@ -109,6 +110,24 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         SeenStatistics.load(tmp_path / "nowhere.safetensors")
     with pytest.raises(ValueError, match=r"somewhere: no seen statistics"):
         SeenStatistics.from_state_dict({"labels": torch.zeros(1)}, "somewhere")
+
+
+def test_a_changed_value_or_type_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    statistics = SeenStatistics(NAMES, per_class=5, no_object=8)
+    statistics.add(features([0, 1, 2]), num_images=1)
+    statistics.save(path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    for changed in (
+        content[: 8 + length] + bytes([content[8 + length] ^ 1]) + content[9 + length :],
+        content.replace(b'"F16"', b'"I16"', 1),
+        content.replace(b"zebra", b"tebra", 1),
+    ):
+        assert changed != content
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=r"seen_statistics\.safetensors: damaged.*delete it"):
+            SeenStatistics.load(path)
 
 
 def test_unusable_sizes_and_empty_statistics_are_errors() -> None:

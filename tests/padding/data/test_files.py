@@ -2,8 +2,10 @@
 """The one writer: whole files or none, for two writers of one name, through errors and interrupts."""
 
 import ast
+import errno
 import json
 import multiprocessing
+import os
 import threading
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from padding.data.files import (
     write_json,
     write_text,
 )
-from padding.errors import ConfigError
+from padding.errors import ConfigError, WriteError
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,6 +60,44 @@ def test_failing_rename_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_text(tmp_path / "taken", "text")
     assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "No space left on device; free some space"),
+        (errno.EDQUOT, "Disk quota exceeded; free some of your quota"),
+        (errno.EROFS, "Read-only file system; choose a folder that you may write to"),
+        (errno.EIO, "Input/output error; the disk fails"),
+    ],
+)
+def test_what_refuses_every_write_is_named(tmp_path: Path, number: int, message: str) -> None:
+    def hidden() -> None:
+        try:
+            raise OSError(number, os.strerror(number))
+        finally:
+            raise RuntimeError("a library's own words")
+
+    def plain() -> None:
+        raise OSError(number, os.strerror(number))
+
+    def nested() -> None:
+        with replacing(tmp_path / "inner"):
+            plain()
+
+    write_text(tmp_path / "a", "old")
+    for fail, name in ((plain, "a"), (hidden, "a"), (nested, "inner")):
+        with pytest.raises(WriteError, match=rf"{name} cannot be written: {message}"), replacing(tmp_path / "a"):
+            fail()
+    assert (tmp_path / "a").read_text() == "old"
+    assert not leftovers(tmp_path)
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    for error in (OSError("without a number"), RuntimeError("of a bug"), FileNotFoundError(2, "a source is missing")):
+        with pytest.raises(type(error)) as caught, replacing(tmp_path / "a"):
+            raise error
+        assert caught.value is error
 
 
 def test_the_disk_has_the_content_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,13 @@
 # ruff: noqa: NPY002  (Detectron2's augmentations draw from the global state)
 """Streams: pure samples, exact resume, ranks, workers, empty samples, pairs; and the loader of a test set."""
 
+import multiprocessing
+import os
 import pickle
 import random
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -368,3 +373,68 @@ def test_partners_of_nobody_and_of_other_images_are_refused() -> None:
         PairedStream({"u": stream()}, partners={"v": stream()})
     with pytest.raises(ValueError, match="a stream of 11 images cannot differ from one of 7"):
         stream(dataset=UNLABELED, differs_from=stream())
+
+
+def test_fingerprint_follows_what_is_learnt_from_and_not_the_folder() -> None:
+    def fingerprint(folder: str = "/a", **changes: Any) -> str:
+        first = {
+            "file_name": f"{folder}/1.jpg",
+            "image_id": 1,
+            "height": 4,
+            "width": 5,
+            "annotations": [BOX],
+            **changes,
+        }
+        entries = [
+            first,
+            {"file_name": f"{folder}/2.jpg", "image_id": 2, "segments_info": [{"id": 3, "category_id": 0}]},
+        ]
+        return TrainStream(entries, random_mapper, batch_size=1, seed=0).fingerprint()
+
+    BOX = {"id": 1, "category_id": 2, "bbox": [0, 0, 2, 2]}
+    same = fingerprint()
+    assert same == fingerprint("/elsewhere")
+    assert same.startswith("2 images (")
+    others = [{"image_id": 9}, {"height": 5}, {"file_name": "/a/3.jpg"}, {"annotations": []}]
+    others += [{"annotations": [{**BOX, "category_id": 1}]}, {"annotations": [{**BOX, "bbox": [0, 0, 2, 3]}]}]
+    assert len({same, *(fingerprint(**change) for change in others)}) == 7
+    streams = {name: TrainStream(ENTRIES, random_mapper, batch_size=1, seed=0) for name in ("a", "b")}
+    assert PairedStream(streams).fingerprint().startswith("a: 7 images (")
+
+
+def test_signals_wait_while_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = TrainStream(ENTRIES, worker_process, batch_size=1, seed=0, num_workers=1)
+    build, built = stream._build_loader, []
+
+    def interrupted() -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        built.append(build())
+        return built[0]
+
+    monkeypatch.setattr(stream, "_build_loader", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert built
+    monkeypatch.undo()
+    assert next(stream)[0]["interrupt"]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
+
+
+def worker_process(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"process": os.getpid(), "interrupt": signal.getsignal(signal.SIGINT) == signal.SIG_IGN}
+
+
+def test_workers_leave_signals_to_the_trainer() -> None:
+    stream = TrainStream(ENTRIES, worker_process, batch_size=1, seed=0, num_workers=1)
+    (sample,) = next(stream)
+    assert sample["interrupt"]
+    worker = sample["process"]
+    for number in (signal.SIGINT, signal.SIGTERM):  # from a process that is not the worker's parent
+        subprocess.run([sys.executable, "-c", f"import os; os.kill({worker}, {int(number)})"], check=True)
+    for _ in range(20):  # more than were read ahead
+        assert next(stream)[0]["process"] == worker
+    os.kill(worker, signal.SIGTERM)
+    (child,) = [process for process in multiprocessing.active_children() if process.pid == worker]
+    child.join(30)
+    assert child.exitcode == 0
+    assert not next(TrainStream(ENTRIES, worker_process, batch_size=1, seed=0))[0]["interrupt"]

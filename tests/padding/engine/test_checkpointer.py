@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: atomic, safe to read, refused when they do not fit."""
 
+import io
+import multiprocessing
+import resource
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from padding.engine.checkpointer import TrainingCheckpointer, read_training_checkpoint
+from padding.engine.checkpointer import TrainingCheckpointer, read_training_checkpoint, write_checkpoint
 from padding.engine.hooks import CheckpointHook
-from padding.errors import CheckpointError
+from padding.engine.termination import Terminated
+from padding.errors import CheckpointError, UserError
 from padding.modeling.weights.loading import load_weights
 
 
@@ -83,6 +89,73 @@ def test_a_cut_file_is_named_with_its_neighbour(tmp_path: Path, kept: int) -> No
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match=rf"newer\.pth \({kept} bytes\) cannot be read.*go on from older\.pth"):
         read_training_checkpoint(path)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_zeros_in_the_middle_are_noticed(tmp_path: Path, place: float) -> None:
+    """torch reads such a file without a word."""
+    checkpointer = TrainingCheckpointer(nn.Linear(100, 100), str(tmp_path))
+    checkpointer.save("older")
+    checkpointer.save("newer")
+    path = tmp_path / "newer.pth"
+    content = path.read_bytes()
+    start = int(place * len(content))
+    path.write_bytes(content[:start] + bytes(4096) + content[start + 4096 :])
+    with pytest.raises(CheckpointError, match=r"newer\.pth .*cannot be read as a checkpoint.*go on from older\.pth"):
+        checkpointer.restore(str(path))
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Terminated])
+def test_an_interrupt_while_writing_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    """torch's writer puts an error of its own in its place."""
+    checkpointer = TrainingCheckpointer(nn.Linear(100, 100), str(tmp_path))
+    checkpointer.save("model_final")
+    whole = (tmp_path / "model_final.pth").read_bytes()
+    path_open = Path.open
+
+    class Interrupting(io.RawIOBase):
+        def write(self, content: Any) -> int:
+            raise kind
+
+    def opened(path: Path, mode: str = "r", **options: Any) -> Any:
+        return Interrupting() if mode == "wb" else path_open(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(kind):
+        checkpointer.save("model_final")
+    monkeypatch.undo()
+    assert (tmp_path / "model_final.pth").read_bytes() == whole
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def save_with_little_space(folder: Path, messages: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    checkpointer = TrainingCheckpointer(nn.Linear(100, 100), str(folder))
+    for save in (lambda: checkpointer.save("model_final"), lambda: write_checkpoint(folder / "model_final.pth", {})):
+        try:
+            save()
+        except UserError as error:
+            messages.send(str(error))
+        else:
+            messages.send("written")
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_kept(tmp_path: Path) -> None:
+    TrainingCheckpointer(nn.Linear(100, 100), str(tmp_path)).save("model_final")
+    whole = (tmp_path / "model_final.pth").read_bytes()
+    fork = multiprocessing.get_context("fork")
+    receive, send = fork.Pipe()
+    child = fork.Process(target=save_with_little_space, args=(tmp_path, send))
+    child.start()
+    message = receive.recv()
+    assert (tmp_path / "model_final.pth").read_bytes() == whole
+    assert receive.recv() == "written"  # a small file has its place
+    child.join()
+    assert message.startswith(f"{tmp_path / 'model_final.pth'} cannot be written: File too large; raise the limit")
+    assert message.endswith("What was there before is unchanged")
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_file_cannot_run_code(tmp_path: Path) -> None:

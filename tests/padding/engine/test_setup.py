@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
-from padding.engine.setup import load_cfg, setup_cfg
+from padding.engine.setup import load_cfg, setup_cfg, write_configuration
 from padding.errors import ConfigError
 
 
@@ -130,6 +130,16 @@ def test_setup_seeds_logs_and_writes_the_configuration(tmp_path: Path) -> None:
     logging.getLogger("padding.engine").info("to the second log")
     assert "to the second log" not in (tmp_path / "a" / "log.txt").read_text()
     assert (tmp_path / "b" / "log.txt").read_text().count("to the second log") == 1
+
+
+def test_the_configuration_of_an_older_training_stays_until_its_checkpoint_fits(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("of the training that lies here")
+    opts = ["OUTPUT_DIR", str(tmp_path), "SEED", "7"]
+    cfg = setup_cfg(argparse.Namespace(config_file="", opts=opts, eval_only=False), METHODS)
+    assert path.read_text() == "of the training that lies here"
+    write_configuration(cfg)
+    assert path.read_text() == cfg.dump()
 
 
 def test_a_replaced_key_says_what_to_write(tmp_path: Path) -> None:

@@ -3,22 +3,26 @@
 
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
+from padding.data.streams import TrainStream
 from padding.engine.checkpointer import TrainingCheckpointer
-from padding.engine.distributed import torchrun_process_group
-from padding.engine.trainer import Trainer, micro_batch_size
-from padding.errors import CheckpointError
-from tests.toy_training import ToyTrainer, free_port, losses_by_iteration, toy_cfg, train_toy
+from padding.engine.distributed import micro_batch_size, torchrun_process_group
+from padding.engine.trainer import Trainer
+from padding.errors import CheckpointError, DataError
+from tests.toy_training import NUM_IMAGES, ToyMapper, ToyTrainer, free_port, losses_by_iteration, toy_cfg, train_toy
 
 # A forked child has torch imported already; a spawned one would need seconds.
 _FORK = multiprocessing.get_context("fork")
@@ -321,3 +325,55 @@ def test_machines_without_a_shared_folder_resume_too(tmp_path: Path) -> None:
     """Rank 0 reads and sends; its error reaches every rank, so that none waits for ever."""
     train_toy(toy_cfg(tmp_path))
     run_two_processes(read_without_shared_folder, tmp_path)
+
+
+class OtherData(ToyTrainer):
+    """Rank 1 has one image of another size."""
+
+    def build_stream(self, cfg: Any) -> TrainStream:
+        entries = [{"image_id": i, "height": 8, "width": 8} for i in range(NUM_IMAGES)]
+        if comm.get_rank() == 1:
+            entries[3]["height"] = 9
+        return TrainStream(entries, ToyMapper(), batch_size=2, seed=0)
+
+
+def notice_other_data(rank: int, port: int, output: Path) -> None:
+    set_rank(rank, port)
+    with torchrun_process_group("cpu"):
+        with pytest.raises(
+            DataError, match=r"images and annotations of DATASETS\.TRAIN differ .*rank 1 on .*12 images"
+        ):
+            OtherData(toy_cfg(output))
+        ToyTrainer(toy_cfg(output))
+
+
+def test_ranks_with_other_data_are_noticed_by_all(tmp_path: Path) -> None:
+    run_two_processes(notice_other_data, tmp_path)
+
+
+class StoppedOnOneRank(ToyTrainer):
+    """Rank 1 alone gets SIGTERM."""
+
+    def run_step(self) -> None:
+        if self.iter == 4 and comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().run_step()
+
+
+def stop_on_one_rank(rank: int, port: int, output: Path) -> None:
+    set_rank(rank, port)
+    with torchrun_process_group("cpu"):
+        random.seed(3)
+        np.random.seed(3)  # noqa: NPY002
+        torch.manual_seed(3)
+        trainer = StoppedOnOneRank(toy_cfg(output))
+        with pytest.raises(SystemExit):
+            trainer.train()
+
+
+def test_all_ranks_end_with_the_one_that_is_told_to(tmp_path: Path) -> None:
+    run_two_processes(stop_on_one_rank, tmp_path / "cut")
+    assert (tmp_path / "cut" / "last_checkpoint").read_text() == "model_0000004.pth"
+    train_two_processes(tmp_path / "cut", resume=True)
+    train_two_processes(tmp_path / "whole")
+    assert losses_by_iteration(tmp_path / "cut") == losses_by_iteration(tmp_path / "whole")
