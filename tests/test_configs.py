@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 from torch.overrides import TorchFunctionMode
 
+import train_net
 from padding.data.catalog import register_all
 from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
 from padding.data.class_split import class_split_of
@@ -215,10 +216,7 @@ def train_tcc_one_step(output: Path) -> None:
 def train_salseg_one_step(output: Path) -> None:
     """Read the keys of SalSeg, those of the published backbone, and of the other geometry of saliency images."""
     opts = ["SOLVER.MAX_ITER", 1, "DATASETS.SPLIT", "shapes/4_of_12", "DATASETS.TEST", (), "OUTPUT_DIR", str(output)]
-    cfg = recording(tiny_salseg_cfg(*opts, "MODEL.SALSEG.CLASS_WEIGHTS.ENABLED", True))
-    trainer = TRAINER_REGISTRY.get(cfg.TRAINER)(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
+    train_net.train(recording(tiny_salseg_cfg(*opts, "MODEL.SALSEG.CLASS_WEIGHTS.ENABLED", True)), resume=False)
     names = ["MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "INPUT.DATASET_MAPPER_NAME", "SaliencyMapper"]
     other = recording(tiny_salseg_cfg(*names, "INPUT.SALIENCY.MODE", "scale_crop"))
     build_mapper(other, is_train=True)

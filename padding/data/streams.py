@@ -324,11 +324,19 @@ _HELD = frozenset((signal.SIGINT, signal.SIGTERM))
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
     """Let signals that end a process wait, also for the processes that are forked meanwhile."""
+    came: list[int] = []
+    # Another thread, which the mask does not concern, may take a signal; its handler runs in the main thread then.
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {kind: signal.signal(kind, lambda number, _: came.append(number)) for kind in _HELD} if in_main else {}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for kind, handler in handlers.items():
+            signal.signal(kind, signal.SIG_DFL if handler is None else handler)
+        for number in set(came):
+            signal.raise_signal(number)
 
 
 def _leave_signals_to_trainer() -> None:

@@ -12,7 +12,8 @@ from padding.engine.commands import load_config
 from padding.engine.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[3]
-# Page faults of the second of two tensors of 64 MB, where the first was freed before.
+# Page faults of a tensor of 60 MB, where one of 64 MB was freed before: a block of exactly the same size may not fit,
+# as glibc looks for some bytes more for the sake of the alignment.
 FAULTS = """
 import resource, sys
 import torch
@@ -21,7 +22,7 @@ from padding.engine.memory import keep_freed_memory
 told = keep_freed_memory(load_config("", ["ENGINE.KEEP_MEMORY", sys.argv[1]]))
 torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(1 << 24)
+torch.ones(15 << 20)
 print(told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -37,7 +38,8 @@ def test_a_freed_block_is_used_again_without_page_faults() -> None:
     (_, plain), (told, kept) = run("False"), run("True")
     assert told == "True"
     # Without it each page of the second tensor faults, 4 kB or 2 MB each; with it none but those of other objects.
-    assert kept < max(plain / 4, 20)
+    assert plain > 20
+    assert kept < plain / 4
 
 
 def test_other_libraries_and_the_key_leave_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
