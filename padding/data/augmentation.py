@@ -342,7 +342,7 @@ def strong_colors(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """
     from torchvision.transforms import v2
 
-    changed = np.ascontiguousarray(image)
+    changed = np.array(image, order="C")  # a copy that may be written to, as tensors of it must
     if torch.rand(1) < _JITTER_PROBABILITY:
         changed = _jittered(changed)
     if torch.rand(1) < _GREY_PROBABILITY:

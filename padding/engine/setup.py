@@ -198,7 +198,7 @@ def _check_values(cfg: CfgNode) -> None:
     """
     for name, least in _LEAST.items():
         value = functools.reduce(lambda node, key: node[key], name.split("."), cfg)
-        if value < least:
+        if value is None or value < least:
             raise ConfigError(f"{name} is {value}; expected {least} or more")
     ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     if ignored != IGNORE_LABEL:
@@ -221,6 +221,8 @@ def _check_keys(content: Mapping[str, Any], cfg: CfgNode, *, place: str, prefix:
                     f"{place}: {name} is {value!r}, but it holds keys: {', '.join(list(cfg[key])[:5])} ..."
                 )
             _check_keys(value, cfg[key], place=place, prefix=f"{name}.")
+        elif value is None and cfg[key] is not None:
+            raise ConfigError(f"{place}: {name} has no value; write one, or leave the key out")
 
 
 def _unknown_key(name: str, node: CfgNode, *, place: str, prefix: str) -> ConfigError:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import padding.compat  # noqa: F401  (before Detectron2)
-from tests.fuzz import annotations, damage, preparation, scribbles
+from tests.fuzz import annotations, damage, inputs, preparation, scribbles
 from tests.fuzz.harness import Target
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (*annotations.TARGETS, *damage.TARGETS, *preparation.TARGETS, *scribbles.TARGETS)
+    target.name: target for module in (annotations, damage, inputs, preparation, scribbles) for target in module.TARGETS
 }

@@ -58,6 +58,8 @@ def test_file_base_and_command_line_merge_in_this_order(tmp_path: Path) -> None:
         ("SOLVER: {MAX_ITER: 1, MAX_ITER: 2}\n", "", [], r"base\.yaml is not .*MAX_ITER stands twice"),
         ("", "MODEL: 5\n", [], r"c\.yaml: MODEL is 5, but it holds keys: LOAD_PROPOSALS"),
         ("", "MODEL:\nSEED: 2\n", [], r"c\.yaml: MODEL is None, but it holds keys"),
+        ("", "SOLVER:\n  MAX_ITER:\n", [], r"c\.yaml: SOLVER.MAX_ITER has no value; write one"),
+        ("", "", ["SOLVER.MAX_ITER", "None"], "SOLVER.MAX_ITER is None; expected 0 or more"),
         ("_BASE_: c.yaml\n", "", [], r"c\.yaml is based on itself: c\.yaml -> base\.yaml -> c\.yaml"),
         ("_BASE_: 7\n", "", [], r"base\.yaml: _BASE_ is 7; expected a file or a list of files"),
         ("_BASE_: .\n", "", [], r"a folder, expected a text file"),
