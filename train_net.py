@@ -101,14 +101,25 @@ def start(args: argparse.Namespace) -> None:
             f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}, but no GPU is visible. On CPUs run "
             f"'torchrun --nproc-per-node {args.num_gpus} train_net.py ...' without --num-gpus"
         )
-    launch(
-        main,
-        num_gpus_per_machine=args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    several = args.num_gpus * args.num_machines > 1
+    try:
+        launch(
+            _in_a_process if several else main,
+            num_gpus_per_machine=args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except torch.multiprocessing.ProcessExitedException as error:  # has said why itself
+        raise SystemExit(error.exit_code) from error
+
+
+def _in_a_process(args: argparse.Namespace) -> None:
+    """Run in one of several processes, where an error of the user is one line too."""
+    status = run_command(lambda _: main(args), [])
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,39 @@ def test_smoke_config_trains_resumes_and_evaluates(config: Path, shapes: Path, t
     train_resume_evaluate(config, tmp_path / "out", "SEED", 1)
 
 
+def launch_two(main_func: Any, args: tuple[Any, ...], **_: Any) -> None:
+    """Start processes as Detectron2's ``launch`` does where there are GPUs."""
+    torch.multiprocessing.start_processes(_call, args=(main_func, args), nprocs=2, start_method="fork")
+
+
+def _call(_: int, main_func: Any, args: tuple[Any, ...]) -> None:
+    main_func(*args)
+
+
+def test_an_error_of_the_user_is_one_line_in_each_of_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("detectron2.engine.launch", launch_two)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    words = [
+        "--config-file",
+        str(SMOKE_CONFIGS[0]),
+        "--num-gpus",
+        "2",
+        "MODEL.DEVICE",
+        "cpu",
+        "TRAINER",
+        "NoSuchTrainer",
+    ]
+    words += ["OUTPUT_DIR", str(tmp_path / "out"), "DATASETS.CHECK_AT_START", "False"]
+    with pytest.raises(SystemExit) as caught:
+        train_net.start(train_net.parse_arguments(words))
+    assert caught.value.code == 1
+    shown = capfd.readouterr().err
+    assert "error: TRAINER is 'NoSuchTrainer'; expected one of" in shown
+    assert "Traceback" not in shown
+
+
 def test_segmentor_trains_resumes_and_evaluates(tiny_config: str, shapes: Path, tmp_path: Path) -> None:
     results = train_resume_evaluate(tiny_config, tmp_path / "out")
     assert {"PQ", "PQ_seen", "PQ_unseen", "PQ_hm"} <= results["panoptic_seg"].keys()
