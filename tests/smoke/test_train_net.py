@@ -82,17 +82,8 @@ def test_an_error_of_the_user_is_one_line_in_each_of_several_processes(
 ) -> None:
     monkeypatch.setattr("detectron2.engine.launch", launch_two)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    words = [
-        "--config-file",
-        str(SMOKE_CONFIGS[0]),
-        "--num-gpus",
-        "2",
-        "MODEL.DEVICE",
-        "cpu",
-        "TRAINER",
-        "NoSuchTrainer",
-    ]
-    words += ["OUTPUT_DIR", str(tmp_path / "out"), "DATASETS.CHECK_AT_START", "False"]
+    words = ["--config-file", str(SMOKE_CONFIGS[0]), "--num-gpus", "2", "--eval-only", "TRAINER", "NoSuchTrainer"]
+    words += ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as caught:
         train_net.start(train_net.parse_arguments(words))
     assert caught.value.code == 1
