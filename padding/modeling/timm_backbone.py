@@ -95,8 +95,19 @@ class TimmBackbone(Backbone):
         return dict(self._specs)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps by name."""
-        maps = self.network(images.contiguous(memory_format=self._memory_format))
+        """Maps by name.
+
+        Raises:
+            ConfigError: the network takes images of one size alone, and these have another.
+        """
+        try:
+            maps = self.network(images.contiguous(memory_format=self._memory_format))
+        except AssertionError as error:  # how timm says so
+            height, width = images.shape[-2:]
+            raise ConfigError(
+                f"MODEL.TIMM.NAME {self.name} cannot take images of {height} x {width} ({error}); choose a network for "
+                "images of any size, such as a Swin, or crop and resize to the size it names"
+            ) from error
         if self._channels_last:
             maps = [features.permute(0, 3, 1, 2) for features in maps]
         named = zip(self._names, maps, strict=True)

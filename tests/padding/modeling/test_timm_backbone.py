@@ -117,6 +117,14 @@ def test_freezing_past_the_last_map_keeps_the_whole_network() -> None:
         assert not [key for key, p in backbone.named_parameters() if p.requires_grad]
 
 
+def test_an_image_of_another_size_than_a_network_takes_is_named() -> None:
+    with torch.device("meta"):
+        backbone = TimmBackbone("vit_tiny_patch16_224")
+        with pytest.raises(ConfigError, match=r"vit_tiny_patch16_224 cannot take images of 96 x 160 .*224"):
+            backbone(torch.zeros(1, 3, 96, 160))
+        assert backbone(torch.zeros(1, 3, 224, 224))["res5"].shape[0] == 1
+
+
 def test_swin_gives_maps_with_channels_first_at_any_size() -> None:
     with torch.device("meta"):
         backbone = TimmBackbone("swin_tiny_patch4_window7_224").eval()
