@@ -93,6 +93,21 @@ def own_label_map(
     return label_map
 
 
+def _check_given(images: str, needed: Mapping[str, str], evaluated: tuple[str, str, str]) -> None:
+    """Keys that belong together are there, and the list of classes exists."""
+    for key, value in needed.items():
+        if not value:
+            raise ConfigError(f"{_KEY}.IMAGES is '{images}', but {_KEY}.{key} is empty; own data need all three")
+    val_images, val_labels, val_list = evaluated
+    if bool(val_images) != bool(val_labels) or (val_images and val_list):
+        raise ConfigError(
+            f"{_KEY}: set VAL_IMAGES and VAL_LABELS, or VAL_LIST, or none of them; got '{val_images}', '{val_labels}' "
+            f"and '{val_list}'"
+        )
+    if not Path(classes := needed["CLASSES"]).is_file():
+        raise MissingFileError(f"{_KEY}.CLASSES: {classes} does not exist; write one class name a line, label 0 first")
+
+
 def register_folders(  # noqa: PLR0913  (one argument per key)
     *,
     images: str,
@@ -125,16 +140,7 @@ def register_folders(  # noqa: PLR0913  (one argument per key)
     Raises:
         MissingFileError, ConfigError: a key is missing, contradicts another, or names a file that is not there.
     """
-    for key, value in (("LABELS", labels), ("CLASSES", classes)):
-        if not value:
-            raise ConfigError(f"{_KEY}.IMAGES is '{images}', but {_KEY}.{key} is empty; own data need all three")
-    if bool(val_images) != bool(val_labels) or (val_images and val_list):
-        raise ConfigError(
-            f"{_KEY}: set VAL_IMAGES and VAL_LABELS, or VAL_LIST, or none of them; got '{val_images}', '{val_labels}' "
-            f"and '{val_list}'"
-        )
-    if not Path(classes).is_file():
-        raise MissingFileError(f"{_KEY}.CLASSES: {classes} does not exist; write one class name a line, label 0 first")
+    _check_given(images, {"LABELS": labels, "CLASSES": classes}, (val_images, val_labels, val_list))
     split = folder_classes(classes, unseen)
     label_map = own_label_map(split.num_classes, void_values, label_values)
     register = partial(

@@ -151,6 +151,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """Plain YAML in which no key stands twice: the second one would drop the first without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See the base class; a repeated key is a ``ConstructorError`` with both lines."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for place, key in enumerate(keys):
             if key in keys[:place]:

@@ -9,6 +9,7 @@ computed. DATASETS.CHECK_AT_START False switches it off; ``python -m padding.dat
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,9 +110,10 @@ def training_sets(cfg: CfgNode) -> list[tuple[str, str, Any, tuple[str, ...]]]:
     ]
     if data.TRAIN and (data.SPLIT or data.TRAIN_UNLABELED):
         label = f"{', '.join(data.TRAIN)} (DATASETS.TRAIN"
+        both = functools.cache(lambda: load_semi_supervised_entries(cfg))
         return [
-            (f"{label}, labeled)", data.TRAIN[0], lambda: load_semi_supervised_entries(cfg)[0], targets),
-            (f"{label}, unlabeled)", data.TRAIN[0], lambda: load_semi_supervised_entries(cfg)[1], ()),
+            (f"{label}, labeled)", data.TRAIN[0], lambda: both()[0], targets),
+            (f"{label}, unlabeled)", data.TRAIN[0], lambda: both()[1], ()),
             *saliency,
         ]
     plain = [
@@ -224,14 +226,22 @@ def _evaluate_two(cfg: CfgNode, model: nn.Module, name: str) -> Any:
 
     from padding.data.mappers import build_mapper
     from padding.evaluation.build import build_evaluator
+    from padding.evaluation.panoptic import PanopticEvaluator
 
-    entries = DatasetCatalog.get(name)[:_TRIED]
+    listed = DatasetCatalog.get(name)
+    entries = listed[:_TRIED]
     if not entries:
         raise DataError(f"{name} (DATASETS.TEST): holds no image")
     mapper = build_mapper(cfg, is_train=False)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         evaluator = build_evaluator(cfg, name, folder)
         evaluator.reset()
+        for part in getattr(evaluator, "_evaluators", [evaluator]):
+            if isinstance(part, PanopticEvaluator):
+                known = set(part.truth.image_ids)
+                for entry in listed:
+                    if entry["image_id"] not in known:
+                        part.truth.annotation(entry["image_id"])  # raises what the evaluation would
         for entry in entries:
             inputs = [mapper(dict(entry))]
             evaluator.process(inputs, model(inputs))

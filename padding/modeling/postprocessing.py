@@ -5,6 +5,7 @@ Chooses which masks to enlarge: a hundred masks at the original size are by far 
 panoptic and instance segmentation look at few of them.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,11 +68,12 @@ def predict_image(
         output_size: (h, w) of the original image.
     """
     resize = partial(resize_logits, image_size=image_size, output_size=output_size)
+    to_full_size = partial(resize, padded_size=padded_size)
     prediction: Prediction = {}
     # (Q, h, w), only if the scores need all of them; else each task enlarges the masks of its queries.
     full = None
     if options.semantic_on and options.resize_first:
-        full = resize(mask_logits, padded_size=padded_size)
+        full = to_full_size(mask_logits)
         prediction["sem_seg"] = semantic_inference(class_logits, full)
     # Classes are summed at the padded size, and K maps are enlarged in place of Q masks.
     elif options.semantic_on:
@@ -82,17 +84,7 @@ def predict_image(
     # among them. Masks that both need are enlarged once.
     of_segments = panoptic_queries(class_logits, options.object_mask_threshold) if options.panoptic_on else None
     of_instances = instance_queries(class_logits, top_k=options.top_k) if options.instance_on else None
-    chosen = [queries for queries in (of_segments, of_instances) if queries is not None]
-    needed = torch.arange(len(mask_logits), device=mask_logits.device)
-    if chosen and full is None:
-        needed = torch.cat(chosen).unique()
-        full = resize(mask_logits[needed], padded_size=padded_size)
-
-    def full_masks(queries: Tensor) -> Tensor:
-        assert full is not None
-        # Both are ascending: as many are the same ones.
-        return full if len(queries) == len(needed) else full[torch.searchsorted(needed, queries)]
-
+    full_masks = _reader_of_masks(mask_logits, (of_segments, of_instances), full, to_full_size)
     if of_segments is not None:
         prediction["panoptic_seg"] = panoptic_inference(
             class_logits[of_segments],
@@ -107,3 +99,26 @@ def predict_image(
             class_logits[of_instances], full_masks(of_instances), top_k=options.top_k, keep_ids=keep_ids
         )
     return prediction
+
+
+def _reader_of_masks(
+    mask_logits: Tensor,
+    chosen: Sequence[Tensor | None],
+    full: Tensor | None,
+    to_full_size: Callable[[Tensor], Tensor],
+) -> Callable[[Tensor], Tensor]:
+    """What gives the full-size masks of ascending queries, each of the chosen ones enlarged once.
+
+    Args:
+        mask_logits: (Q, H', W') float.
+        chosen: queries that will be asked for, (M,) int64 each.
+        full: (Q, h, w) float, the masks of all queries where they are there already.
+        to_full_size: (M, H', W') -> (M, h, w).
+    """
+    needed = torch.arange(len(mask_logits), device=mask_logits.device)
+    if full is None:
+        needed = torch.cat([needed[:0], *(queries for queries in chosen if queries is not None)]).unique()
+        full = to_full_size(mask_logits[needed])
+    enlarged = full
+    # Both are ascending: as many are the same ones.
+    return lambda queries: enlarged if len(queries) == len(needed) else enlarged[torch.searchsorted(needed, queries)]

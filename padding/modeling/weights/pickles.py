@@ -128,6 +128,7 @@ class _ArraysOnlyUnpickler(_Unpickler):  # type: ignore[misc]
     dispatch: ClassVar[dict[int, Any]] = dict(_Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
+        """A stand-in or a plain class for a global of the file; anything else is refused."""
         whole = f"{module}.{name}"
         if whole in _STAND_INS:
             return _STAND_INS[whole]
