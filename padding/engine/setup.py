@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from padding.data.config import add_input_config
 from padding.data.files import write_text
 from padding.data.readers import read_text
+from padding.data.roots import find_config
 from padding.data.sample import IGNORE_LABEL
 from padding.engine.config import REPLACED_KEYS, add_solver_config
 from padding.errors import ConfigError, DataError, MissingFileError
@@ -50,7 +51,7 @@ def load_cfg(config_file: str, opts: Sequence[str], add_config_fns: Sequence[Add
     """Merge defaults, file and command line, and freeze. No side effects.
 
     Args:
-        config_file: YAML with ``_BASE_``, or "" for the defaults.
+        config_file: YAML with ``_BASE_``, or "" for the defaults; ``configs/...`` is found from any folder.
         opts: alternating keys and values.
         add_config_fns: one ``add_<method>_config`` per method.
 
@@ -62,7 +63,7 @@ def load_cfg(config_file: str, opts: Sequence[str], add_config_fns: Sequence[Add
     for add_config in add_config_fns:
         add_config(cfg)
     if config_file:
-        _merge_file(cfg, config_file)
+        _merge_file(cfg, str(find_config(config_file)))
     _merge_opts(cfg, opts)
     _check_values(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():

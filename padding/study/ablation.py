@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from padding.data.catalog import register_all
 from padding.data.files import write_json, write_text
-from padding.data.roots import data_root
+from padding.data.roots import data_root, find_config, project_dir
 from padding.data.shapes.classes import ShapesConfig
 from padding.data.shapes.write import write_shapes
 from padding.data.streams import build_eval_loader
@@ -47,7 +47,7 @@ from padding.study.curve import GAMMAS
 from padding.study.seen_bias import sweep_summary
 from padding.study.table_rows import AblationRuns, Row, mean_and_spread, read_row, run_once, spread_text, sweep_table
 
-ROWS = Path(__file__).parents[2] / "configs" / "ablations" / "padding" / "_base_"
+ROWS = project_dir() / "configs" / "ablations" / "padding" / "_base_"
 TABLES = ("1", "2", "3", "bank")
 METHODS_OF_TABLE_1 = {
     "supervised": "supervised",
@@ -108,7 +108,7 @@ def prepare(cfg: CfgNode, config_file: str) -> None:
     weights = cfg.MODEL.WEIGHTS
     if not weights or "://" in weights or Path(weights).is_file():
         return
-    origin = _config_that_writes(weights, Path(config_file).parent)
+    origin = _config_that_writes(weights, find_config(config_file).parent)
     if origin is None or not embedded:
         command = f"; train it with: python train_net.py --config-file {origin}" if origin else ""
         raise ConfigError(f"MODEL.WEIGHTS {weights} does not exist{command}")
