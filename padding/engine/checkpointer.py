@@ -91,14 +91,19 @@ class TrainingCheckpointer(DetectionCheckpointer):
         self.logger.info("Saved checkpoint %s", path)
 
     def keep_weights_alone(self, last_iteration: int) -> None:
-        """Take the training state out of the periodic checkpoints up to an iteration."""
+        """Take the training state out of the periodic checkpoints up to an iteration; a damaged one stays as it is."""
         if not self.save_dir or not self.save_to_disk:
             return
         for path in sorted(Path(self.save_dir).glob("model_[0-9]*.pth")):
             if int(path.stem.removeprefix("model_")) <= last_iteration:
-                state = read_training_checkpoint(path)
+                # This saves space only: an old file must not end a training that does not need it.
+                try:
+                    state = read_training_checkpoint(path)
+                except CheckpointError as error:
+                    self.logger.warning("Left as it is: %s", error)
+                    continue
                 if len(state) > len(_WEIGHTS_ALONE):
-                    write_checkpoint(path, {key: state[key] for key in _WEIGHTS_ALONE})
+                    write_checkpoint(path, {key: state[key] for key in _WEIGHTS_ALONE if key in state})
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file from which ``--resume`` goes on."""

@@ -64,6 +64,21 @@ def test_older_checkpoints_keep_their_weights_alone(tmp_path: Path) -> None:
     assert state["iteration"] == 1
 
 
+def test_an_old_damaged_checkpoint_is_left_and_the_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpointer = TrainingCheckpointer(nn.Linear(2, 3), str(tmp_path), trainer=Counter(5))
+    for iteration in (1, 3, 5):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    damaged = tmp_path / "model_0000001.pth"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    checkpointer.keep_weights_alone(3)
+    assert damaged.stat().st_size == 100
+    assert f"{damaged} (100 bytes) cannot be read" in caplog.text
+    assert sorted(read_training_checkpoint(tmp_path / "model_0000003.pth")) == ["iteration", "model"]
+    assert sorted(read_training_checkpoint(tmp_path / "model_0000005.pth")) == ["iteration", "model", "trainer"]
+
+
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpointer = TrainingCheckpointer(nn.Linear(2, 3), str(tmp_path), trainer=Counter(1))
     checkpointer.save("model_final")
