@@ -113,7 +113,9 @@ def _build_generator(
     if options.NAME == "primitive_paper":
         generator = PrimitivePaper(channels, **shared)
     else:
-        generator = PrimitiveTransformer(channels, ffn_channels=options.FFN_DIM, **shared)
+        generator = PrimitiveTransformer(
+            channels, ffn_channels=options.FFN_DIM, equal_layers=options.EQUAL_LAYERS, **shared
+        )
     return generator, nn.Linear(width, channels), nn.Embedding(options.NUM_PRIMITIVES, channels)
 
 
@@ -162,6 +164,8 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
         unrelated_prior=node.DISENTANGLE.UNRELATED,
         relation_among_all=node.DISENTANGLE.RELATION_AMONG_ALL,
         seen_relation_among_all=node.DISENTANGLE.RELATION_SEEN_AMONG_ALL,
+        relation_reduction=node.DISENTANGLE.RELATION_REDUCTION,
+        unrelated_reduction=node.DISENTANGLE.UNRELATED_REDUCTION,
         reconstruction_reduction=node.DISENTANGLE.RECONSTRUCTION,
     )
     return Generation(

@@ -53,6 +53,8 @@ def _add_generator_keys(node: CfgNode) -> None:
     node.GENERATOR.NOISE_STD = 1.0
     # Primitives attend to each other first (the paper's relationship graph; the released code has none).
     node.GENERATOR.PRIMITIVE_SELF_ATTENTION = False
+    # Layers of "primitive_transformer" start as copies of the first (released), instead of each with its own values.
+    node.GENERATOR.EQUAL_LAYERS = False
 
 
 def _add_loss_keys(node: CfgNode) -> None:
@@ -97,11 +99,14 @@ def _add_loss_keys(node: CfgNode) -> None:
     node.DISENTANGLE.RELATION_SEEN_AMONG_ALL = True
     # Prior on the unrelated part: "moment", "vae" or "official".
     node.DISENTANGLE.UNRELATED = "moment"
-    # Absolute differences of the reconstruction: "mean" or "sum".
+    # Relation, prior and absolute differences of the reconstruction: "mean" over samples (and channels), then over the
+    # seen and the unseen set, or plain "sum", as Eq. 3 to 5 print it.
+    node.DISENTANGLE.RELATION_REDUCTION = "mean"
+    node.DISENTANGLE.UNRELATED_REDUCTION = "mean"
     node.DISENTANGLE.RECONSTRUCTION = "mean"
 
     # Total = MMD + CONSISTENCY * L_cls + STRUCTURE [lambda] * (ALIGN * L_A + RELATION * L_R + UNRELATED * L_U +
-    # RECONSTRUCTION * L_recon), each L a mean over the sets it is computed on.
+    # RECONSTRUCTION * L_recon), each L a mean over the sets it is computed on unless its reduction is "sum".
     node.LOSS_WEIGHT = CfgNode()
     node.LOSS_WEIGHT.CONSISTENCY = 0.001
     node.LOSS_WEIGHT.STRUCTURE = 0.002
@@ -175,7 +180,8 @@ def _solver_node(optimizer: str, *, base_lr: float, weight_decay: float) -> CfgN
     # Of "SGD" only.
     node.MOMENTUM = 0.9
     node.NESTEROV = False
-    # STEPS and GAMMA act with "WarmupMultiStepLR" only.
+    # STEPS and GAMMA act with "WarmupMultiStepLR" only. STEPS are iterations of MAX_ITER; with SCHEDULE "sequential",
+    # where an optimiser has a share of these, they are the same share of its own.
     node.LR_SCHEDULER_NAME = "constant"
     node.STEPS = (14000, 18500)
     node.GAMMA = 0.1

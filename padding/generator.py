@@ -93,12 +93,16 @@ class PrimitiveTransformer(nn.Module):
         dropout: float,
         noise_std: float,
         primitive_self_attention: bool = False,
+        equal_layers: bool = False,
     ) -> None:
         super().__init__()
         self.graph = PrimitiveSelfAttention(channels, num_heads, dropout) if primitive_self_attention else None
         self.layers = nn.ModuleList(
             PrimitiveTransformerLayer(channels, num_heads, ffn_channels, dropout, noise_std) for _ in range(num_layers)
         )
+        if equal_layers:  # as nn.TransformerDecoder starts, whose layers are deep copies of one
+            for layer in self.layers[1:]:
+                layer.load_state_dict(self.layers[0].state_dict())
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, conditions: Tensor, primitives: Tensor) -> Tensor:

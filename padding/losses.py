@@ -267,24 +267,27 @@ def dot_relation(features: Tensor, embeddings: Tensor, *, temperature: float) ->
         return features.float() @ embeddings.float().T / temperature
 
 
-def relation(logits: Tensor, columns: Tensor) -> Tensor:
+def relation(logits: Tensor, columns: Tensor, *, reduction: str = "mean") -> Tensor:
     """Cross-entropy of features among classes, L_R (PADing, Eq. 3).
 
     Args:
         logits: (n, C) float scores of n features for C classes.
         columns: (n,) int64, the column of the true class of each row.
+        reduction: ``mean`` over rows, or their ``sum``.
 
     Returns:
-        Scalar >= 0, mean over rows.
+        Scalar >= 0.
     """
-    return weighted_cross_entropy(logits, columns, torch.ones_like(columns, dtype=torch.float32))
+    mean = weighted_cross_entropy(logits, columns, torch.ones_like(columns, dtype=torch.float32))
+    return mean * len(columns) if reduction == "sum" else mean
 
 
-def moment_divergence(features: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(0, 1)) of each channel over the batch, mean over channels; L_U as in the paper's text.
+def moment_divergence(features: Tensor, *, reduction: str = "mean") -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) of each channel over the batch; L_U as in the paper's text (Eq. 4).
 
     Args:
         features: (n, D) float. One row alone has no variance: only its mean is then pulled to zero.
+        reduction: ``mean`` over channels; ``sum`` over channels, once for each row, as Eq. 4 adds up samples.
 
     Returns:
         Scalar >= 0; 0 iff each channel has mean 0 and (biased) variance 1.
@@ -294,34 +297,40 @@ def moment_divergence(features: Tensor) -> Tensor:
         return features.sum() * 0.0
     mean = features.mean(0)
     if len(features) == 1:
-        return 0.5 * mean.square().mean()
-    # KL(N(m, v) || N(0, 1)) = (m^2 + v - 1 - log v) / 2 of each channel.
-    variance = features.var(0, unbiased=False)
-    return 0.5 * (mean.square() + variance - 1.0 - variance.clamp_min(EPSILON).log()).mean()
+        divergence = 0.5 * mean.square()
+    else:
+        # KL(N(m, v) || N(0, 1)) = (m^2 + v - 1 - log v) / 2 of each channel.
+        variance = features.var(0, unbiased=False)
+        divergence = 0.5 * (mean.square() + variance - 1.0 - variance.clamp_min(EPSILON).log())
+    return divergence.sum() * len(features) if reduction == "sum" else divergence.mean()
 
 
-def posterior_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) of each entry, mean over entries; L_U in its variational form.
+def posterior_divergence(mean: Tensor, log_variance: Tensor, *, reduction: str = "mean") -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) of each entry; L_U in its variational form.
 
     Args:
         mean: (n, D) float.
         log_variance: (n, D) float.
+        reduction: ``mean`` over all entries, or their ``sum``.
     """
     mean, log_variance = mean.float(), log_variance.float()
     if mean.numel() == 0:
         return mean.sum() * 0.0
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
+    return divergence.sum() if reduction == "sum" else divergence.mean()
 
 
-def noise_divergence(features: Tensor, noise: Tensor, *, temperature: float) -> Tensor:
-    """L_U as released: each row's softmax over channels against that of a random vector, mean over all entries.
+def noise_divergence(features: Tensor, noise: Tensor, *, temperature: float, reduction: str = "mean") -> Tensor:
+    """L_U as released: each row's softmax over channels against that of a random vector.
 
     Args:
         features: (n, D) float.
         noise: (n, D) float, drawn from N(0, 1) by the caller.
         temperature: divisor of both.
+        reduction: ``mean`` over all entries, or their ``sum``.
     """
-    return row_divergence(features, noise, DivergenceOptions(temperature, "semantic_to_visual", "numel"))
+    mean = row_divergence(features, noise, DivergenceOptions(temperature, "semantic_to_visual", "numel"))
+    return mean * features.numel() if reduction == "sum" else mean
 
 
 def reconstruction(features: Tensor, decoded: Tensor, *, reduction: str = "mean") -> Tensor:

@@ -269,7 +269,11 @@ class PADing(MaskFormer):
             outputs = {**outputs, "pred_logits": F.pad(outputs["pred_logits"], (0, len(self.unseen_ids)))}
         # Matching is by class and mask (Mask2Former), as in the segmentor's own training, on its logits.
         targets = prepare_targets(
-            batched_inputs, tuple(images.tensor.shape[-2:]), self.device, num_classes=self.criterion.num_classes
+            batched_inputs,
+            tuple(images.tensor.shape[-2:]),
+            self.device,
+            num_classes=self.criterion.num_classes,
+            keep_empty=self.keep_empty_segments,
         )
         seeds = [zlib.crc32(str(sample["image_id"]).encode()) for sample in batched_inputs]
         matches = self.criterion.matcher(

@@ -2,7 +2,7 @@
 """Which losses of PADing are computed on which features, and with which weights (sections 3.3 and 3.4).
 
 ``losses.py`` holds the formulas; here seen and unseen sets, the space of the alignment and the semantic targets are
-chosen. Every loss is a mean over the sets it is computed on.
+chosen. Every loss is a mean over the sets it is computed on, or the sum over all samples where that is asked for.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,8 @@ class StructureObjective:
         unrelated_prior: ``moment``, ``vae`` or ``official``.
         relation_among_all: unseen features are scored against all classes, not the unseen ones only.
         seen_relation_among_all: seen features are scored against all classes, not the seen ones only.
-        reconstruction_reduction: ``mean`` or ``sum``.
+        relation_reduction, unrelated_reduction, reconstruction_reduction: ``mean`` over samples and over the two sets,
+            or the plain ``sum`` of Eq. 3 to 5.
 
     Raises:
         ConfigError: for an unknown choice, or an alignment in a space that is switched off.
@@ -81,11 +82,15 @@ class StructureObjective:
     unrelated_prior: str
     relation_among_all: bool
     seen_relation_among_all: bool = True
+    relation_reduction: str = "mean"
+    unrelated_reduction: str = "mean"
     reconstruction_reduction: str = "mean"
 
     def __post_init__(self) -> None:
         check_choice("MODEL.PADING.ALIGN.SPACE", self.align_space, ("related", "visual"))
         check_choice("MODEL.PADING.DISENTANGLE.UNRELATED", self.unrelated_prior, ("moment", "vae", "official"))
+        check_choice("MODEL.PADING.DISENTANGLE.RELATION_REDUCTION", self.relation_reduction, ("mean", "sum"))
+        check_choice("MODEL.PADING.DISENTANGLE.UNRELATED_REDUCTION", self.unrelated_reduction, ("mean", "sum"))
         check_choice("MODEL.PADING.DISENTANGLE.RECONSTRUCTION", self.reconstruction_reduction, ("mean", "sum"))
         if self.align and self.align_space == "related" and not self.disentangle:
             raise ConfigError(
@@ -167,7 +172,7 @@ class StructureObjective:
                 (parts[1], unseen, self.relation_among_all, unseen_ids),
             )
         ]
-        # Mean of the seen and the unseen set for each of L_R, L_U and L_recon (Eq. 3 to 5).
+        # Mean of the seen and the unseen set for each of L_R, L_U and L_recon (Eq. 3 to 5), or the sum of all samples.
         weights = self.weights
         unrelated = [self._unrelated(part) for part in parts]
         decoded = [
@@ -175,9 +180,9 @@ class StructureObjective:
             for group, part in zip((seen, unseen), parts, strict=True)
         ]
         return {
-            "loss_relation": 0.5 * weights.relation * (relations[0] + relations[1]),
-            "loss_unrelated": 0.5 * weights.unrelated * (unrelated[0] + unrelated[1]),
-            "loss_reconstruction": 0.5 * weights.reconstruction * (decoded[0] + decoded[1]),
+            "loss_relation": weights.relation * _over_sets(relations, self.relation_reduction),
+            "loss_unrelated": weights.unrelated * _over_sets(unrelated, self.unrelated_reduction),
+            "loss_reconstruction": weights.reconstruction * _over_sets(decoded, self.reconstruction_reduction),
         }
 
     def _relation(
@@ -186,7 +191,8 @@ class StructureObjective:
         """Relation loss of (n, E) features among the classes ``class_ids``, ascending."""
         # Softmax over the rows of ``class_ids`` only; a label becomes its place among them.
         scores: Callable[[Tensor, Tensor], Tensor] = scorer or self._dot
-        return relation(scores(features, targets[class_ids]), torch.searchsorted(class_ids, labels))
+        columns = torch.searchsorted(class_ids, labels)
+        return relation(scores(features, targets[class_ids]), columns, reduction=self.relation_reduction)
 
     def _dot(self, features: Tensor, targets: Tensor) -> Tensor:
         return dot_relation(features, targets, temperature=self.divergence.temperature)
@@ -194,8 +200,16 @@ class StructureObjective:
     def _unrelated(self, part: Disentangled) -> Tensor:
         # Three forms of L_U (Eq. 4): variational, moments over the batch, or the released code's random vector.
         if part.log_variance is not None:
-            return posterior_divergence(part.unrelated, part.log_variance)
+            return posterior_divergence(part.unrelated, part.log_variance, reduction=self.unrelated_reduction)
         if self.unrelated_prior == "moment":
-            return moment_divergence(part.unrelated)
+            return moment_divergence(part.unrelated, reduction=self.unrelated_reduction)
         noise = torch.randn_like(part.unrelated)
-        return noise_divergence(part.unrelated, noise, temperature=self.divergence.temperature)
+        return noise_divergence(
+            part.unrelated, noise, temperature=self.divergence.temperature, reduction=self.unrelated_reduction
+        )
+
+
+def _over_sets(losses: list[Tensor], reduction: str) -> Tensor:
+    """Losses of the seen and the unseen set to one."""
+    total = torch.stack(losses).sum()
+    return total if reduction == "sum" else total / len(losses)

@@ -113,7 +113,7 @@ class GeneratorClassifierTrainer(Trainer):
         spans = {"generator": (0, first), "classifier": (first, self.max_iter - first)}
         return {
             step: PhaseSchedule(
-                optimizer, lr_multiplier(solver_node(cfg, step), max_iter=length), first=start, length=length
+                optimizer, _phase_multiplier(solver_node(cfg, step), length), first=start, length=length
             )
             for step, optimizer in self.optimizers.items()
             for start, length in [spans[step]]
@@ -231,6 +231,18 @@ class GeneratorClassifierTrainer(Trainer):
         if node.SCHEDULE == "interleaved" or len(self.optimizers) == 1:
             return 0
         return min(max(round(node.GENERATOR_SHARE * self.max_iter), 1), self.max_iter)
+
+
+def _phase_multiplier(node: CfgNode, length: int) -> Callable[[int], float]:
+    """Factor on the rate within a phase of ``length`` iterations.
+
+    STEPS, iterations of a training of MAX_ITER, keep their place relative to its length: as they stand they would lie
+    behind the end of a generator that has half of the iterations, and never act.
+    """
+    node = node.clone()
+    node.defrost()
+    node.STEPS = tuple(round(step * length / node.MAX_ITER) for step in node.STEPS)
+    return lr_multiplier(node, max_iter=length)
 
 
 class PhaseSchedule(LambdaLR):

@@ -29,6 +29,9 @@ _IRRELEVANT = (
     *("MODEL.MASK_FORMER.OVERSAMPLE_RATIO", "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO"),
 )
 
+# Keys younger than banks that exist, with the value that these were written with.
+_ADDED_SINCE = {"INPUT.KEEP_EMPTY_SEGMENTS": False}
+
 
 def bank_origin(
     cfg: CfgNode,
@@ -84,6 +87,7 @@ def relevant_configuration(cfg: CfgNode) -> dict[str, Any]:
             node = node[word]
         leaves |= dict(sorted(flattened({path: node})))
     kept = {key: value for key, value in leaves.items() if not key.startswith(_IRRELEVANT)}
+    kept = {key: value for key, value in kept.items() if key not in _ADDED_SINCE or value != _ADDED_SINCE[key]}
     return json.loads(json.dumps(kept))
 
 

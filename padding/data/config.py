@@ -24,6 +24,9 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.INPUT.VALUE_RANGE = ()
     # Grey value in [0, 255] of padded image regions; their labels are always void.
     cfg.INPUT.IMAGE_PAD_VALUE = 128
+    # Panoptic segments that the crop left without a pixel stay targets, as in PADing's and Mask2Former's code: queries
+    # are matched to them, and learn noise.
+    cfg.INPUT.KEEP_EMPTY_SEGMENTS = False
     # Semantic training samples also carry one binary mask per class, as mask classification needs them.
     cfg.INPUT.SEMANTIC_MASKS = True
     # Continuous maps read beside the image: for each name the entry "<name>_file_name" of the data set.

@@ -381,7 +381,26 @@ class UnlabeledMapper(Mapper):
 
 @MAPPER_REGISTRY.register()
 class PanopticMapper(Mapper):
-    """One mask per segment as ``instances``; crowds, void and segments cropped out of view are no targets."""
+    """One mask per segment as ``instances``; crowds, void and segments cropped out of view are no targets.
+
+    With ``keep_empty`` (``INPUT.KEEP_EMPTY_SEGMENTS``) the last of these stay, without a pixel.
+    """
+
+    @configurable
+    def __init__(self, *, keep_empty: bool = False, **settings: Any) -> None:
+        """Add to the settings of ``Mapper``.
+
+        Args:
+            keep_empty: segments that the crop left without a pixel are targets too.
+            settings: see ``Mapper``.
+        """
+        super().__init__(**settings)
+        self.keep_empty = keep_empty
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        """Settings from the INPUT keys."""
+        return {**cls._base_arguments(cfg, is_train), "keep_empty": cfg.INPUT.KEEP_EMPTY_SEGMENTS}
 
     def read_labels(self, sample: Mapping[str, Any], size: tuple[int, int]) -> Labels:
         """Segment index map and the class of each index (void: the ignore label)."""
@@ -396,7 +415,7 @@ class PanopticMapper(Mapper):
         assert view.labels is not None
         # Index 0 is void: class -1, which becomes no mask.
         classes = np.append(-1, targets.instance_classes(sample["segments_info"]))
-        sample["instances"] = targets.label_map_to_instances(view.labels, classes)
+        sample["instances"] = targets.label_map_to_instances(view.labels, classes, keep_empty=self.keep_empty)
 
 
 @MAPPER_REGISTRY.register()

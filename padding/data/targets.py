@@ -156,33 +156,36 @@ def semantic_labels(index: LabelMap, segments: Sequence[SegmentInfo], *, ignore_
     return np.array(classes, np.uint8 if max(classes) <= np.iinfo(np.uint8).max else np.uint16)[index]
 
 
-def label_map_to_instances(labels: LabelMap, classes: npt.NDArray[np.int64]) -> Instances:
+def label_map_to_instances(labels: LabelMap, classes: npt.NDArray[np.int64], *, keep_empty: bool = False) -> Instances:
     """Binary masks of the values that occur in a label map.
 
     Args:
         labels: (H, W) values; those without an entry in ``classes``, or with the entry -1, have no mask.
         classes: class of each value, from value 0 on.
+        keep_empty: values that do not occur have a mask too, without a pixel.
 
     Returns:
         Instances of image size (H, W) with ``gt_classes`` (N,) int64 and ``gt_masks`` (N, H, W) bool, in the order of
-        the values; every mask has a pixel.
+        the values; every mask has a pixel unless ``keep_empty``.
     """
     occurs = _value_counts(labels)[: len(classes)] > 0
-    values = np.flatnonzero(occurs & (classes[: len(occurs)] >= 0))
+    values = np.flatnonzero((occurs | keep_empty) & (classes[: len(occurs)] >= 0))
     # (1, H, W) == (N, 1, 1) -> (N, H, W).
     masks = labels[None] == values.astype(labels.dtype)[:, None, None]
-    return masks_to_instances(masks, classes[values])
+    return masks_to_instances(masks, classes[values], keep_empty=keep_empty)
 
 
-def masks_to_instances(masks: npt.NDArray[np.bool_], classes: npt.NDArray[np.int64]) -> Instances:
-    """Instances with ``gt_classes`` and ``gt_masks`` from (N, H, W) masks, empty masks dropped.
+def masks_to_instances(
+    masks: npt.NDArray[np.bool_], classes: npt.NDArray[np.int64], *, keep_empty: bool = False
+) -> Instances:
+    """Instances with ``gt_classes`` and ``gt_masks`` from (N, H, W) masks, empty masks dropped unless ``keep_empty``.
 
     A mask that the crop emptied would be matched, and would teach its query nothing but noise (Mask2Former issue 215).
     """
     import torch
     from detectron2.structures import Instances
 
-    kept = masks.any(axis=(1, 2)) if len(masks) else np.zeros(0, bool)
+    kept = masks.any(axis=(1, 2)) | keep_empty if len(masks) else np.zeros(0, bool)
     instances = Instances(tuple(masks.shape[1:]))
     instances.gt_classes = torch.from_numpy(np.ascontiguousarray(classes[kept], np.int64))
     instances.gt_masks = torch.from_numpy(masks if kept.all() else masks[kept])

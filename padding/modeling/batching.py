@@ -153,6 +153,7 @@ def prepare_targets(
     device: torch.device | str,
     *,
     num_classes: int | None = None,
+    keep_empty: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Classes and padded masks of the segments of each image; segments without a pixel are left out.
 
@@ -162,6 +163,7 @@ def prepare_targets(
         padded_size: (H, W) of the image batch.
         device: where the targets live.
         num_classes: if given, classes are checked to lie in [0, num_classes).
+        keep_empty: segments without a pixel stay.
 
     Returns:
         Per image ``labels`` (M,) int64 and ``masks`` (M, H, W) bool.
@@ -177,11 +179,13 @@ def prepare_targets(
         _check_same_size(sample, "instances.gt_masks", tuple(masks.shape[-2:]), padded_size)
         if num_classes is not None:
             _check_classes(sample, labels, num_classes)
-        # A crop may have cut a segment off: it has no pixel that a point could fall on.
-        keep = masks.flatten(1).view(torch.uint8).amax(dim=1).bool()  # ten times as fast as any()
-        masks = masks[keep].to(device, non_blocking=True)
+        if not keep_empty:
+            # A crop may have cut a segment off: it has no pixel that a point could fall on.
+            keep = masks.flatten(1).view(torch.uint8).amax(dim=1).bool()  # ten times as fast as any()
+            masks, labels = masks[keep], labels[keep]
+        masks = masks.to(device, non_blocking=True)
         targets.append(
-            {"labels": labels[keep].to(device, non_blocking=True), "masks": _pad_to(masks, padded_size, value=False)}
+            {"labels": labels.to(device, non_blocking=True), "masks": _pad_to(masks, padded_size, value=False)}
         )
     return targets
 

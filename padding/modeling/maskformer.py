@@ -60,6 +60,7 @@ class MaskFormer(nn.Module):
         size_divisibility: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        keep_empty_segments: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -76,6 +77,7 @@ class MaskFormer(nn.Module):
             size_divisibility: H and W of a batch are multiples of it.
             pixel_mean: per channel, in the channel order of the input.
             pixel_std: per channel.
+            keep_empty_segments: segments without a pixel are matched too, as in the published code.
         """
         super().__init__()
         self.backbone = backbone
@@ -89,6 +91,7 @@ class MaskFormer(nn.Module):
         self.deep_supervision = deep_supervision
         self.seed_points_by_image = seed_points_by_image
         self.size_divisibility = size_divisibility
+        self.keep_empty_segments = keep_empty_segments
         register_pixel_statistics(self, pixel_mean, pixel_std)
 
     @classmethod
@@ -123,6 +126,7 @@ class MaskFormer(nn.Module):
             "size_divisibility": divisibility if divisibility >= 0 else backbone.size_divisibility,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "keep_empty_segments": cfg.INPUT.KEEP_EMPTY_SEGMENTS,
         }
 
     @property
@@ -208,7 +212,11 @@ class MaskFormer(nn.Module):
         # With deep supervision also the predictions before the first layer and after every other.
         outputs = self.sem_seg_head(self.backbone(images.tensor), with_aux=self.deep_supervision)
         targets = prepare_targets(
-            batched_inputs, tuple(images.tensor.shape[-2:]), self.device, num_classes=self.criterion.num_classes
+            batched_inputs,
+            tuple(images.tensor.shape[-2:]),
+            self.device,
+            num_classes=self.criterion.num_classes,
+            keep_empty=self.keep_empty_segments,
         )
         # crc32 of the id: the same seed on every machine, whatever the batch.
         seeds = [zlib.crc32(str(sample["image_id"]).encode()) for sample in batched_inputs]

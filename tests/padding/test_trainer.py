@@ -152,6 +152,20 @@ def test_sequential_schedules_step_with_their_own_optimiser_only(padding_cfg: Ma
         assert trainer.schedulers[name].last_epoch == 4
 
 
+def test_steps_of_the_rate_act_within_the_share_of_a_sequential_schedule(padding_cfg: MakeCfg) -> None:
+    """STEPS stand for MAX_ITER: at a share of a half the generator would end before the first of them."""
+    cfg = padding_cfg(
+        *("MODEL.PADING.SCHEDULE", "sequential", "MODEL.PADING.GENERATOR_SHARE", 0.5, "SOLVER.MAX_ITER", 8),
+        *("SOLVER.GENERATOR.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.GENERATOR.STEPS", (4, 6)),
+        *("SOLVER.CLASSIFIER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.CLASSIFIER.STEPS", (4,)),
+    )
+    train(cfg)
+    lines = logged(cfg)
+    for name, first, expected in (("generator", 0, [1, 1, 0.1, 0.01]), ("classifier", 4, [1, 1, 0.1, 0.1])):
+        base = cfg.SOLVER[name.upper()].BASE_LR
+        assert [lines[i][f"lr_{name}"] / base for i in range(first, first + 4)] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("stop", [2, 4])
 def test_sequential_training_resumes_in_either_phase(padding_cfg: MakeCfg, tmp_path: Path, stop: int) -> None:
     common = (
@@ -285,6 +299,7 @@ def test_bank_serves_every_row_of_a_table(padding_cfg: MakeCfg, tmp_path: Path) 
     for opts, named in (
         (("INPUT.RANDOM_FLIP", "vertical"), r"configuration.INPUT.RANDOM_FLIP: 'horizontal' there, 'vertical' wanted"),
         (("MODEL.MASK_FORMER.CLASS_WEIGHT", 5.0), r"configuration.MODEL.MASK_FORMER.CLASS_WEIGHT"),
+        (("INPUT.KEEP_EMPTY_SEGMENTS", True), r"configuration.INPUT.KEEP_EMPTY_SEGMENTS"),
         ((node + "FEATURE_BANK.VIEWS", 2), "views: 1 there, 2 wanted"),
     ):
         with pytest.raises(ValueError, match=f"stale.*{named}"):

@@ -4,20 +4,25 @@
 from typing import Any
 
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
+from padding.data.mappers import build_mapper
 from padding.generator import Gmmn, PrimitivePaper, PrimitiveTransformer
 from tests.preset_checks.common import (
     PRINTED,
+    SEEN,
     UNSEEN,
     ZS3,
     BuildModel,
+    K,
+    MakeCfg,
     behaviour,
     features,
     generator_losses,
     seeded,
 )
-from tests.tiny_padding import EMBEDDING_WIDTH, FEATURE_WIDTH
+from tests.tiny_padding import EMBEDDING_WIDTH, FEATURE_WIDTH, make_sample
 
 
 def real_and_synthetic(build: BuildModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -151,6 +156,31 @@ def check_layers(build: BuildModel, *_: Any) -> None:
     assert len(seeded(build, "GENERATOR.NUM_LAYERS", 4).generator.layers) == 4
     paper = seeded(build, "GENERATOR.NUM_LAYERS", 4, "GENERATOR.NAME", "primitive_paper")
     assert len(paper.generator.outputs) == 4
+
+
+@behaviour("GENERATOR.EQUAL_LAYERS")
+def check_equal_layers(build: BuildModel, *_: Any) -> None:
+    for equal in (False, True):
+        first, *others = seeded(build, "GENERATOR.NUM_LAYERS", 3, "GENERATOR.EQUAL_LAYERS", equal).generator.layers
+        for other in others:
+            same = [torch.equal(p, other.state_dict()[name]) for name, p in first.state_dict().items()]
+            assert all(same) is equal
+            assert other.linear1.weight.data_ptr() != first.linear1.weight.data_ptr()
+
+
+@behaviour("INPUT.KEEP_EMPTY_SEGMENTS")
+def check_empty_segments(_: BuildModel, make_cfg: MakeCfg, *__: Any) -> None:
+    """A mapper keeps what the crop emptied (tests/padding/data/test_mappers.py), and queries are matched to it."""
+    sample = make_sample([0, 3])
+    sample["instances"].gt_masks[1] = False
+    for keep, expected in ((False, [SEEN[0]]), (True, [SEEN[0], SEEN[3]])):
+        cfg = make_cfg("INPUT.KEEP_EMPTY_SEGMENTS", keep)
+        assert build_mapper(cfg, is_train=True).keep_empty is keep
+        model = build_model(cfg)
+        labels = model.extract([sample]).labels
+        assert sorted(labels[labels < K].tolist()) == expected
+        segmentor = build_model(make_cfg("INPUT.KEEP_EMPTY_SEGMENTS", keep, "MODEL.META_ARCHITECTURE", "MaskFormer"))
+        assert all(torch.isfinite(loss) for loss in segmentor([sample]).values())
 
 
 @behaviour("GENERATOR.NUM_PRIMITIVES")

@@ -147,6 +147,18 @@ def check_relation(build: BuildModel, *_: Any) -> None:
     torch.testing.assert_close(got, expected)
 
 
+@behaviour("DISENTANGLE.RELATION_REDUCTION")
+def check_relation_sum(build: BuildModel, *_: Any) -> None:
+    model, got = relation_of(build, "DISENTANGLE.RELATION_REDUCTION", "sum")
+    expected = torch.tensor(0.0)
+    for part, ids in zip(related_parts(model), (features().labels[:6], torch.tensor(UNSEEN)), strict=True):
+        logits = part @ model.class_embeddings.T / 0.1
+        expected = expected + 2.0 * F.cross_entropy(logits, ids, reduction="sum")
+    torch.testing.assert_close(got, expected)
+    with pytest.raises(ValueError, match="RELATION_REDUCTION is 'max'"):
+        seeded(build, "DISENTANGLE.RELATION_REDUCTION", "max")
+
+
 @behaviour("DISENTANGLE.RELATION_AMONG_ALL", "DISENTANGLE.RELATION_SEEN_AMONG_ALL")
 def check_relation_columns(build: BuildModel, *_: Any) -> None:
     for seen_all, unseen_all in ((True, False), (False, True), (False, False)):
@@ -195,6 +207,30 @@ def check_unrelated(build: BuildModel, *_: Any) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@behaviour("DISENTANGLE.UNRELATED_REDUCTION")
+def check_unrelated_sum(build: BuildModel, *_: Any) -> None:
+    """The sum over samples is the mean times the number of what it is a mean of, in each set."""
+    common = ("LOSS_WEIGHT.STRUCTURE", 1.0, "LOSS_WEIGHT.UNRELATED", 1.0, "ALIGN.USE_REAL_SEEN", False)
+    counts = [len(ids) * FEATURE_WIDTH for ids in (features().labels[:6], UNSEEN)]
+
+    def both_sets(prior: str, reduction: str) -> torch.Tensor:
+        options = ("DISENTANGLE.UNRELATED", prior, "DISENTANGLE.UNRELATED_REDUCTION", reduction)
+        return generator_losses(build, *common, *options)["loss_unrelated"]
+
+    for prior in ("moment", "vae", "official"):
+        one_set: list[torch.Tensor] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "padding.objective._over_sets", lambda parts, _, one_set=one_set: one_set.extend(parts) or parts[0]
+            )
+            both_sets(prior, "mean")
+        means = one_set[2:4]  # relation, then unrelated, then reconstruction: two sets each
+        expected = means[0] * counts[0] + means[1] * counts[1]
+        torch.testing.assert_close(both_sets(prior, "sum"), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="UNRELATED_REDUCTION is 'max'"):
+        seeded(build, "DISENTANGLE.UNRELATED_REDUCTION", "max")
+
+
 @behaviour("DISENTANGLE.ARCH")
 def check_arch(build: BuildModel, *_: Any) -> None:
     def kinds(model: PADing, name: str) -> list[str]:
@@ -216,9 +252,9 @@ def check_reconstruction(build: BuildModel, *_: Any) -> None:
     for ids in (features().labels[:6], torch.tensor(UNSEEN)):
         x = model.synthesise(ids)
         differences.append((model.decoder(model.projection_related(x), model.projection_unrelated(x)) - x).abs())
-    for reduction, reduce in (("mean", torch.mean), ("sum", torch.sum)):
+    for reduction, reduce, weight in (("mean", torch.mean, 0.5), ("sum", torch.sum, 1.0)):
         got = generator_losses(build, *common, "DISENTANGLE.RECONSTRUCTION", reduction)["loss_reconstruction"]
-        torch.testing.assert_close(got, reduce(differences[0]) + reduce(differences[1]))
+        torch.testing.assert_close(got, 2.0 * weight * (reduce(differences[0]) + reduce(differences[1])))
     with pytest.raises(ValueError, match="RECONSTRUCTION is 'max'"):
         seeded(build, "DISENTANGLE.RECONSTRUCTION", "max")
 

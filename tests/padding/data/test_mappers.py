@@ -159,6 +159,24 @@ def test_masks_emptied_by_the_crop_are_dropped(tiny: TinyPanoptic) -> None:
     assert min(counts) < 4
 
 
+def test_segments_emptied_by_the_crop_stay_if_asked_for(tiny: TinyPanoptic) -> None:
+    keys = {"IMAGE_SIZE": 32, "MIN_SCALE": 3.0, "MAX_SCALE": 3.0}
+    entry, emptied = entries_of(tiny)[0], 0
+    for seed in range(5):
+        samples = []
+        for keep in (False, True):
+            np.random.seed(seed)
+            mapper = build_mapper(config("coco_panoptic_lsj", KEEP_EMPTY_SEGMENTS=keep, **keys), is_train=True)
+            samples.append(mapper(entry)["instances"])
+        dropped, kept = samples
+        assert len(kept) == sum(not segment.get("iscrowd", 0) for segment in entry["segments_info"])
+        visible = kept.gt_masks.flatten(1).any(1)
+        assert torch.equal(kept.gt_masks[visible], dropped.gt_masks)
+        assert torch.equal(kept.gt_classes[visible], dropped.gt_classes)
+        emptied += int((~visible).sum())
+    assert emptied > 0
+
+
 def instance_entries(tiny: TinyPanoptic) -> list[Any]:
     name = "tiny_for_mappers_instances"
     entries = load_coco_json(json_file=str(tiny.json_file), image_root=str(tiny.root / "images"), dataset_name=name)

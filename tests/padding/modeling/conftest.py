@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from padding.data.class_split import ClassSplit
+from padding.data.config import add_input_config
 from padding.modeling import maskformer, segment_classifier  # noqa: F401  (register the models)
 from padding.modeling.config import add_mask2former_config
 
@@ -33,6 +34,7 @@ def tiny_cfg(tiny_split: ClassSplit) -> Iterator[CfgNode]:
     for name, split in ((TRAIN_NAME, tiny_split.seen_only()), (TEST_NAME, tiny_split)):
         MetadataCatalog.get(name).class_split = split
     cfg = get_cfg()
+    add_input_config(cfg)
     add_mask2former_config(cfg)
     options = {
         "DATASETS.TRAIN": (TRAIN_NAME,),

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
 from padding.data.class_split import ClassSplit
+from padding.data.config import add_input_config
 from padding.modeling.config import ACCEPTED_AND_IGNORED, add_mask2former_config
 from padding.modeling.maskformer import MaskFormer
 
@@ -85,6 +86,7 @@ class RecordingNode(CfgNode):
 
 def make_config() -> CfgNode:
     cfg = get_cfg()
+    add_input_config(cfg)
     add_mask2former_config(cfg)
     return cfg
 
