@@ -279,7 +279,8 @@ def detection_scores(
         (K,) scores over all contiguous ids; classes that are no things are NaN and not present.
     """
     groups = truth.groups
-    class_ids = sorted(groups.thing_ids)
+    # The backends sort the classes by their ids in the file, which may be another order than that of the label space.
+    class_ids = sorted(groups.thing_ids, key=lambda class_id: groups.dataset_ids[class_id])
     with contextlib.redirect_stdout(io.StringIO()):
         results = _result_set(truth, detections, iou_type)
         # The official parameters, but for the areas and limits that nobody reports.
@@ -295,7 +296,7 @@ def detection_scores(
     recall = np.asarray(evaluation.eval["recall"])[0, :, 0, 0]
     nan = np.full(groups.num_classes, np.nan)
     scores = DetectionScores(nan.copy(), nan.copy(), nan.copy(), np.zeros(groups.num_classes, dtype=bool))
-    # Columns are thing classes in the order of their contiguous ids; the result has all K.
+    # Columns are thing classes in the order of their ids in the file; the result has all K.
     for column, class_id in enumerate(class_ids):
         if recall[column] < 0:
             continue

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,31 @@ def test_ids_areas_and_null_fields_do_not_spoil_a_perfect_score(make_dataset: Ca
     evaluator.process(records, [{"instances": instances_of(m, c, [0.9] * 3)} for m, c, _ in truth])
     results = evaluator.evaluate()
     assert [results[task][metric] for task in ("segm", "bbox") for metric in ("AP", "recall100")] == [100.0] * 4
+
+
+@pytest.mark.usefixtures("backend")
+def test_ids_in_another_order_than_the_classes_change_no_score(
+    random_case: Any, register: Callable[..., str], split: ClassSplit, tmp_path: Path
+) -> None:
+    """Zero-shot splits list seen classes first, whatever their ids; backends sort classes by id."""
+    name, records, path, outputs = random_case
+    other = replace(split, dataset_ids=(9, 4, 6, 11, 12))
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        entry["category_id"] = other.dataset_ids[split.dataset_ids.index(entry["category_id"])]
+    for entry in content["categories"]:
+        entry["id"] = other.dataset_ids[split.dataset_ids.index(entry["id"])]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    renamed = register("renamed", records, class_split=other, json_file=str(tmp_path / "other.json"))
+    results = []
+    for dataset in (name, renamed):
+        evaluator = InstanceEvaluator(dataset, tmp_path / dataset)
+        evaluator.process(records, outputs)
+        results.append(evaluator.evaluate())
+        results.append(json.loads((tmp_path / dataset / "segm_per_class.json").read_text())["per_class"])
+    assert results[2] == results[0]
+    assert [row["AP"] for row in results[3]] == [row["AP"] for row in results[1]]
+    assert len({row["AP"] for row in results[1]}) > 2
 
 
 @pytest.mark.usefixtures("backend")
