@@ -111,7 +111,8 @@ def find_target(args: argparse.Namespace) -> Target:
         PreparationError: they name none, or not enough.
     """
     from padding.data.catalog import register_all
-    from padding.data.folders import OWN_NAMES, register_folders
+    from padding.data.folders import register_folders
+    from padding.data.own_data import OWN_NAMES, OwnData
     from padding.data.prepare.scribbles import tasks_of_dataset
     from padding.data.scribbles.folder import ScribbleFolder
     from padding.data.sets.scribbles import SCRIBBLE_SETS, scribble_tags
@@ -125,7 +126,7 @@ def find_target(args: argparse.Namespace) -> Target:
     if args.images:
         # Without dense labels only the names of the files are made of this folder.
         labels = args.labels or args.images
-        register_folders(images=args.images, labels=labels, classes=args.classes, void_values=args.void)
+        register_folders(OwnData(images=args.images, labels=labels, classes=args.classes, void_values=args.void))
     dense = one.dense if one else OWN_NAMES[0] if args.images else args.dataset
     if not dense:
         raise PreparationError(f"name --dataset ({', '.join(SCRIBBLE_SETS)}) or --images, --labels and --classes")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from padding.data.label_statistics import audit_labels
 from padding.data.readers import displayed_size, opened_image
+from padding.data.saliency.maps import SALIENT_ABOVE, read_saliency, saliency_to_bytes
 from padding.errors import UserError
 
 Level = Literal["error", "warning", "note"]
@@ -183,6 +184,37 @@ def check_labels(
     absent = [name for name, count in zip(names, audit.pixels, strict=True) if count == 0]
     if absent and read and len(looked_at) == len(entries) and not suspect:
         yield Finding("note", place, f"no pixel of {', '.join(absent)}")
+
+
+def check_saliency(place: str, entries: Sequence[Entry], *, limit: int = 0) -> Iterator[Finding]:
+    """Saliency can be read, has 0 and 255 and not 0 and 1, and something is salient.
+
+    Args:
+        place: for the findings.
+        entries: with saliency of their own, or derived from class labels.
+        limit: look at so many files, evenly spaced; 0: at all.
+    """
+    unusable: list[str] = []
+    zero_one: list[str] = []
+    empty: list[str] = []
+    looked_at = spread(entries, limit)
+    for entry in tqdm(looked_at, desc=f"{place}: saliency", unit="img", disable=None, leave=False):
+        file = str(entry.get("saliency_file_name", entry.get("sem_seg_file_name", entry["file_name"])))
+        try:
+            largest = int(saliency_to_bytes(read_saliency(entry)[0]).max(initial=0))
+        except (UserError, OSError) as error:
+            unusable.append(str(error))
+            continue
+        if largest <= SALIENT_ABOVE:
+            (zero_one if largest == 1 else empty).append(file)
+    if unusable:
+        yield Finding("error", place, f"{_some(unusable)} maps cannot be used")
+    if zero_one:
+        yield Finding("error", place, f"{_some(zero_one)} maps hold 0 and 1, not 0 and 255; multiply them")
+    if looked_at and len(empty) == len(looked_at):
+        yield Finding("error", place, f"nothing is salient in all {len(empty)} maps looked at (such as {empty[0]})")
+    elif empty:
+        yield Finding("note", place, f"{_some(empty)} maps have no salient pixel")
 
 
 def check_objects(place: str, entries: Sequence[Entry], names: Sequence[str]) -> Iterator[Finding]:

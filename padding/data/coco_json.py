@@ -6,7 +6,8 @@ Training, evaluation and preparation read these files here alone. What would giv
 
 - annotation ids may repeat or lack: nothing goes by them, scores number the objects anew;
 - objects without ``segmentation``, or without a polygon of three points, are left out;
-- ``area`` is never believed, pixels are counted; a ``bbox`` that is none is replaced by that of the mask.
+- ``area`` is never believed, pixels are counted; a ``bbox`` that is none is replaced by that of the mask;
+- backslashes in the names of images are slashes, and folders in front of a name are left out where they do not exist.
 """
 
 from __future__ import annotations
@@ -181,6 +182,8 @@ def findings_of(path: str | Path, kind: type[File], image_root: str | Path | Non
     """
     try:
         content = read_typed_json(path, kind)
+        if image_root is not None:
+            find_images(content.images, image_root)
         if image_root is not None or isinstance(content, InstanceFile):
             fill_sizes(content.images, path, image_root)
     except DataError as error:
@@ -192,6 +195,8 @@ def _read(path: str | Path, kind: type[File], image_root: str | Path | None, cur
     content = read_typed_json(path, kind, cure=cure)
     # Before sizes are looked up: which of two images an id means is not known.
     Findings(_image_problems(content.images)).settle(path, cure)
+    if image_root is not None:
+        find_images(content.images, image_root)
     if image_root is not None or isinstance(content, InstanceFile):
         fill_sizes(content.images, path, image_root)
     content_findings(content).settle(path, cure)
@@ -210,6 +215,31 @@ def content_findings(content: ImageFile | PanopticFile | InstanceFile) -> Findin
     elif not found.problems:
         _check_objects(content, found)
     return found
+
+
+def find_images(images: Iterable[ImageEntry], image_root: str | Path) -> None:
+    """Make the names of images paths below their folder, as far as that can be told.
+
+    Tools write where a file was on their own machine ("../upload/3/a.jpg"), with backslashes on Windows. The name stays
+    as it is where its folder exists below ``image_root``; else the first folders are left out until the rest does.
+
+    Args:
+        images: changed in place.
+        image_root: folder of the images.
+    """
+    root, shorter = Path(image_root), dict[str, str]()
+    for image in images:
+        folder, _, name = image.file_name.replace("\\", "/").rpartition("/")
+        if folder and folder not in shorter:
+            parts = Path(folder).parts
+            rests = (Path(*parts[first:]) for first in range(len(parts)))
+            # A name that leads out of the folder was written for another machine.
+            usable = (
+                p.as_posix() for p in rests if ".." not in p.parts and not p.is_absolute() and (root / p).is_dir()
+            )
+            shorter[folder] = next(usable, "")
+        if folder:
+            image.file_name = f"{shorter[folder]}/{name}" if shorter[folder] else name
 
 
 def fill_sizes(images: Iterable[ImageEntry], path: str | Path, image_root: str | Path | None) -> None:

@@ -84,7 +84,7 @@ def _add_saliency_keys(cfg: CfgNode) -> None:
 
 
 def _add_own_data_keys(cfg: CfgNode) -> None:
-    """A user's own data, registered as "own_train" and "own_val"; paths as on the command line."""
+    """A user's own data, registered as "own_train", "own_val" and so on; paths as on the command line."""
     node = CfgNode()
     cfg.DATASETS.FOLDERS = node
     node.IMAGES = ""  # folder of the images; "": no own data
@@ -102,3 +102,19 @@ def _add_own_data_keys(cfg: CfgNode) -> None:
     # Names of classes that training must not know (zero-shot): void in "own_train", which is labelled with the others
     # alone; "own_val_unseen" counts them alone.
     node.UNSEEN = ()
+    # Strokes in place of dense labels in training: a folder of index images, void where nobody drew; images without one
+    # are left out. LABELS, where given, are then "own_train_dense" and those of VAL_LIST.
+    node.SCRIBBLES = ""
+    # COCO's JSON in place of LABELS: objects, or with PANOPTIC, the folder of the PNGs, segments. CLASSES then chooses
+    # and orders classes of the file by name, "": all of it. VAL_IMAGES and VAL_PANOPTIC "": the folders of training.
+    node.ANNOTATIONS = ""
+    node.PANOPTIC = ""
+    node.VAL_ANNOTATIONS = ""
+    node.VAL_PANOPTIC = ""
+    # Saliency maps, 0 to 255, of IMAGES or of images of their own: "own_train_saliency", and "own_val_saliency" of
+    # VAL_LIST or of the folders to evaluate on. Images without a map are left out.
+    node.SALIENCY = ""
+    node.SALIENCY_IMAGES = ""
+    node.SALIENCY_SUFFIX = ".png"  # in place of the image's ending
+    node.VAL_SALIENCY = ""
+    node.VAL_SALIENCY_IMAGES = ""

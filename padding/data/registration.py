@@ -240,7 +240,7 @@ def register_instances(
     files = {"image_root": str(image_root), "json_file": str(json_file)}
     register_data_set(
         name,
-        partial(load_instances, class_split=class_split, cure=cure, **files),
+        partial(load_instances, class_split=class_split, cure=cure, **files),  # type: ignore[arg-type]
         class_split,
         "coco_instance",
         unseen_only=evaluate_unseen_only,

@@ -172,6 +172,8 @@ def _findings_of(one: CheckedSet, *, headers: int, labels: int) -> Iterator[Find
     yield from checks.check_sizes(place, entries, limit=headers)
     names = class_split_of(one.dataset).names
     yield from checks.check_objects(place, entries, names)
+    if "saliency_file_name" in needed:
+        yield from checks.check_saliency(place, entries, limit=labels)
     if needed == ("sem_seg_file_name",) and entries and all(key in entries[0] for key in needed):
         label_map = getattr(MetadataCatalog.get(one.dataset), "sem_seg_label_map", None)
         yield from checks.check_labels(place, entries, names, label_map=label_map, limit=labels)

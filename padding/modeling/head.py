@@ -10,6 +10,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from padding.errors import ConfigError
+from padding.modeling.label_space import num_learned_classes
 from padding.modeling.pixel_decoder import DeformableEncoder, PixelDecoder
 from padding.modeling.transformer_decoder import MaskedTransformerDecoder
 
@@ -96,7 +97,7 @@ def _build_predictor(cfg: CfgNode, *, num_levels: int) -> MaskedTransformerDecod
     return MaskedTransformerDecoder(
         in_channels=cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
         mask_dim=cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES or num_learned_classes(cfg),
         hidden_dim=node.HIDDEN_DIM,
         num_queries=node.NUM_OBJECT_QUERIES,
         num_heads=node.NHEADS,

@@ -23,6 +23,21 @@ def training_split(cfg: CfgNode) -> ClassSplit:
     return split
 
 
+def num_learned_classes(cfg: CfgNode) -> int:
+    """``MODEL.SEM_SEG_HEAD.NUM_CLASSES``, and where that is 0, the number of classes of ``DATASETS.TRAIN``.
+
+    Raises:
+        ConfigError: the number is not that of the data; see also ``training_split``.
+    """
+    stated, learned = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, training_split(cfg).num_classes
+    if stated not in (0, learned):
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {stated}, but data set '{cfg.DATASETS.TRAIN[0]}' has {learned} "
+            f"classes; set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {learned}, or to 0 for those of the data"
+        )
+    return learned
+
+
 def evaluation_split(cfg: CfgNode) -> ClassSplit:
     """Label space of the first of ``DATASETS.TEST``, or of the training set where none is given."""
     return class_split_of(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else training_split(cfg)

@@ -16,7 +16,6 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from padding.data.sample import Prediction
-from padding.errors import ConfigError
 from padding.modeling.batching import (
     batch_images,
     prepare_targets,
@@ -26,7 +25,7 @@ from padding.modeling.batching import (
 )
 from padding.modeling.criterion import MaskCriterion
 from padding.modeling.inference import keep_classes, widen_logits
-from padding.modeling.label_space import evaluation_split, training_split
+from padding.modeling.label_space import evaluation_split, num_learned_classes, training_split
 from padding.modeling.matcher import HungarianMatcher
 from padding.modeling.postprocessing import InferenceOptions, predict_image
 
@@ -102,12 +101,7 @@ class MaskFormer(nn.Module):
             ConfigError: if the number of classes or the label spaces of the data sets do not fit together.
         """
         learned, asked = training_split(cfg), evaluation_split(cfg)
-        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        if learned.num_classes != num_classes:
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but data set '{cfg.DATASETS.TRAIN[0]}' has "
-                f"{learned.num_classes} classes; set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {learned.num_classes}"
-            )
+        num_learned_classes(cfg)  # before anything large is built
         backbone = build_backbone(cfg)
         options = cfg.MODEL.MASK_FORMER
         divisibility = options.SIZE_DIVISIBILITY
@@ -246,7 +240,7 @@ def _build_criterion(cfg: CfgNode) -> MaskCriterion:
     options = cfg.MODEL.MASK_FORMER
     weights = (options.CLASS_WEIGHT, options.MASK_WEIGHT, options.DICE_WEIGHT)
     return MaskCriterion(
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        num_classes=num_learned_classes(cfg),
         matcher=HungarianMatcher(*weights, num_points=options.TRAIN_NUM_POINTS),
         weight_dict=dict(zip(("loss_ce", "loss_mask", "loss_dice"), weights, strict=True)),
         no_object_weight=options.NO_OBJECT_WEIGHT,

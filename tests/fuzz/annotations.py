@@ -27,6 +27,8 @@ from padding.data.loaders.panoptic_json import load_panoptic
 from padding.data.loaders.sem_seg_list import load_sem_seg
 from padding.data.mappers import InstanceMapper, PanopticMapper
 from padding.data.masks import annotation_mask
+from padding.data.own_annotations import own_split, read_categories
+from padding.data.own_data import OwnData
 from padding.evaluation.instance import InstanceEvaluator
 from padding.evaluation.panoptic import PanopticEvaluator
 from tests.fuzz.harness import Target
@@ -337,7 +339,17 @@ def read_mask(folder: Path) -> None:
     np.testing.assert_array_equal(first, plain_mask(segmentation, SIZE))
 
 
+def read_own(folder: Path) -> None:
+    """Classes as the file lists them, whatever else is in it."""
+    path = folder / "x.json"
+    categories = read_categories(str(path))
+    expected = [(c["id"], c["name"]) for c in plain(path)["categories"]]
+    assert [(c.id, c.name) for c in categories] == expected, "categories"
+    assert own_split(OwnData(annotations=str(path)), categories, categories).names == tuple(n for _, n in expected)
+
+
 TARGETS = (
+    Target("own annotations", write_instances, damage_json, read_own),
     Target("instances", write_instances, damage_json, read_instances),
     Target("panoptic", write_panoptic, damage_panoptic, read_panoptic),
     Target("image list", write_list, damage_json, read_list),

@@ -12,8 +12,9 @@ from PIL import Image
 
 from padding.data.checks import check_labels, check_sizes
 from padding.data.class_split import read_name_list
-from padding.data.folders import folder_classes, own_label_map
+from padding.data.folders import own_label_map
 from padding.data.loaders.listed_images import load_listed_images
+from padding.data.own_data import folder_classes
 from padding.data.photographs import read_photograph
 from padding.engine import add_core_config
 from padding.engine.setup import _check_values, _merge_file

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from padding.data.class_split import ClassSplit
 from padding.data.coco_json import InstanceEntry, read_instance_file
@@ -22,11 +22,18 @@ from padding.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+UnlistedPolicy = Literal["error", "drop_object"]
 _KEPT_FIELDS = ("id", "bbox", "area", "segmentation")
 
 
 def load_instances(
-    *, json_file: str | Path, image_root: str | Path, class_split: ClassSplit, cure: str = ""
+    *,
+    json_file: str | Path,
+    image_root: str | Path,
+    class_split: ClassSplit,
+    unlisted: UnlistedPolicy = "error",
+    dropped_with: Collection[str] = (),
+    cure: str = "",
 ) -> list[DatasetDict]:
     """List the images of a COCO instance file with their objects.
 
@@ -37,7 +44,10 @@ def load_instances(
         json_file: COCO instance annotations; masks are polygons or run-length code. Objects without one are left out,
             which is logged.
         image_root: folder of the images; their headers say the sizes that the file does not state.
-        class_split: label space of the result; may be narrower than the file's as long as no object needs more.
+        class_split: label space of the result; may be narrower than the file's.
+        unlisted: an object of another class is an "error", or left out, "drop_object".
+        dropped_with: names of classes; images with an object of one of them are left out (zero-shot training: an object
+            left out alone would be learned as background).
         cure: sentence for error messages: how the files are obtained.
 
     Returns:
@@ -50,7 +60,13 @@ def load_instances(
     """
     content = read_instance_file(json_file, image_root=image_root, cure=cure)
     outside = names_outside(content.categories, class_split, class_split.contiguous_id, json_file)
-    objects = _objects_by_image(content.annotations, class_split, outside, json_file)
+    dropped = {
+        annotation.image_id for annotation in content.annotations if outside.get(annotation.category_id) in dropped_with
+    }
+    kept = [a for a in content.annotations if a.image_id not in dropped]
+    if unlisted == "drop_object":
+        kept = [annotation for annotation in kept if annotation.category_id not in outside]
+    objects = _objects_by_image(kept, class_split, outside, json_file)
     entries: list[DatasetDict] = [
         {
             "file_name": os.path.join(image_root, image.file_name),  # noqa: PTH118  (100k joins: 10x faster)
@@ -60,9 +76,13 @@ def load_instances(
             "annotations": objects.get(image.id, []),
         }
         for image in content.images
+        if image.id not in dropped
     ]
     require_files(image_root, [entry["file_name"] for entry in entries], cure)
-    logger.info("%s: %d images, %d objects", json_file, len(entries), len(content.annotations))
+    logger.info(
+        "%s: %d of %d images, %d of %d objects",
+        *(json_file, len(entries), len(content.images), len(kept), len(content.annotations)),
+    )
     return entries
 
 

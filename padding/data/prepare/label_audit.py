@@ -16,9 +16,10 @@ from typing import Any
 
 from padding.data.catalog import register_all
 from padding.data.class_split import class_split_of
-from padding.data.folders import folder_classes, own_label_map
+from padding.data.folders import own_label_map
 from padding.data.label_statistics import audit_labels
 from padding.data.loaders.listed_images import load_listed_images, read_id_list
+from padding.data.own_data import folder_classes
 from padding.data.prepare.command import report
 from padding.data.registration import registered_names
 from padding.data.semi_splits import select_entries

@@ -13,9 +13,10 @@ from PIL import Image
 
 import train_net
 from padding.data.class_split import class_split_of
-from padding.data.folders import OWN_NAMES, OWN_UNSEEN, register_own_data
+from padding.data.folders import register_own_data
 from padding.data.label_statistics import audit_labels
 from padding.data.mappers import build_mapper
+from padding.data.own_data import OWN_NAMES, OWN_UNSEEN
 from padding.data.registration import _registered
 from padding.engine import add_core_config
 
@@ -178,7 +179,7 @@ def test_nothing_is_registered_by_default() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"LABELS": ""}, ValueError, r"FOLDERS\.LABELS is empty"),
+        ({"LABELS": ""}, ValueError, "there are no labels; set LABELS"),
         ({"CLASSES": ""}, ValueError, r"FOLDERS\.CLASSES is empty"),
         ({"CLASSES": "nowhere.txt"}, FileNotFoundError, r"FOLDERS\.CLASSES: nowhere\.txt"),
         ({"IMAGES": ""}, ValueError, r"FOLDERS\.LABELS is set, but DATASETS\.FOLDERS\.IMAGES is empty"),

@@ -13,7 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import nn
 
-from padding.data.folders import OWN_NAMES, register_own_data
+from padding.data.folders import register_own_data
+from padding.data.own_data import OWN_NAMES
 from padding.data.registration import _registered, listed_once
 from padding.engine.commands import load_config
 from padding.engine.start_check import check_run, find_faults, try_evaluation
