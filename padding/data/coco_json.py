@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO's JSON formats: instances, panoptic, and lists of images. One schema each, and what may be wrong beyond it.
 
-Training, evaluation and preparation read these files here alone. What would give wrong numbers in silence is a
+Training, evaluation and preparation read these files here alone, panoptic ones through ``panoptic_table``, which keeps
+them in less memory. What would give wrong numbers in silence is a
 *problem* and refused; what is mended by a stated rule is a *remark* and logged:
 
 - annotation ids may repeat or lack: nothing goes by them, scores number the objects anew;
@@ -159,12 +160,7 @@ def read_image_file(path: str | Path, *, image_root: str | Path | None = None, c
         MissingFileError: there is no such file, or no image to read a size from.
         DataError: it has another shape, or contradicts itself.
     """
-    return _read(path, ImageFile, image_root, cure)
-
-
-def read_panoptic_file(path: str | Path, *, image_root: str | Path | None = None, cure: str = "") -> PanopticFile:
-    """Panoptic annotations, checked as far as no PNG is needed; arguments and errors as of ``read_image_file``."""
-    return _read(path, PanopticFile, image_root, cure)
+    return read_checked(path, ImageFile, image_root, cure)
 
 
 def read_instance_file(path: str | Path, *, image_root: str | Path | None = None, cure: str = "") -> InstanceFile:
@@ -172,7 +168,7 @@ def read_instance_file(path: str | Path, *, image_root: str | Path | None = None
 
     Objects that have no mask are left out, which is logged.
     """
-    return _read(path, InstanceFile, image_root, cure)
+    return read_checked(path, InstanceFile, image_root, cure)
 
 
 def findings_of(path: str | Path, kind: type[File], image_root: str | Path | None = None) -> Findings:
@@ -191,7 +187,8 @@ def findings_of(path: str | Path, kind: type[File], image_root: str | Path | Non
     return content_findings(content)
 
 
-def _read(path: str | Path, kind: type[File], image_root: str | Path | None, cure: str) -> File:
+def read_checked(path: str | Path, kind: type[File], image_root: str | Path | None, cure: str) -> File:
+    """A whole file of any kind in memory, checked; arguments and errors as of ``read_image_file``."""
     content = read_typed_json(path, kind, cure=cure)
     # Before sizes are looked up: which of two images an id means is not known.
     Findings(_image_problems(content.images)).settle(path, cure)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from detectron2.structures import Instances
 
@@ -49,7 +51,7 @@ class DatasetDict(TypedDict, total=False):
     height: int
     width: int
     pan_seg_file_name: str
-    segments_info: list[SegmentInfo]
+    segments_info: Sequence[SegmentInfo]
     void_segment_ids: list[int]  # ids in the PNG that count as void (unseen classes under the policy "ignore_pixels")
     sem_seg_file_name: str
     sem_seg_label_map: dict[int, int]  # derived saliency: value in that file -> contiguous id or the ignore label

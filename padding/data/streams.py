@@ -391,17 +391,20 @@ def load_training_entries(names: Sequence[str], *, filter_empty: bool) -> list[d
 
 def _report_crowds(entries: Sequence[Mapping[str, Any]], names: str) -> str:
     """Log how many objects and segments are crowds; returned is that sentence, "" where there are none."""
-    items = [item for entry in entries for item in (*entry.get("segments_info", ()), *entry.get("annotations", ()))]
-    crowds = sum(bool(item.get("iscrowd", 0)) for item in items)
+    total = crowds = 0
+    for entry in entries:
+        items = (*entry.get("segments_info", ()), *entry.get("annotations", ()))
+        total += len(items)
+        crowds += sum(bool(item.get("iscrowd", 0)) for item in items)
     if not crowds:
         return ""
     report = (
-        f"{crowds} of {len(items)} objects are left out of instance and panoptic training as crowds: iscrowd 1 means "
+        f"{crowds} of {total} objects are left out of instance and panoptic training as crowds: iscrowd 1 means "
         "that nobody counted the objects of a region. Where each is one object (CVAT and SAM write iscrowd 1 beside "
         "run-length code), set iscrowd to 0 in the JSON"
     )
     # COCO's own share is about one in a hundred.
-    logger.log(logging.WARNING if crowds > _USUAL_CROWDS * len(items) else logging.INFO, "%s: %s", names, report)
+    logger.log(logging.WARNING if crowds > _USUAL_CROWDS * total else logging.INFO, "%s: %s", names, report)
     return report
 
 

@@ -102,11 +102,11 @@ def _compare_areas(json_file: str | Path, panoptic: str | Path) -> list[Finding]
     """Segments whose ``area`` is not the number of their pixels; what cannot be read is found elsewhere."""
     import numpy as np
 
-    from padding.data.coco_json import read_panoptic_file
+    from padding.data.panoptic_table import read_panoptic_file
     from padding.data.readers import read_panoptic_ids
 
     wrong = []
-    for annotation in read_panoptic_file(json_file).annotations:
+    for annotation in read_panoptic_file(json_file).entries():
         try:
             values, counts = np.unique(read_panoptic_ids(Path(panoptic) / annotation.file_name), return_counts=True)
         except (UserError, OSError):

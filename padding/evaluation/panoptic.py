@@ -17,7 +17,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from padding.data.coco_json import PanopticEntry, read_panoptic_file
+from padding.data.coco_json import PanopticEntry
+from padding.data.panoptic_table import read_panoptic_file
 from padding.data.readers import read_panoptic_ids
 from padding.data.sample import SegmentInfo
 from padding.data.targets import segment_index_map
@@ -54,9 +55,8 @@ class PanopticGroundTruth:
         self.groups = groups
         self._contiguous_id = groups.contiguous_id
         self._outside_is_void = outside_is_void
-        content = read_panoptic_file(self.panoptic_json, cure=_CURE)
-        self._annotations = {annotation.image_id: annotation for annotation in content.annotations}
-        self.image_ids = sorted(self._annotations)  # type: ignore[type-var]
+        self._table = read_panoptic_file(self.panoptic_json, cure=_CURE)
+        self.image_ids = sorted(self._table.image_ids)  # type: ignore[type-var]
         self.num_wrong_areas = 0
 
     @classmethod
@@ -83,12 +83,12 @@ class PanopticGroundTruth:
         Raises:
             DataError: if the image is not annotated.
         """
-        if image_id not in self._annotations:
+        if image_id not in self._table.position:
             raise DataError(
                 f"{self.panoptic_json}: no annotation of image {image_id!r}; evaluate the images of this file, or name "
                 "the JSON that belongs to them"
             )
-        return self._annotations[image_id]
+        return self._table.entry(image_id)
 
     def read(self, image_id: int | str) -> tuple[npt.NDArray[np.uint32], list[dict[str, Any]]]:
         """Ground truth of one image, by the rules of the training mappers.

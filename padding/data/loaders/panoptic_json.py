@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from padding.data.class_split import ClassSplit
-from padding.data.coco_json import Category, ImageEntry, SegmentEntry, read_panoptic_file
-from padding.data.sample import DatasetDict, SegmentInfo
+from padding.data.coco_json import Category, ImageEntry
+from padding.data.panoptic_table import PanopticTable, classes_of, read_panoptic_file, segment_lists
+from padding.data.sample import DatasetDict
 from padding.errors import DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
@@ -65,15 +66,14 @@ def load_panoptic(
     if seen_only:
         allowed = {key: i for key, i in allowed.items() if i not in class_split.unseen_ids}
     outside = names_outside(content.categories, class_split, allowed, panoptic_json)
-    annotations = {annotation.image_id: annotation for annotation in content.annotations}
-    reader = _SegmentReader(allowed, class_split.thing_ids, outside, unseen_policy, str(panoptic_json))
+    reader = _SegmentReader(content, allowed, class_split.thing_ids, outside, unseen_policy, str(panoptic_json))
     entries: list[DatasetDict] = []
     for image in content.images:
-        annotation = annotations.get(image.id)
-        segments = reader.read(annotation.segments_info if annotation else [], image.file_name)
+        segments = reader.read(image)
         if segments is None:
             continue
-        name = annotation.file_name if annotation else f"{Path(image.file_name).stem}.png"
+        index = content.position.get(image.id)
+        name = f"{Path(image.file_name).stem}.png" if index is None else content.file_names[index]
         entry = _image_entry(image, os.path.join(image_root, image.file_name))  # noqa: PTH118  (100k joins: 10x faster)
         entry["pan_seg_file_name"] = os.path.join(panoptic_root, name)  # noqa: PTH118
         if sem_seg_root:
@@ -91,52 +91,44 @@ def _image_entry(image: ImageEntry, file_name: str) -> DatasetDict:
 
 
 class _SegmentReader:
-    """Translates the segments of one image after another and counts what the policy took away."""
+    """Gives the segments of one image after another and counts what the policy took away."""
 
     def __init__(
         self,
+        table: PanopticTable,
         allowed: Mapping[int, int],
         thing_ids: frozenset[int],
         outside: Mapping[int, str],
         policy: UnseenPolicy,
         json_name: str,
     ) -> None:
+        self.table = table
         self.allowed = allowed
-        self.thing_ids = thing_ids
         self.outside = outside
         self.policy = policy
         self.json_name = json_name
         self.num_voided = 0
+        self._kept, self._others = segment_lists(table, classes_of(table.category_ids, allowed), thing_ids)
 
-    def read(self, segments: Iterable[SegmentEntry], image_name: str) -> dict[str, Any] | None:
+    def read(self, image: ImageEntry) -> dict[str, Any] | None:
         """Entries ``segments_info`` and, where needed, ``void_segment_ids`` of an image; None: leave the image out."""
-        kept: list[SegmentInfo] = []
-        void_ids: list[int] = []
-        for segment in segments:
-            category = self.allowed.get(segment.category_id)
-            if category is not None:
-                kept.append(self._translate(segment, category))
-            elif self._is_void(segment.category_id, image_name):
-                void_ids.append(segment.id)
-            else:
-                return None
+        index = self.table.position.get(image.id)
+        if index is None:
+            return {"segments_info": []}
+        void_ids = self._others[index]
+        if void_ids and not self._is_void(image):
+            return None
         self.num_voided += len(void_ids)
-        return {"segments_info": kept, **({"void_segment_ids": void_ids} if void_ids else {})}
+        return {"segments_info": self._kept[index], **({"void_segment_ids": void_ids} if void_ids else {})}
 
-    def _translate(self, segment: SegmentEntry, category: int) -> SegmentInfo:
-        return {
-            "id": segment.id,
-            "category_id": category,
-            "iscrowd": int(segment.iscrowd or 0),
-            "isthing": category in self.thing_ids,
-        }
-
-    def _is_void(self, category_id: int, image_name: str) -> bool:
+    def _is_void(self, image: ImageEntry) -> bool:
         if self.policy == "error":
+            segments = self.table.entry(image.id).segments_info
+            category_id = next(s.category_id for s in segments if s.category_id not in self.allowed)
             raise DataError(
-                f"{self.json_name}: image {image_name} holds '{self.outside[category_id]}' (category {category_id}), "
-                f"which is not one of the {len(self.allowed)} classes this set may show. Prepare a JSON "
-                "without such images, or register the set with unseen_policy='ignore_pixels' or 'drop_image'"
+                f"{self.json_name}: image {image.file_name} holds '{self.outside[category_id]}' (category "
+                f"{category_id}), which is not one of the {len(self.allowed)} classes this set may show. Prepare a "
+                "JSON without such images, or register the set with unseen_policy='ignore_pixels' or 'drop_image'"
             )
         return self.policy == "ignore_pixels"
 
@@ -177,13 +169,13 @@ def require_files(root: str | Path, paths: list[str], cure: str) -> None:
     root = Path(root)
     if not root.is_dir():
         raise MissingFileError(f"{root}: no such folder. {cure}".rstrip())
-    present = {root: set(os.listdir(root))}  # noqa: PTH208
+    present: dict[str, set[str]] = {}
     missing = []
     for path in paths:
         folder, name = os.path.split(path)
-        if folder != str(root) and Path(folder) not in present:
-            present[Path(folder)] = set(os.listdir(folder)) if os.path.isdir(folder) else set()  # noqa: PTH112, PTH208
-        if name not in present[Path(folder)]:
+        if folder not in present:
+            present[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()  # noqa: PTH112, PTH208
+        if name not in present[folder]:
             missing.append(path)
     if missing:
         raise MissingFileError(

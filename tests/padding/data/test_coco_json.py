@@ -16,8 +16,8 @@ from padding.data.coco_json import (
     findings_of,
     read_image_file,
     read_instance_file,
-    read_panoptic_file,
 )
+from padding.data.panoptic_table import read_panoptic_file
 from padding.errors import DataError
 
 BOX = [0, 0, 4, 0, 4, 3, 0, 3]
@@ -146,7 +146,7 @@ def test_null_fields_are_as_if_they_were_not_there(tmp_path: Path) -> None:
     assert read_instance_file(written(tmp_path, instances(), change)).annotations[1].iscrowd is None
     content = panoptic()
     content["annotations"][0]["segments_info"][0].update(iscrowd=None, area=None)
-    assert read_panoptic_file(written(tmp_path, content)).annotations[0].segments_info[0].area is None
+    assert read_panoptic_file(written(tmp_path, content)).entry(1).segments_info[0].area is None
 
 
 def test_sizes_that_are_not_stated_are_read_from_the_images(tmp_path: Path) -> None:

@@ -297,7 +297,8 @@ def test_ignore_label_must_not_be_a_class(tiny: TinyPanoptic) -> None:
 
 def test_png_ids_missing_from_the_json(tiny: TinyPanoptic) -> None:
     entry = entries_of(tiny)[0]
-    removed = entry["segments_info"].pop()
+    *kept, removed = entry["segments_info"]
+    entry["segments_info"] = kept
     with pytest.raises(ValueError, match=rf"000000000001\.png: holds the segment ids \[{removed['id']}\]"):
         build_mapper(config("PanopticMapper"), is_train=True)(entry)
 
