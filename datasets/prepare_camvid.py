@@ -18,6 +18,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, installed or not
 
 from padding.data.prepare.command import add_options, preparation_parser, report, run_preparation
+from padding.data.prepare.linked_copy import link_folders
 from padding.errors import PreparationError
 
 _COUNTS = {"train": 367, "val": 101}
@@ -56,14 +57,7 @@ def link(source: Path, target: Path) -> None:
             f"{images.format(part='train')}, {labels.format(part='train')}" for images, labels in _LAYOUTS
         )
         raise PreparationError(f"{source}: holds no folders {layouts} and the same for val")
-    for path, folder in folders.items():
-        if path.resolve() == folder:
-            continue
-        if path.exists() or path.is_symlink():
-            raise PreparationError(f"{path} exists already and is another folder than {folder}; move it away")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(folder, target_is_directory=True)
-        print(f"{path} -> {folder}")
+    link_folders(folders)
 
 
 def check(folder: Path, *, subset: bool) -> int:

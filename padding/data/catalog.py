@@ -22,6 +22,7 @@ from padding.data.registration import (
 from padding.data.roots import data_root
 from padding.data.sample import IGNORE_LABEL
 from padding.data.sets.camvid import register_camvid
+from padding.data.sets.ccp import register_ccp
 from padding.data.sets.cityscapes import register_cityscapes
 from padding.data.sets.coco import INSTANCE_SPLITS, coco_zsi_split, coco_zsp_split, coco_zss_split
 from padding.data.sets.coco_photographs import register_coco_photographs
@@ -73,6 +74,7 @@ def register_all(root: str | Path | None = None) -> None:
         _register_coco_zsi(folder / "coco", name)
     register_coco_photographs(folder)
     register_camvid(folder / "camvid")
+    register_ccp(folder / "ccp")
     register_cityscapes(folder / "cityscapes")
     register_voc(folder)
     register_pascal_context(folder)

@@ -156,6 +156,36 @@ def displayed_size(path: str | Path, *, cure: str = _CURE) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def read_mat_labels(path: str | Path, field: str, *, cure: str = _CURE) -> npt.NDArray[Any]:
+    """Labels of a MATLAB file, (h, w), integers.
+
+    Args:
+        path: of the ``.mat`` file.
+        field: name of the matrix, "GTcls.Segmentation" for one in a struct.
+        cure: what the user can do, for messages.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it is damaged, of another format, or has no such matrix of integers.
+    """
+    import scipy.io
+
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; {cure}")
+    name, *inner = field.split(".")
+    try:
+        found = scipy.io.loadmat(path, squeeze_me=bool(inner), struct_as_record=False)[name]
+        for attribute in inner:
+            found = getattr(found, attribute)
+    except Exception as error:  # scipy raises whatever damaged bytes lead it to
+        raise DataError(f"{path}: no {field} can be read ({type(error).__name__}: {error}); {cure}") from error
+    labels = np.asarray(found)
+    if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: {field} is {labels.dtype} of shape {labels.shape}, not integers (h, w); {cure}")
+    return labels
+
+
 def read_text(path: str | Path) -> str:
     """UTF-8 text; the mark in front that Windows' editors write (BOM) is no part of it, line ends become one newline.
 

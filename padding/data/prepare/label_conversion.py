@@ -124,6 +124,12 @@ def _convert_one(pair: LabelPair, *, read: Reader, palette: Palette, write: bool
     return "written"
 
 
+def differing_problem(done: Conversion) -> list[str]:
+    """A sentence about label images that were left alone though they differ; [] where there is none."""
+    shown = ", ".join(str(path) for path in done.differing[:_SHOWN])
+    return [f"{len(done.differing)} label images {_DIFFER}: {shown}"] if done.differing else []
+
+
 def labeled_image(image: Path, labels: Path) -> DatasetDict:
     """Entry of an image and its label file, which has the image's name."""
     return {"file_name": str(image), "sem_seg_file_name": str(labels), "image_id": image.stem}
@@ -160,8 +166,6 @@ def convert_data_set(
     done = convert_labels(pairs, read, palette=palette, title=title, **how)
     audit = audit_labels(entries(pairs), names)
     problems = audit.problems(all_labeled=True)
-    if done.differing:
-        shown = ", ".join(str(path) for path in done.differing[:_SHOWN])
-        problems.append(f"{len(done.differing)} label images {_DIFFER}: {shown}")
+    problems += differing_problem(done)
     counts = f"{len(done.missing)} missing, {len(done.written)} written, {len(done.kept)} right already"
     return report(problems, [f"label images: {counts}", *audit.lines()])

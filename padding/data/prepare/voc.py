@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels of VOC's 10 582 training images: its own for 1464, SBD's for the others (Hariharan et al., 2011)."""
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,15 +9,14 @@ import numpy.typing as npt
 
 from padding.data.loaders.listed_images import read_id_list
 from padding.data.prepare.label_conversion import LabelPair
-from padding.data.readers import read_label_map
+from padding.data.readers import read_label_map, read_mat_labels
 from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
 from padding.data.sets.voc import VOC_NAMES
-from padding.errors import DataError, PreparationError
+from padding.errors import PreparationError
 
 SBD_LABELS = Path("dataset") / "cls"
-# Cut, of another format, or without the field GTcls.Segmentation.
-_DAMAGED = (OSError, ValueError, KeyError, AttributeError, NotImplementedError, zlib.error)
+_SBD_FIELD = "GTcls.Segmentation"
 
 
 def voc_label_pairs(folder: Path, sbd: Path) -> list[LabelPair]:
@@ -44,24 +42,11 @@ def read_voc_labels(path: Path) -> npt.NDArray[np.uint8]:
         PreparationError: the file cannot be read, or holds other values.
     """
     try:
-        labels = read_label_map(path) if path.suffix == ".png" else _read_sbd(path)
-    except _DAMAGED as error:
+        labels = read_label_map(path) if path.suffix == ".png" else read_mat_labels(path, _SBD_FIELD)
+    except (OSError, ValueError) as error:
         raise PreparationError(f"{path}: cannot be read as labels ({error}); unpack it again") from error
     _check_values(path, np.unique(labels).tolist())
     return labels.astype(np.uint8)
-
-
-def _read_sbd(path: Path) -> npt.NDArray[np.uint8]:
-    import scipy.io
-
-    try:
-        content = scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)
-    except scipy.io.matlab.MatReadError as error:
-        raise ValueError(error) from error
-    labels = np.asarray(content["GTcls"].Segmentation)
-    if labels.ndim != 2:
-        raise DataError(f"GTcls.Segmentation has {labels.ndim} dimensions")
-    return labels
 
 
 def _check_values(path: Path, values: Sequence[int]) -> None:

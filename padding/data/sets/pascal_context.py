@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from padding.data.class_split import ClassSplit
 from padding.data.loaders.listed_images import read_id_list
-from padding.data.readers import read_text
+from padding.data.readers import read_mat_labels, read_text
 from padding.data.registration import register_listed_images
 from padding.data.roots import splits_dir
 from padding.data.sample import IGNORE_LABEL
@@ -162,19 +162,9 @@ def read_context_mat(path: str | Path, lookup: npt.NDArray[np.uint8]) -> npt.NDA
         MissingFileError: there is no such file.
         DataError: it cannot be read, has no ``LabelMap``, or other values.
     """
-    import scipy.io
-
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; unpack trainval.tar.gz of PASCAL-Context, 10 103 files")
-    try:
-        raw = np.asarray(scipy.io.loadmat(path)["LabelMap"])
-    except Exception as error:  # scipy raises whatever damaged bytes lead it to
-        raise DataError(f"{path}: no LabelMap can be read ({error}); obtain the file again") from error
-    if raw.ndim != 2 or raw.min() < 0 or raw.max() > _NUM_RAW:
-        raise DataError(
-            f"{path}: LabelMap is {raw.shape} with values to {raw.max()}; expected (h, w) and 0 to {_NUM_RAW}"
-        )
+    raw = read_mat_labels(path, "LabelMap", cure="unpack trainval.tar.gz of PASCAL-Context again, 10 103 files")
+    if raw.min() < 0 or raw.max() > _NUM_RAW:
+        raise DataError(f"{path}: LabelMap has values from {raw.min()} to {raw.max()}; expected 0 to {_NUM_RAW}")
     return lookup[raw.astype(np.int64)]
 
 

@@ -47,6 +47,13 @@ _SIMULATED = (
         {"width": 1, "min_area": 30, "erosion": (1.0, 5.0)},
     ),
     ScribbleSet("camvid_train_scribble", "camvid_train_sem_seg", Path("camvid/scribble/train"), {"min_area": 40}),
+    # Clothes are small beside the background: thin lines, drawn on what is left of a garment near its border.
+    ScribbleSet(
+        "ccp_train_scribble",
+        "ccp_train_labeled_sem_seg",
+        Path("ccp/scribble/train"),
+        {"width": 2, "min_area": 30, "erosion": (1.0, 10.0)},
+    ),
     ScribbleSet(
         "cityscapes_train_scribble",
         "cityscapes_train_sem_seg",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -18,7 +19,14 @@ from padding.data.label_statistics import audit_labels
 from padding.data.loaders.listed_images import read_id_list
 from padding.data.mappers import PanopticMapper, SemanticMapper
 from padding.data.prepare.panoptic_png import LabelSegment, LabelTask, write_labels
-from padding.data.readers import displayed_size, read_json, read_label_map, read_panoptic_ids, read_text
+from padding.data.readers import (
+    displayed_size,
+    read_json,
+    read_label_map,
+    read_mat_labels,
+    read_panoptic_ids,
+    read_text,
+)
 from padding.errors import DataError, MissingFileError
 from padding.evaluation.panoptic import PanopticGroundTruth
 from padding.evaluation.semantic import SemanticGroundTruth
@@ -244,3 +252,32 @@ def test_text_of_another_encoding_is_named(encoding: str, message: str, tmp_path
 def test_lists_of_windows_name_what_they_name(read: Callable[[Path], tuple[str, ...]], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("background\r\nroad\r\n".encode("utf-8-sig"))
     assert read(tmp_path / "a.txt") == ("background", "road")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({"other": np.ones((2, 3), np.uint8)}, "no labels can be read"),
+        ({"labels": np.ones((2, 3))}, "float64 of shape"),
+        ({"labels": np.ones((2, 3, 3), np.uint8)}, "not integers"),
+        ({"labels": np.zeros((0, 0), np.uint8)}, "not integers"),
+    ],
+)
+def test_mat_file_of_another_kind_is_refused(content: dict[str, np.ndarray], what: str, tmp_path: Path) -> None:
+    scipy.io.savemat(tmp_path / "a.mat", content)
+    with pytest.raises(DataError, match=rf"a\.mat: .*{what}"):
+        read_mat_labels(tmp_path / "a.mat", "labels")
+
+
+def test_mat_files_are_read_whatever_is_cut_off(tmp_path: Path) -> None:
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    scipy.io.savemat(tmp_path / "a.mat", {"labels": labels, "deep": {"labels": labels}}, do_compression=True)
+    assert np.array_equal(read_mat_labels(tmp_path / "a.mat", "labels"), labels)
+    assert np.array_equal(read_mat_labels(tmp_path / "a.mat", "deep.labels"), labels)
+    content = (tmp_path / "a.mat").read_bytes()
+    for length in (0, 10, 124, 130, len(content) // 2):
+        (tmp_path / "a.mat").write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"a\.mat: no deep\.labels can be read"):
+            read_mat_labels(tmp_path / "a.mat", "deep.labels")
+    with pytest.raises(MissingFileError, match=r"b\.mat: no such file"):
+        read_mat_labels(tmp_path / "b.mat", "labels")

@@ -30,10 +30,12 @@ PROTOCOLS: dict[str, Mapping[str, tuple[int, int]]] = {
     "cityscapes/u2pl": CITYSCAPES,
     "cityscapes/stpp": {"1_30": (100, 2875)},
     "camvid": {"12": (12, 355), "23": (23, 344), "1_8": (46, 321), "1_4": (92, 275), "1_2": (184, 183)},
+    "ccp": {"50": (50, 1094), "200": (200, 1094), "all": (804, 1094)},
     "shapes": {"24": (24, 2976), "48": (48, 2952), "96": (96, 2904), "4_of_12": (4, 8)},
 }
 COUNTS = {f"{protocol}/{ratio}": n for protocol, ratios in PROTOCOLS.items() for ratio, n in ratios.items()}
 POOLS = {"voc/train.txt": 1464, "voc/train_aug.txt": 10582, "voc/val.txt": 1449}
+POOLS |= {"ccp/val.txt": 200}
 POOLS |= {"cityscapes/train.txt": 2975, "cityscapes/val.txt": 500}
 
 
@@ -164,10 +166,10 @@ def test_training_and_validation_share_no_image() -> None:
     assert set(read_id_list(SPLITS / "voc" / "train.txt")) < set(read_id_list(SPLITS / "voc" / "train_aug.txt"))
 
 
-@pytest.mark.parametrize("protocol", ["voc/cps_blender", "cityscapes/cps", "camvid", "shapes"])
+@pytest.mark.parametrize("protocol", ["voc/cps_blender", "cityscapes/cps", "camvid", "ccp", "shapes"])
 def test_nested_protocols(protocol: str) -> None:
-    ratios = {"camvid": ("12", "23", "1_8", "1_4", "1_2"), "shapes": ("24", "48", "96")}.get(protocol, RATIOS)
-    sets = [labeled(f"{protocol}/{ratio}") for ratio in ratios]
+    ratios = {"camvid": ("12", "23", "1_8", "1_4", "1_2"), "ccp": ("50", "200", "all"), "shapes": ("24", "48", "96")}
+    sets = [labeled(f"{protocol}/{ratio}") for ratio in ratios.get(protocol, RATIOS)]
     assert all(small < large for small, large in pairwise(sets))
 
 
@@ -193,6 +195,18 @@ def test_camvid_eighth_and_its_parts_are_drawn_as_described() -> None:
         part = read_semi_split(f"camvid/{count}")
         assert list(part.labeled) == sorted(drawn[:count])
         assert list(part.unlabeled) == sorted(set(pool) - set(drawn[:count]))
+
+
+def test_lists_of_ccp_are_drawn_as_described() -> None:
+    annotated = [f"{i:04d}" for i in range(1, 1005)]
+    val = np.random.RandomState(0).choice(annotated, 200, replace=False).tolist()
+    assert list(read_id_list(SPLITS / "ccp" / "val.txt")) == sorted(val)
+    others = sorted(set(annotated) - set(val))
+    assert list(read_semi_split("ccp/all").labeled) == others
+    for count in (50, 200):
+        split = read_semi_split(f"ccp/{count}")
+        assert list(split.labeled) == sorted(np.random.RandomState(0).choice(others, count, replace=False).tolist())
+        assert list(split.unlabeled) == [f"{i:04d}" for i in range(1005, 2099)]
 
 
 @pytest.mark.data

@@ -17,7 +17,7 @@ from padding.data.sets.scribbles import SCRIBBLE_SETS, label_key, scribble_tags
 from padding.engine import add_core_config
 
 SPLIT = ClassSplit(("ground", "hill", "house"), (False, False, True), (0, 1, 2))
-SIMULATED = ("shapes_train_scribble_coarse", "camvid_train_scribble", "cityscapes_train_scribble")
+SIMULATED = ("shapes_train_scribble_coarse", "camvid_train_scribble", "ccp_train_scribble", "cityscapes_train_scribble")
 RASTER = np.array([[0, 255, 1], [2, 254, 255]], np.uint8)
 
 
@@ -83,6 +83,7 @@ def test_table_is_registered_with_dense_test_sets(tmp_path: Path) -> None:
         "pascal_context_train_scribble_60",
         "pascal_context_train_scribble_59",
         "camvid_train_scribble",
+        "ccp_train_scribble",
         "shapes_train_scribble_coarse",
         "cityscapes_train_scribble",
         *(f"{name}_length_{pct}" for name in SIMULATED for pct in (0, 10, 25, 50)),
