@@ -23,7 +23,7 @@ def images(tmp_path: Path) -> Path:
 def test_all_shipped_lists_are_right(capsys):
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 35
+    assert len(lines) == 2 + 38
     assert all(line.endswith("ok") for line in lines[2:])
     assert any(line.split()[:3] == ["voc/cps_blender/1_16", "662", "9920"] for line in lines)
 

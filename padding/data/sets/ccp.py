@@ -61,10 +61,10 @@ def register_ccp(folder: Path) -> None:
     ``ccp_train_labeled_sem_seg`` the 804 alone, ``ccp_val_sem_seg`` the 200 that are kept for evaluation.
     """
     lists = splits_dir() / "ccp"
-    for name, ids in (
-        ("ccp_train_sem_seg", {"excluded_ids": lists / "val.txt"}),
-        ("ccp_train_labeled_sem_seg", {"image_ids": lists / "all" / "labeled.txt"}),
-        ("ccp_val_sem_seg", {"image_ids": lists / "val.txt"}),
+    for name, image_ids, excluded_ids in (
+        ("ccp_train_sem_seg", None, lists / "val.txt"),
+        ("ccp_train_labeled_sem_seg", lists / "all" / "labeled.txt", None),
+        ("ccp_val_sem_seg", lists / "val.txt", None),
     ):
         register_listed_images(
             name,
@@ -72,6 +72,7 @@ def register_ccp(folder: Path) -> None:
             image_root=folder / "images",
             label_root=folder / "labels",
             label_map=ccp_label_map(),
+            image_ids=image_ids,
+            excluded_ids=excluded_ids,
             cure=_CURE,
-            **ids,
         )

@@ -62,6 +62,7 @@ SUB_COMMAND = {"psi.plots": "strip", "salseg.plots": "strip"}
 COMPLETE = {"padding.engine.complexity", "tcc.complexity", "salseg.complexity"}  # need neither data nor weights
 SCRIPTS = {
     "prepare_camvid": (),
+    "prepare_ccp": (),
     "prepare_coco128": (),
     "prepare_cityscapes": (),
     "prepare_class_embeddings": ("word2vec", "--vectors", "nowhere.bin", "--output", "w.npz"),
