@@ -36,7 +36,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from padding.engine.output_folder import claimed_folder
     from padding.engine.setup import start_run
 
-    cfg = load_config(args.config_file, args.opts or [])
+    saving = ["TEST.SAVE_PREDICTIONS", "True"] if getattr(args, "save", False) else []
+    cfg = load_config(args.config_file, [*(args.opts or []), *saving])
     with claimed_folder(cfg, resume=args.resume, trains=not args.eval_only) as note:
         start_run(cfg, args, METHODS)
         if note:

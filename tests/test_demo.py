@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """demo.py on images, folders, patterns and videos, and its error messages."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def pictures(tmp_path: Path) -> Path:
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     (folder / "notes.txt").write_text("no picture")
     return folder
+
+
+def add_saliency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model predict that ten columns are salient."""
+    predict = Predictor.predict
+
+    def with_saliency(self: Predictor, images: list[np.ndarray], *, batch_size: int = 8) -> list[dict[str, Any]]:
+        predictions = predict(self, images, batch_size=batch_size)
+        for image, prediction in zip(images, predictions, strict=True):
+            prediction["saliency"] = torch.zeros(image.shape[:2])
+            prediction["saliency"][:, 20:30] = 0.8
+        return predictions
+
+    monkeypatch.setattr(Predictor, "predict", with_saliency)
 
 
 def run(model: tuple[str, str], output: Path, *words: str) -> list[Path]:
@@ -87,14 +102,7 @@ def test_video_keeps_size_and_length(model: tuple[str, str], tmp_path: Path) -> 
 def test_saliency_is_shown_beside_the_segments(
     model: tuple[str, str], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict = Predictor.__call__
-
-    def with_saliency(self: Predictor, image: np.ndarray) -> dict[str, Any]:
-        saliency = torch.zeros(image.shape[:2])
-        saliency[:, 20:30] = 1.0
-        return {**predict(self, image), "saliency": saliency}
-
-    monkeypatch.setattr(Predictor, "__call__", with_saliency)
+    add_saliency(monkeypatch)
     monkeypatch.setattr(Predictor, "draw", lambda self, image, prediction, confidence: 255 - image)
     (written,) = run(model, tmp_path / "out", "--input", str(pictures / "a.png"))
     picture = np.asarray(Image.open(written)).astype(int)
@@ -134,7 +142,7 @@ def test_unreadable_image_and_video_are_named(model: tuple[str, str], tmp_path: 
     with pytest.raises(demo.DemoError, match=r"1 of 1 inputs were left out: .*broken\.png: cannot be decoded"):
         run(model, tmp_path / "out", "--input", str(tmp_path / "broken.png"))
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
-    with pytest.raises(demo.DemoError, match=r"broken\.mp4 cannot be opened as a video"):
+    with pytest.raises(demo.UnreadableError, match=r"broken\.mp4 cannot be opened as a video"):
         demo.video_frames(tmp_path / "broken.mp4")
 
 
@@ -204,3 +212,160 @@ def test_label_maps_of_videos_and_other_models_are_errors(
     panoptic = ["--opts", "MODEL.WEIGHTS", model[1], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", "False"]
     with pytest.raises(demo.DemoError, match=r"--label-maps: .*predicts \['panoptic_seg'\]"):
         demo.main([*words, *panoptic])
+
+
+def clip(path: Path, *, num_frames: int = 3) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write videos")
+    for number in range(num_frames):
+        writer.write(np.full((48, 64, 3), 60 * number, dtype=np.uint8))
+    writer.release()
+    return path
+
+
+def num_frames(path: Path) -> int:
+    return sum(1 for _ in demo.video_frames(path)[2])
+
+
+def test_a_camera_is_drawn_until_it_is_enough_or_ctrl_c(
+    model: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The camera with the number 0 is a file here; what was drawn is a whole video in either case."""
+    source, capture = clip(tmp_path / "clip.avi", num_frames=5), cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda name: capture(str(source) if name == 0 else name))
+    (written,) = run(model, tmp_path / "out", "--input", "0", "--max-frames", "2")
+    assert (written.name, num_frames(written)) == ("camera_0.mp4", 2)
+    predict, seen = Predictor.predict, []
+
+    def interrupted(self: Predictor, images: list[np.ndarray], **options: Any) -> list[dict[str, Any]]:
+        seen.append(len(images))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return predict(self, images, **options)
+
+    monkeypatch.setattr(Predictor, "predict", interrupted)
+    (written,) = run(model, tmp_path / "out", "--input", "0", "--batch", "3")
+    assert (num_frames(written), seen) == (3, [1, 1, 1, 1])
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".mp4"] == ["camera_0.mp4"]
+    with pytest.raises(demo.UnreadableError, match="camera 7 cannot be opened"):
+        demo.video_frames("7")
+
+
+def test_an_interrupted_video_leaves_the_older_one(
+    model: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = clip(tmp_path / "clip.avi")
+    (written,) = run(model, tmp_path / "out", "--input", str(source), "--batch", "2")
+    before = written.read_bytes()
+
+    def fails(self: Predictor, images: list[np.ndarray], **options: Any) -> list[dict[str, Any]]:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Predictor, "predict", fails)
+    with pytest.raises(RuntimeError, match="no memory"):
+        run(model, tmp_path / "out", "--input", str(source))
+    assert written.read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mp4", "demo.json"]
+
+
+def read_saved(folder: Path) -> dict[str, bytes]:
+    """All that was saved, but for the record of what is done and overlays, whose colours Detectron2 draws by lot."""
+    files = [*folder.glob("*.json"), *folder.glob("*.txt"), *folder.glob("*/*.png")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "demo.json"}
+
+
+def many_pictures(folder: Path, count: int = 9) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        size = (40, 56) if number % 3 else (56, 40)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{number:012d}.png")
+    return folder
+
+
+def test_batches_workers_and_shares_save_what_one_process_saves(
+    model: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_saliency(monkeypatch)
+    source = many_pictures(tmp_path / "many")
+    words = ["--input", str(source), "--save", "--no-pictures"]
+    assert run(model, tmp_path / "one", *words) == []
+    expected = read_saved(tmp_path / "one")
+    assert {"panoptic.json", "panoptic/000000000003.png", "sem_seg/000000000003.png"} <= expected.keys()
+    assert {"classes.txt", "saliency/000000000003.png"} <= expected.keys()
+    run(model, tmp_path / "workers", *words, "--batch", "4", "--num-workers", "1")
+    assert read_saved(tmp_path / "workers").keys() == expected.keys()
+    for rank in ("1", "0"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        run(model, tmp_path / "shared", *words)
+        assert (tmp_path / "shared" / "panoptic.json").exists() == (rank == "0")  # who finishes last joins
+    assert read_saved(tmp_path / "shared") == expected
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ValueError, match="RANK is 2 and WORLD_SIZE 2"):
+        run(model, tmp_path / "shared", *words)
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(
+    model: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = many_pictures(tmp_path / "many", 5)
+    words = ["--input", str(source), "--save", "panoptic", "sem_seg"]
+    run(model, tmp_path / "whole", *words)
+    predict, seen = Predictor.predict, []
+
+    def stops(self: Predictor, images: list[np.ndarray], **options: Any) -> list[dict[str, Any]]:
+        seen.extend(images)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return predict(self, images, **options)
+
+    monkeypatch.setattr(Predictor, "predict", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path / "out", *words)
+    assert not (tmp_path / "out" / "panoptic.json").exists()
+    with pytest.raises(FileExistsError, match=r"holds predictions already; --resume adds"):
+        run(model, tmp_path / "out", *words)
+    with pytest.raises(
+        demo.DemoError, match="was written with other configuration and confidence; choose another --output"
+    ):
+        run(model, tmp_path / "out", *words, "--resume", "--confidence", "0.6")
+    written = run(model, tmp_path / "out", *words, "--resume")
+    assert len(seen) == 3 + 3  # two of five were done
+    assert len(written) == 3
+    assert read_saved(tmp_path / "out") == read_saved(tmp_path / "whole")
+    assert run(model, tmp_path / "out", *words, "--resume") == []
+    assert len(seen) == 6
+
+
+def test_what_cannot_be_read_is_left_out_of_what_is_saved(model: tuple[str, str], tmp_path: Path) -> None:
+    source = many_pictures(tmp_path / "many", 3)
+    (source / "000000000001.png").write_bytes(b"no picture")
+    with pytest.raises(demo.DemoError, match="1 of 3 inputs were left out"):
+        run(model, tmp_path / "out", "--input", str(source), "--save", "--no-pictures")
+    content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--no-pictures"], "--no-pictures leaves nothing to do"),
+        (["--batch", "0"], "at least 1"),
+    ],
+)
+def test_options_without_sense_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        demo.parse_arguments(["--config-file", "x", "--input", "y", "--output", "z", *words])
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_kinds_and_videos_are_not_saved(model: tuple[str, str], pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--save is 'masks'; expected one of panoptic, instances, sem_seg, saliency"):
+        run(model, tmp_path / "out", "--input", str(pictures), "--save", "masks")
+    with pytest.raises(ValueError, match=r"nothing to save: the model predicts \['panoptic_seg', 'sem_seg'\]"):
+        run(model, tmp_path / "out", "--input", str(pictures), "--save", "saliency")
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(demo.DemoError, match=r"--save is for images; leave out clip\.mp4"):
+        run(model, tmp_path / "other", "--input", str(tmp_path / "clip.mp4"), "--save")

@@ -66,7 +66,7 @@ def naming_unwritable(path: str | Path, *, kept: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: str | Path, *, flush: bool = True) -> Iterator[Path]:
+def replacing(path: str | Path, *, flush: bool = True, keep_suffix: bool = False) -> Iterator[Path]:
     """Hand out a temporary path to write to; at the end it becomes ``path``, on an error it is removed.
 
     Args:
@@ -74,12 +74,15 @@ def replacing(path: str | Path, *, flush: bool = True) -> Iterator[Path]:
             writer would guess it.
         flush: wait until the disk has the content, milliseconds a file. Without it a crash of the machine, not of the
             process, can leave an empty file: for images by the thousand that are checked before they are used.
+        keep_suffix: the temporary path ends as ``path`` does, for writers that choose a format by that alone (videos);
+            what a killed process leaves then ends with ``.tmp`` and that suffix.
 
     Raises:
         WriteError: the disk is full or fails, or the folder may not be written to; an older file is kept.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
+    ending = f".tmp{path.suffix}" if keep_suffix else ".tmp"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}{ending}")
     with naming_unwritable(path, kept=". What was there before is unchanged"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -137,6 +137,9 @@ def training_parser(description: str | None) -> argparse.ArgumentParser:
     add_config_arguments(parser, required=False)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and train nothing")
+    parser.add_argument(
+        "--save", action="store_true", help="write the predictions too, short for TEST.SAVE_PREDICTIONS"
+    )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine, a GPU each")
     parser.add_argument("--num-machines", type=int, default=1, metavar="N")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="I", help="of this machine, from 0 on")

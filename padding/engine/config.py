@@ -54,6 +54,9 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # Metric of which the best value so far is kept, with its weights in model_best.pth, higher being better, such as
     # "sem_seg/mIoU"; with the name of the data set in front where there are several. "": only the last weights.
     cfg.TEST.BEST_METRIC = ""
+    # Write what is predicted in an evaluation to OUTPUT_DIR/inference/<data set>/predictions: COCO's panoptic JSON with
+    # PNGs, COCO results, index images and saliency maps, as far as the model predicts them.
+    cfg.TEST.SAVE_PREDICTIONS = False
     # Semantic models that give scores per pixel; mask classification has rules of its own (MODEL.MASK_FORMER.TEST).
     node = CfgNode()
     cfg.TEST.SEM_SEG = node

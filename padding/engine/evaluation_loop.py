@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from torch import nn
 
 from padding.data.files import write_json
 from padding.data.streams import build_eval_loader
 from padding.engine.random_state import preserved_random_state
+from padding.engine.saved_predictions import PredictionSaver
 from padding.evaluation.build import build_evaluator
 
 
@@ -34,6 +35,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         for name in cfg.DATASETS.TEST:
             logging.getLogger(__name__).info("Evaluating on %s", name)
             evaluator = build_evaluator(cfg, name, folder / name)
+            if cfg.TEST.SAVE_PREDICTIONS:
+                evaluator = DatasetEvaluators([evaluator, PredictionSaver(name, folder / name / "predictions")])
             results[name] = inference_on_dataset(model, build_eval_loader(cfg, name), evaluator)
             if comm.is_main_process():
                 print_csv_format(results[name])

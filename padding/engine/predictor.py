@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image in, prediction and picture out, for every method of this project."""
 
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ def _marked(names: Sequence[str], split: ClassSplit | None) -> list[str]:
 
 
 class Predictor:
-    """Run a trained model on single images.
+    """Run a trained model on single images, or on several at a time.
 
     Example:
         >>> predictor = Predictor(cfg)                       # doctest: +SKIP
@@ -73,22 +74,63 @@ class Predictor:
         display_metadata(cfg.DATASETS.TEST[0])  # an unknown data set is reported before the model is built
         self._trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER)
         self.model = load_model(cfg)
+        self.restricted_to: tuple[str, ...] | None = None  # names, see ``restrict_to``
         self._show_label_space()
         self._resize = resize_for_test(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
 
-    @torch.no_grad()
-    def __call__(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """Segment one image.
+    @overload
+    def __call__(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]: ...
+
+    @overload
+    def __call__(self, image: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Any]]: ...
+
+    def __call__(
+        self, image: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Segment one image, or several, see ``predict``.
 
         Args:
-            image: (h, w, 3) uint8, RGB.
+            image: (h, w, 3) uint8, RGB, or a list of such images.
 
         Returns:
-            A Prediction (padding.data.sample) at the image's size, on the CPU.
+            A Prediction (padding.data.sample) at the image's size, on the CPU; of a list one for each image.
 
         Raises:
-            ValueError: if the array is not an RGB image.
+            ValueError: if an array is not an RGB image.
         """
+        return self.predict([image])[0] if isinstance(image, np.ndarray) else self.predict(image)
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[npt.NDArray[np.uint8]], *, batch_size: int = 8) -> list[dict[str, Any]]:
+        """Segment several images; those of one size pass the network together.
+
+        No image is padded to the size of another, so that what is computed is what single images give, but for the
+        order of sums: scores differ by less than 1e-4.
+
+        Args:
+            images: each (h, w, 3) uint8, RGB.
+            batch_size: most images in one forward pass.
+
+        Returns:
+            A Prediction for each image, in the order of the images.
+
+        Raises:
+            ValueError: if an array is not an RGB image.
+        """
+        samples = [self._sample(image) for image in images]
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, sample in enumerate(samples):
+            groups[tuple(sample["image"].shape)].append(index)
+        predictions: list[dict[str, Any]] = [{} for _ in samples]
+        for indices in groups.values():
+            for start in range(0, len(indices), batch_size):
+                part = indices[start : start + batch_size]
+                for index, prediction in zip(part, self.model([samples[i] for i in part]), strict=True):
+                    predictions[index] = {key: _to_cpu(value) for key, value in prediction.items()}
+        return predictions
+
+    def _sample(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        """What the model takes: ``image`` (C, H, W), resized, and the original ``height`` and ``width``."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"expected an RGB image (h, w, 3) of uint8, got {image.shape} of {image.dtype}")
         height, width = image.shape[:2]
@@ -97,13 +139,12 @@ class Predictor:
         # The test mapper's resize, so that a picture is segmented as in evaluation; the output has the original size.
         self._resize(view)
         tensor = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
-        prediction = self.model([{"image": tensor, "height": height, "width": width}])[0]
-        return {key: _to_cpu(value) for key, value in prediction.items()}
+        return {"image": tensor, "height": height, "width": width}
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of all classes the model can predict, added ones included, without marks."""
-        return self._label_space().names
+        return self.label_space.names
 
     def restrict_to(self, names: Sequence[str] | None) -> None:
         """Predict some classes only, known or added; None: all again.
@@ -118,7 +159,8 @@ class Predictor:
         restrict = getattr(self.model, "restrict_to", None)
         if restrict is None:
             raise MethodError(f"{type(self.model).__name__} always predicts all its classes; leave the list out")
-        restrict(None if names is None else self._label_space().ids_of(names))
+        restrict(None if names is None else self.label_space.ids_of(names))
+        self.restricted_to = None if names is None else tuple(names)
 
     def add_classes(self, names: Sequence[str], embeddings: Any = None, **options: Any) -> Any:
         """Teach the model new classes by their names, without images; see ``padding.extension.add_classes_to``.
@@ -134,7 +176,9 @@ class Predictor:
         self._show_label_space()
         return report
 
-    def _label_space(self) -> ClassSplit:
+    @property
+    def label_space(self) -> ClassSplit:
+        """Classes that the model can predict, with their ids in the data set's files and their colours."""
         split = getattr(self.model, "label_space", None)
         return split if split is not None else class_split_of(self.cfg.DATASETS.TEST[0])
 

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The example configurations of a user's own data run from the first step to the scores, on a few generated images."""
 
+import contextlib
+import io
+import json
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from panopticapi.evaluation import pq_compute
 from PIL import Image
 
 import train_net
@@ -24,6 +28,24 @@ def trained(config: str, *opts: str) -> dict:
     return train_net.main(train_net.parse(training_parser(None), words))
 
 
+def evaluated_and_saved(config: str, weights: str, *opts: str) -> list[float]:
+    """PQ of ``train_net.py --eval-only --save``, and that of what it saved by panopticapi, as fractions."""
+    words = ["--config-file", str(CONFIGS / f"{config}.yaml"), "--eval-only", "--save", *SMALL, *opts]
+    args = train_net.parse(training_parser(None), [*words, "MODEL.WEIGHTS", weights])
+    results = train_net.main(args)["panoptic_seg"]
+    folder = Path("output") / config / "inference" / "own_val" / "predictions"
+    truth = json.loads(Path("my/panoptic.json").read_text())
+    kept = {image["id"] for image in json.loads((folder / "panoptic.json").read_text())["images"]}
+    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
+    truth["annotations"] = [entry for entry in truth["annotations"] if entry["image_id"] in kept]
+    predicted = {c["name"]: c["id"] for c in json.loads((folder / "panoptic.json").read_text())["categories"]}
+    assert predicted == {c["name"]: c["id"] for c in truth["categories"]}
+    Path("truth.json").write_text(json.dumps(truth))
+    with contextlib.redirect_stdout(io.StringIO()):
+        scores = pq_compute("truth.json", str(folder / "panoptic.json"), "my/panoptic", str(folder / "panoptic"))
+    return [results["PQ"] / 100, scores["All"]["pq"]]
+
+
 @pytest.fixture(autouse=True)
 def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """The user stands in a folder that holds ``my``."""
@@ -38,6 +60,8 @@ def test_both_stages_of_zero_shot_panoptic_data_stand_in_one_file() -> None:
     first = trained("own_zsp_pretrain", *mask)
     assert first["panoptic_seg"]["num_images"] == first["sem_seg"]["num_images"] == 2
     assert first["panoptic_seg"]["PQ_unseen"] == 0
+    saved_scores = evaluated_and_saved("own_zsp_pretrain", "output/own_zsp_pretrain/model_final.pth", *mask[2:])
+    assert saved_scores == pytest.approx([first["panoptic_seg"]["PQ"] / 100] * 2)
     # Weights come from the first stage by the path that the file names; vectors lie with the data.
     second = trained("own_zsp", *mask[2:], "MODEL.PADING.EMBEDDINGS.PATH", "my/vectors.npz")
     assert {"PQ_seen", "PQ_unseen", "PQ_hm"} <= second["panoptic_seg"].keys()

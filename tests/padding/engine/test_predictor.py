@@ -118,3 +118,20 @@ def test_methods_that_cannot_learn_from_names_say_so(predictor: Predictor) -> No
 def test_restriction_to_unknown_classes_names_the_nearest(predictor: Predictor) -> None:
     with pytest.raises(ValueError, match=r"'red sta' \(nearest: 'red star'\)"):
         predictor.restrict_to(["red sta"])
+
+
+def test_a_list_of_images_gives_what_single_images_give(predictor: Predictor) -> None:
+    """Of three sizes, which are grouped; scores may differ in the order of sums."""
+    rng = np.random.default_rng(1)
+    sizes = [(40, 56), (56, 40), (40, 56), (40, 40), (40, 56)]
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    forwards = []
+    handle = predictor.model.register_forward_pre_hook(lambda module, args: forwards.append(len(args[0])))
+    several = predictor(images)
+    predictor.predict(images, batch_size=2)
+    handle.remove()
+    assert forwards == [3, 1, 1, 2, 1, 1, 1]
+    for image, prediction in zip(images, several, strict=True):
+        single = predictor(image)
+        torch.testing.assert_close(prediction["sem_seg"], single["sem_seg"], rtol=0, atol=1e-4)
+    assert predictor([]) == []
