@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixes that let Detectron2 v0.6 run on today's Python, numpy, Pillow and torch.
+"""Fixes that let Detectron2 v0.6 run on today's Python, numpy, Pillow and torch, and this project on torch from 2.4 on.
 
 The first import of this package, and the only module that patches anything. Each fix names what needs it. On upstream
-main, which has fixed these things itself, only three harmless aliases are set. A module of torch or Detectron2 is
-patched when it has been imported, by whomever, or at once if it already is; nothing of either is imported here.
+main, which has fixed these things itself, only three harmless aliases are set; today's torch gets nothing more. A
+module of torch or Detectron2 is patched when it has been imported, by whomever, or at once if it already is; nothing
+of either is imported here.
 """
 
 import importlib.util
 import random
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
@@ -119,6 +121,54 @@ def _alias_scheduler(lr_scheduler: Any) -> None:
     lr_scheduler._LRScheduler = lr_scheduler.LRScheduler
 
 
+def _complete_compiler(compiler: Any) -> None:
+    # Since torch 2.7; psi/pattern_propagation.py. An export sets the older flag as well.
+    if not hasattr(compiler, "is_exporting"):
+        compiler.is_exporting = compiler.is_compiling
+
+
+def _complete_serialization(serialization: Any) -> None:
+    # Since torch 2.5; padding/modeling/weights/checkpoint.py.
+    if hasattr(serialization, "safe_globals"):
+        return
+
+    @contextmanager
+    def safe_globals(entries: list[Any]) -> Iterator[None]:
+        before = list(serialization.get_safe_globals())
+        serialization.add_safe_globals(entries)
+        try:
+            yield
+        finally:
+            serialization.clear_safe_globals()
+            serialization.add_safe_globals(before)
+
+    serialization.safe_globals = safe_globals
+
+
+def _allow_named_globals(unpickler: Any) -> None:
+    # Before torch 2.8 (2.4 for certain) an entry was an object alone, not (object, its name in the file) as those of
+    # padding/modeling/weights/pickles.py, which stand in for numpy's.
+    if _release(sys.modules["torch"]) >= (2, 8):
+        return
+
+    def allowed() -> dict[str, Any]:
+        names = ("_marked_safe_globals_list", "_marked_safe_globals_set")  # torch 2.4, and since
+        entries = [entry for name in names for entry in getattr(unpickler, name, ())]
+        pairs = (entry if isinstance(entry, tuple) else (entry, _full_name(entry)) for entry in entries)
+        return {name: found for found, name in pairs}
+
+    unpickler._get_user_allowed_globals = allowed
+
+
+def _release(module: Any) -> tuple[int, ...]:
+    """Major and minor number of a version such as 2.4.1+cpu."""
+    return tuple(int(part) for part in module.__version__.split(".")[:2])
+
+
+def _full_name(found: Any) -> str:
+    return f"{found.__module__}.{found.__name__}"
+
+
 def _stub_compiled_ops(detectron2: Any) -> None:
     # An attribute, not an entry of sys.modules: collect_env's own import must still fail and report "not built".
     detectron2._C = _MissingOps()
@@ -159,5 +209,8 @@ def _patch_detectron2_v06() -> None:
 
 _alias_removed_names()
 patch_module("torch.optim.lr_scheduler", _alias_scheduler)
+patch_module("torch.compiler", _complete_compiler)
+patch_module("torch.serialization", _complete_serialization)
+patch_module("torch._weights_only_unpickler", _allow_named_globals)
 if is_detectron2_v06():
     _patch_detectron2_v06()

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,33 @@ def test_nothing_of_upstream_main_is_patched(tmp_path: Path, monkeypatch: pytest
     spec.loader.exec_module(on_main)
     assert not on_main.is_detectron2_v06()
     assert len(sys.meta_path) == before
+
+
+def test_torch_before_2_8_reads_a_global_by_the_name_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, name in (("2.4.1+cpu", "_marked_safe_globals_list"), ("2.7.0", "_marked_safe_globals_set")):
+        monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__=version))
+        unpickler = types.SimpleNamespace(**{name: [(dict, "numpy.core.multiarray.thing"), random.Random]})
+        compat._allow_named_globals(unpickler)
+        allowed = unpickler._get_user_allowed_globals()
+        assert allowed == {"numpy.core.multiarray.thing": dict, "random.Random": random.Random}
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__="2.14.1+cu130"))
+    untouched = types.SimpleNamespace()
+    compat._allow_named_globals(untouched)
+    assert not vars(untouched)
+
+
+def test_torch_2_4_gets_the_names_that_came_later() -> None:
+    marked: list[Any] = [int]
+    serialization = types.SimpleNamespace(
+        get_safe_globals=lambda: marked, add_safe_globals=marked.extend, clear_safe_globals=marked.clear
+    )
+    compat._complete_serialization(serialization)
+    with serialization.safe_globals([dict, list]):
+        assert marked == [int, dict, list]
+    assert marked == [int]
+    compiler = types.SimpleNamespace(is_compiling=lambda: True)
+    compat._complete_compiler(compiler)
+    assert compiler.is_exporting()
+    present = types.SimpleNamespace(is_exporting=len, is_compiling=min)
+    compat._complete_compiler(present)
+    assert present.is_exporting is len
