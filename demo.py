@@ -4,6 +4,7 @@ r"""Segment your own images or videos and write the overlays; names of classes u
 Example:
   python demo.py --config-file configs/shapes_zsp.yaml --input photo.jpg --output output/pictures \
       --opts MODEL.WEIGHTS model_final.pth
+  python demo.py --model model.safetensors --input photo.jpg --output output/pictures     (see python -m padding.pack)
 
 ``--classes "zebra,traffic cone"`` shows these classes only; ``python -m padding.add_classes`` adds new ones to a model.
 With ``MODEL.PADING.TEST.MODE zsl`` the listed unseen classes do not even compete with others.
@@ -64,7 +65,10 @@ class DemoError(UserError, ValueError):
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__)
-    add_config_arguments(parser)
+    add_config_arguments(parser, required=False)
+    parser.add_argument(
+        "--model", default="", metavar="FILE", help="of python -m padding.pack, in place of --config-file"
+    )
     parser.add_argument("--input", required=True, nargs="+", help="images, folders, patterns, videos, or a camera: 0")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the overlays, made if missing")
     parser.add_argument("--confidence", type=float, metavar="P", help="least class probability of a segment, 0 to 1")
@@ -359,9 +363,22 @@ def demo_cfg(args: argparse.Namespace) -> CfgNode:
         if not 0.0 <= args.confidence <= 1.0:
             raise DemoError(f"--confidence must lie between 0 and 1, got {args.confidence}")
         opts += ["MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", str(args.confidence)]
-    cfg = load_config(args.config_file, opts)
+    cfg = _configured(args, opts)
     if cfg.MODEL.DEVICE == "cuda" and "LOCAL_RANK" in os.environ:  # of torchrun
-        cfg = load_config(args.config_file, [*opts, "MODEL.DEVICE", f"cuda:{os.environ['LOCAL_RANK']}"])
+        cfg = _configured(args, [*opts, "MODEL.DEVICE", f"cuda:{os.environ['LOCAL_RANK']}"])
+    return cfg
+
+
+def _configured(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
+    """Configuration of --config-file, whose data sets are registered, or of --model."""
+    if bool(args.model) == bool(args.config_file) or (args.model and args.weights):
+        raise DemoError("give either --config-file, with --weights, or --model, which has both in it")
+    if args.model:
+        from padding.engine.packing import open_packed
+
+        return open_packed(args.model, opts)
+    cfg = load_config(args.config_file, opts)
+    register_data(cfg)
     return cfg
 
 
@@ -407,7 +424,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
     from padding.engine.predictor import Predictor
 
     options, cfg = demo_options(args), demo_cfg(args)
-    register_data(cfg)
     predictor = Predictor(cfg)
     if args.classes is not None:
         restrict_classes(predictor, args.classes)

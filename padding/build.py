@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the keys ``MODEL.PADING`` to the parts that PADing is made of; the only file that reads them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,24 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from padding.alignment import FeatureDecoder, FeatureEncoder, RelationNet
-from padding.data.class_embeddings import load_class_embeddings, random_class_embeddings
+from padding.data.class_embeddings import (
+    EmbeddingTable,
+    FloatArray,
+    random_class_embeddings,
+    read_class_embeddings,
+    rows_of_classes,
+    validate_table,
+)
 from padding.data.class_split import ClassSplit
 from padding.data.roots import data_root, splits_dir
 from padding.errors import ConfigError, check_choice
 from padding.generator import GENERATORS, Gmmn, PrimitivePaper, PrimitiveTransformer
 from padding.losses import DivergenceOptions, MmdOptions
+from padding.modeling.weights.packed import is_packed, read_packed
 from padding.objective import DisentangleModules, LossWeights, StructureObjective
 
+# Name of the table of class embeddings inside a packed model.
+VECTORS_ENTRY = "class_vectors"
 UNSEEN_INITS = ("pretrained", "random", "zeros")
 
 
@@ -74,21 +85,48 @@ def find_embeddings(path: str) -> Path:
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
 
-def load_embeddings(node: CfgNode, split: ClassSplit) -> Tensor:
-    """Class embeddings (K, E) in the order of a label space; with RANDOM_SEED those of the control.
+def embedding_table(cfg: CfgNode) -> tuple[EmbeddingTable, str]:
+    """The table of a configuration, and where it lies: EMBEDDINGS.PATH, else the one inside a packed MODEL.WEIGHTS.
 
-    Args:
-        node: ``MODEL.PADING``.
-        split: the label space.
+    Raises:
+        ConfigError: there is neither.
+        DataError: the table is no table.
     """
-    if not node.EMBEDDINGS.PATH:
+    node, weights = cfg.MODEL.PADING, cfg.MODEL.WEIGHTS
+    if node.EMBEDDINGS.PATH:
+        path = find_embeddings(node.EMBEDDINGS.PATH)
+        return read_class_embeddings(path), str(path)
+    entry = read_packed(weights).get(VECTORS_ENTRY) if is_packed(weights) else None
+    if entry is None:
         raise ConfigError(
             f"MODEL.PADING.EMBEDDINGS.PATH is empty, but METHOD '{node.METHOD}' needs class embeddings; name an npz "
             "table written by datasets/prepare_class_embeddings.py."
         )
-    options = _as_arguments(node.EMBEDDINGS)
-    path, seed = find_embeddings(options.pop("path")), options.pop("random_seed")
-    table = load_class_embeddings(path, split.names, **options)
+    names = tuple(entry["names"])
+    return EmbeddingTable(names, validate_table(names, entry["embeddings"].numpy(), weights), entry["source"]), weights
+
+
+def class_vectors(cfg: CfgNode, names: Sequence[str], **options: Any) -> FloatArray:
+    """Rows (len(names), E) of the table of a configuration; ``options`` as of ``load_class_embeddings``.
+
+    Raises:
+        ConfigError, DataError: see ``embedding_table`` and ``rows_of_classes``.
+    """
+    table, where = embedding_table(cfg)
+    return rows_of_classes(table, names, where, **options)
+
+
+def load_embeddings(cfg: CfgNode, split: ClassSplit) -> Tensor:
+    """Class embeddings (K, E) in the order of a label space; with RANDOM_SEED those of the control.
+
+    Args:
+        cfg: for ``MODEL.PADING``, and MODEL.WEIGHTS, which may bring a table.
+        split: the label space.
+    """
+    options = _as_arguments(cfg.MODEL.PADING.EMBEDDINGS)
+    seed = options.pop("random_seed")
+    del options["path"]
+    table = class_vectors(cfg, split.names, **options)
     if seed >= 0:
         table = random_class_embeddings(split.names, table.shape[1], seed)
     return torch.from_numpy(table)

@@ -6,11 +6,13 @@ real features of the seen classes and of no-object; ``new_class_rows.py`` fits t
 """
 
 import colorsys
+import logging
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +23,15 @@ from torch import Tensor
 
 from padding.bank.feature_bank import weights_digest
 from padding.bank.seen_statistics import FILE_NAME, SeenStatistics, open_bank, statistics_of_bank
-from padding.build import find_embeddings
+from padding.build import VECTORS_ENTRY, class_vectors, embedding_table
+from padding.checkpoint import LABEL_SPACE_ENTRY, describe_label_space
 from padding.data.class_embeddings import (
+    EmbeddingTable,
     load_class_embeddings,
     nearest_known_classes,
     nearest_names,
     normalise_rows,
+    select_rows,
     validate_table,
 )
 from padding.data.class_split import ClassSplit
@@ -53,6 +58,8 @@ STATISTICS_ENTRY = "seen_statistics"
 _MEASURED_ROWS = 1000
 # The balance of false alarms and misses is measured on one new synthetic feature for so many in the fit.
 _MEASURED_PART = 3
+# Tables of more names are packed with the model's own classes alone.
+_PACKED_NAMES = 20_000
 # Synthetic features are made in parts, to bound the memory of the attention over the primitives.
 _CHUNK = 512
 
@@ -172,10 +179,13 @@ def new_class_embeddings(
         if table.shape[1] != width:
             raise DataError(f"embeddings of the new classes are {table.shape[1]} wide, expected {width}")
         return torch.from_numpy(normalise_rows(table) if normalize else table)
-    path = Path(given) if given is not None else find_embeddings(cfg.MODEL.PADING.EMBEDDINGS.PATH)
+    allowed = cfg.MODEL.PADING.EMBEDDINGS.ALLOW_IDENTICAL
+    options: dict[str, Any] = {"l2_normalize": normalize, "width": width, "allow_identical": allowed}
     try:
-        allowed = cfg.MODEL.PADING.EMBEDDINGS.ALLOW_IDENTICAL
-        rows = load_class_embeddings(path, names, l2_normalize=normalize, width=width, allow_identical=allowed)
+        if given is None:
+            rows = class_vectors(cfg, names, **options)
+        else:
+            rows = load_class_embeddings(Path(given), names, **options)
     except ValueError as error:
         raise DataError(
             f"{error} New classes need embeddings from the same text model as the old ones: write a table of them "
@@ -217,6 +227,31 @@ def find_statistics(cfg: CfgNode, model: PADing, given: str | Path | None = None
             "training"
         )
     return statistics
+
+
+def packed_entries_of(cfg: CfgNode, model: PADing) -> dict[str, Any]:
+    """What a packed model needs so that classes can be added to it: its own classes, statistics, table of embeddings.
+
+    A model without statistics is packed without them, and a warning says so.
+
+    Args:
+        cfg: its configuration, with MODEL.WEIGHTS.
+        model: with those weights.
+    """
+    entries: dict[str, Any] = {LABEL_SPACE_ENTRY: describe_label_space(model)}
+    if model.method == "supervised":
+        return entries
+    table, _ = embedding_table(cfg)
+    if len(table.names) > _PACKED_NAMES:  # all words of a language are no part of a model
+        known = [name for name in model.label_space.names if name in set(table.names)]
+        table = EmbeddingTable(tuple(known), select_rows(table, known, ""), table.source)
+    vectors = torch.from_numpy(table.embeddings)
+    entries[VECTORS_ENTRY] = {"names": list(table.names), "embeddings": vectors, "source": table.source}
+    try:
+        entries[STATISTICS_ENTRY] = find_statistics(cfg, model).state_dict()
+    except DataError as error:
+        logging.getLogger(__name__).warning("Packed without seen statistics, so that no class can be added: %s", error)
+    return entries
 
 
 def _read_statistics(cfg: CfgNode, model: PADing, path: Path) -> SeenStatistics:

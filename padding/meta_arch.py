@@ -173,7 +173,7 @@ class PADing(MaskFormer):
         node = cfg.MODEL.PADING
         arguments = super().from_config(cfg)
         split = evaluation_split(cfg)
-        embeddings = None if node.METHOD == "supervised" else load_embeddings(node, split)
+        embeddings = None if node.METHOD == "supervised" else load_embeddings(cfg, split)
         width = 0 if embeddings is None else embeddings.shape[1]
         channels = cfg.MODEL.MASK_FORMER.HIDDEN_DIM + _pooled_channels(arguments["backbone"], node.POOLED_FEATURES)
         projection = generation = None

@@ -38,7 +38,7 @@ from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
 from padding.engine.output_folder import check_writable
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer
 from padding.errors import ConfigError, MethodError, check_choice
-from padding.extension import ExtensionReport, add_classes_to
+from padding.extension import ExtensionReport, add_classes_to, packed_entries_of
 from padding.meta_arch import STEPS, PADing
 from padding.modeling.label_space import evaluation_split
 
@@ -67,6 +67,11 @@ class GeneratorClassifierTrainer(Trainer):
         if not isinstance(model, PADing):
             raise MethodError(f"TRAINER 'GeneratorClassifierTrainer' extends PADing, not {type(model).__name__}.")
         return add_classes_to(model, cfg, names, **options)
+
+    @classmethod
+    def packed_entries(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Classes, seen statistics and the table of class embeddings: what adding classes needs."""
+        return packed_entries_of(cfg, cast(PADing, model))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:

@@ -206,10 +206,29 @@ def load_class_embeddings(
         MissingFileError: no such file.
         ValueError: unreadable or invalid table, missing or doubled names, equal rows, another width.
     """
-    table = read_class_embeddings(path)
+    return rows_of_classes(
+        read_class_embeddings(path),
+        names,
+        str(path),
+        l2_normalize=l2_normalize,
+        width=width,
+        allow_identical=allow_identical,
+    )
+
+
+def rows_of_classes(
+    table: EmbeddingTable,
+    names: Sequence[str],
+    where: str,
+    *,
+    l2_normalize: bool,
+    width: int | None = None,
+    allow_identical: bool = False,
+) -> FloatArray:
+    """What ``load_class_embeddings`` does with its table, which lies at ``where``."""
     if width is not None and table.embeddings.shape[1] != width:
         raise DataError(
-            f"{path}: embeddings are {table.embeddings.shape[1]} wide, expected {width}. "
+            f"{where}: embeddings are {table.embeddings.shape[1]} wide, expected {width}. "
             "Set the configured width to the table's, or prepare the table with the other model."
         )
     doubled = sorted(name for name, times in Counter(names).items() if times > 1)
@@ -217,12 +236,12 @@ def load_class_embeddings(
         raise ValueError(
             f"Embeddings were asked twice for the same class: {_listed(doubled)}. Class names must differ."
         )
-    rows = select_rows(table, names, str(path))
+    rows = select_rows(table, names, where)
     rows = normalise_rows(rows) if l2_normalize else rows
     same = [] if allow_identical else identical_rows(names, rows)
     if same:
         raise DataError(
-            f"{path}: identical embeddings: {_listed([' = '.join(group) for group in same])}. Nothing can tell these "
+            f"{where}: identical embeddings: {_listed([' = '.join(group) for group in same])}. Nothing can tell these "
             "classes apart; take another table, or accept it with MODEL.PADING.EMBEDDINGS.ALLOW_IDENTICAL True."
         )
     return rows

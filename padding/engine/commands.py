@@ -196,16 +196,22 @@ def open_config(
 def register_data(cfg: CfgNode) -> None:
     """Make a process ready for a configuration: keys of ENGINE and of files, our data sets and DATASETS.FOLDERS."""
     from padding.data.catalog import register_all
-    from padding.data.damage import set_unpacked_limit
     from padding.data.folders import register_own_data
+
+    prepare_process(cfg)
+    register_all()
+    register_own_data(cfg)
+
+
+def prepare_process(cfg: CfgNode) -> None:
+    """Apply the keys of ENGINE and of files to this process."""
+    from padding.data.damage import set_unpacked_limit
     from padding.data.readers import allow_truncated_jpegs
     from padding.engine.memory import keep_freed_memory
 
     keep_freed_memory(cfg)
     set_unpacked_limit(cfg.INPUT.MAX_UNPACKED_MB)
     allow_truncated_jpegs(cfg.INPUT.ALLOW_TRUNCATED_JPEG)
-    register_all()
-    register_own_data(cfg)
 
 
 def load_model(cfg: CfgNode) -> Any:

@@ -3,6 +3,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -18,6 +19,7 @@ from padding.data.photographs import in_channels
 from padding.engine.commands import load_model
 from padding.engine.label_map import scored_labels
 from padding.engine.label_placement import spread_labels
+from padding.engine.packing import open_packed
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import ConfigError, MethodError
 
@@ -58,6 +60,7 @@ class Predictor:
 
     Example:
         >>> predictor = Predictor(cfg)                       # doctest: +SKIP
+        >>> predictor = Predictor.from_file("m.safetensors") # doctest: +SKIP
         >>> prediction = predictor(image)                    # doctest: +SKIP
         >>> picture = predictor.draw(image, prediction)      # doctest: +SKIP
     """
@@ -77,6 +80,20 @@ class Predictor:
         self.restricted_to: tuple[str, ...] | None = None  # names, see ``restrict_to``
         self._show_label_space()
         self._resize = resize_for_test(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
+
+    @classmethod
+    def from_file(cls, path: str | Path, opts: Sequence[str] = ()) -> "Predictor":
+        """Open a model that ``python -m padding.pack`` wrote; it needs no configuration file and no data set.
+
+        Args:
+            path: of the model.
+            opts: KEY, VALUE, ... of its configuration, such as MODEL.DEVICE, cpu.
+
+        Raises:
+            MissingFileError: there is no such file.
+            CheckpointError: it is no packed model, or damaged.
+        """
+        return cls(open_packed(path, opts))
 
     @overload
     def __call__(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]: ...

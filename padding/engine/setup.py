@@ -58,12 +58,49 @@ def load_cfg(config_file: str, opts: Sequence[str], add_config_fns: Sequence[Add
     Raises:
         ConfigError: for a missing or unsafe file, an unknown key or a value of the wrong type.
     """
+    cfg = _default_cfg(add_config_fns)
+    if config_file:
+        _merge_file(cfg, str(find_config(config_file)))
+    return _finished(cfg, opts)
+
+
+def load_cfg_text(text: str, opts: Sequence[str], add_config_fns: Sequence[AddConfig], *, place: str) -> CfgNode:
+    """Like ``load_cfg``, for a configuration that is no file of its own: YAML without ``_BASE_``.
+
+    Args:
+        text: YAML.
+        opts: alternating keys and values.
+        add_config_fns: one ``add_<method>_config`` per method.
+        place: where the text comes from, for messages.
+
+    Raises:
+        ConfigError: it is no plain YAML, an unknown key, or a value of the wrong type.
+    """
+    cfg = _default_cfg(add_config_fns)
+    try:
+        content = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place}: its configuration is not plain YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{place}: its configuration holds no keys")
+    _check_keys(content, cfg, place=place)
+    try:
+        cfg.merge_from_other_cfg(CfgNode(content))
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ConfigError(f"{place}: {error}") from error
+    return _finished(cfg, opts)
+
+
+def _default_cfg(add_config_fns: Sequence[AddConfig]) -> CfgNode:
     cfg = get_cfg()
     add_core_config(cfg)
     for add_config in add_config_fns:
         add_config(cfg)
-    if config_file:
-        _merge_file(cfg, str(find_config(config_file)))
+    return cfg
+
+
+def _finished(cfg: CfgNode, opts: Sequence[str]) -> CfgNode:
+    """Merge the command line, check, choose the device, freeze."""
     _merge_opts(cfg, opts)
     _check_values(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():

@@ -155,6 +155,11 @@ class Trainer(TrainerBase):
             "names alone; PADing can"
         )
 
+    @classmethod
+    def packed_entries(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: ARG003  (for those who override it)
+        """What a packed model holds beside its weights, configuration and label spaces: tensors and plain values."""
+        return {}
+
     def build_optimizers(self, cfg: CfgNode, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Build every optimiser by name."""
         return {"main": build_optimizer(cfg, model)}

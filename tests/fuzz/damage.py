@@ -33,6 +33,14 @@ from padding.data.photographs import read_photograph
 from padding.data.readers import displayed_size, read_label_map, read_panoptic_ids
 from padding.engine.checkpointer import read_training_checkpoint, write_checkpoint
 from padding.modeling.weights.checkpoint import read_checkpoint
+from padding.modeling.weights.packed import (
+    FORMAT_VERSION,
+    Description,
+    PackedClasses,
+    packed_bytes,
+    read_description,
+    read_packed,
+)
 from psi.label_store import LabelStore
 from psi.supervision import PixelSupervision
 from tests.fuzz.harness import Target
@@ -114,6 +122,20 @@ def same_shapes(found: dict[str, torch.Tensor]) -> None:
 
 def write_safetensors(folder: Path) -> None:
     safetensors.torch.save_file(state(), folder / "weights.safetensors")
+
+
+def write_packed(folder: Path) -> None:
+    space = PackedClasses(("cat", "sky"), (True, False), (1, 2), ("sky",), ((1, 2, 3), (4, 5, 6)))
+    description = Description(FORMAT_VERSION, "MODEL: {}", space, space, {"val/sem_seg/mIoU": 1.5})
+    (folder / "model.safetensors").write_bytes(packed_bytes(description, {"model": state(), "names": ["cat"]}))
+
+
+def read_packed_model(folder: Path) -> None:
+    content = read_packed(folder / "model.safetensors")
+    same_state(content["model"])
+    description = read_description(folder / "model.safetensors")
+    assert (content["names"], description.configuration) == (["cat"], "MODEL: {}"), "another description"
+    assert description.learned.split().names == ("cat", "sky"), "other classes"
 
 
 def write_pkl(folder: Path) -> None:
@@ -404,6 +426,7 @@ TARGETS = (
         damaged_at("*.safetensors"),
         lambda folder: same_shapes(read_checkpoint(folder / "weights.safetensors")),
     ),
+    Target("packed model", write_packed, damaged_at("*.safetensors"), read_packed_model),
     Target(
         "weights pkl",
         write_pkl,

@@ -381,7 +381,7 @@ def test_the_shipped_table_is_found_from_any_data_root(tmp_path: Path, monkeypat
     cfg = get_cfg()
     add_padding_config(cfg)
     cfg.MODEL.PADING.EMBEDDINGS.PATH = "embeddings/glove_50.npz"
-    assert load_embeddings(cfg.MODEL.PADING, coco_zsp_split()).shape == (133, 50)
+    assert load_embeddings(cfg, coco_zsp_split()).shape == (133, 50)
 
 
 def test_identical_embeddings_are_refused_unless_allowed(

@@ -2,7 +2,7 @@
 """Reads weight files without running their code.
 
 Formats: Detectron2 model zoo ``.pkl`` (Mask2Former, ImageNet backbones), ``.pth``/``.pt``/``.bin`` (PADing,
-transformers, our own trainer) and ``.safetensors``.
+transformers, our own trainer) and ``.safetensors``, packed models of this project among them.
 """
 
 import pickle
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from padding.data.damage import check_stored_zip
 from padding.errors import CheckpointError, MissingFileError
+from padding.modeling.weights.packed import is_packed, read_packed
 from padding.modeling.weights.pickles import STAND_INS, read_pickle, resolved
 from padding.packages import installed_file
 
@@ -62,9 +63,10 @@ def read_with_entries(path: str | Path) -> tuple[State, dict[str, Any]]:
     if local.suffix not in readers:
         raise CheckpointError(f"{local}: unknown kind '{local.suffix}'; weights are read from {', '.join(readers)}")
     try:
-        content = readers[local.suffix](local)
+        content = read_packed(local) if is_packed(local) else readers[local.suffix](local)
     except CheckpointError as error:
-        raise CheckpointError(f"{local}: {error}") from error
+        message = str(error)
+        raise CheckpointError(message if message.startswith(f"{local}: ") else f"{local}: {message}") from error
     except Exception as error:  # each format fails in its own ways; the cure is the same
         raise CheckpointError(
             f"{local}: cannot be read as a {local.suffix} checkpoint ({type(error).__name__}: {first_line(error)}). "

@@ -44,6 +44,7 @@ WITH_CONFIG = {
     "padding.seen_bias": Command((), "padding", WEIGHTS),
     "padding.plots": Command(("--output", "out"), "padding", WEIGHTS),
     "padding.add_classes": Command((*TRAINED, "--names", "zebra", "--output", "new.pth"), "padding"),
+    "padding.pack": Command(("--output", "new.safetensors"), pairs=WEIGHTS),
     "padding.ablation": Command(("--table", "1"), "padding", WEIGHTS),
     "padding.tuning": Command(("--segmentors", NOWHERE, "--rows", "gmmn"), "padding"),
     "padding.import_weights": Command(("--from", "pading", NOWHERE, "--output", "out.pth")),
