@@ -7,7 +7,8 @@ Example:
 
 The file holds weights, configuration, classes with their colours and, of PADing, class embeddings and seen statistics,
 so that classes can be added to it. It is a safetensors file: nothing in it is executed. ``Predictor.from_file(FILE)``
-and ``demo.py --model FILE`` use it. As MODEL.WEIGHTS of a configuration it is a weight file like any other.
+and ``demo.py --model FILE`` use it; ``python -m padding.hub`` sends it to the Hugging Face Hub and fetches it from
+there. As MODEL.WEIGHTS of a configuration it is a weight file like any other.
 """
 
 import argparse

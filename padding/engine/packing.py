@@ -95,6 +95,24 @@ def open_packed(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def packed_classes(path: str | Path) -> ClassSplit:
+    """Classes of a packed model, those that were added to it included.
+
+    Raises:
+        MissingFileError, CheckpointError: see ``open_packed``.
+    """
+    description = read_description(path)
+    added = description.entries.get("label_space")
+    split = description.predicted.split()
+    if not isinstance(added, dict) or len(added["names"]) == split.num_classes:
+        return split
+    names, is_thing, dataset_ids, unseen = (
+        tuple(added[k]) for k in ("names", "is_thing", "dataset_ids", "unseen_names")
+    )
+    colors = tuple((red, green, blue) for red, green, blue in added["colors"])
+    return PackedClasses(names, is_thing, dataset_ids, unseen, colors).split()
+
+
 def portable_configuration(cfg: CfgNode) -> str:
     """YAML of a configuration whose keys of data and files have their defaults."""
     own, defaults = cfg.clone(), load_config("")

@@ -79,7 +79,7 @@ SCRIPTS = {
 }
 # Measure networks and functions of fixed configurations; their own tests run them.
 BENCHMARKS = {f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("[!_]*.py")}
-OTHERS = {"padding.data.label_audit", "padding.data.doctor"}
+OTHERS = {"padding.data.label_audit", "padding.data.doctor", "padding.hub"}
 
 
 def is_guard(node: ast.stmt) -> bool:
