@@ -18,9 +18,10 @@ from torch import nn
 
 from padding.data.files import set_aside
 from padding.engine.checkpointer import read_training_checkpoint, write_checkpoint
-from padding.errors import CheckpointError, ConfigError
+from padding.errors import CheckpointError, ConfigError, check_choice
 
 BEST_FILE = "model_best.pth"
+BEST_IS = ("highest", "lowest")
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +54,24 @@ class BestCheckpoint:
         record: the best evaluation so far, None before the first.
     """
 
-    def __init__(self, model: nn.Module, folder: str | Path, metric: str) -> None:
+    def __init__(self, model: nn.Module, folder: str | Path, metric: str, best_is: str = "highest") -> None:
         """Remember what is to be kept.
 
         Args:
             model: without DistributedDataParallel.
             folder: OUTPUT_DIR.
-            metric: keys of nested results joined by "/", for example "sem_seg/mIoU"; the highest value is the best.
+            metric: keys of nested results joined by "/", for example "sem_seg/mIoU".
+            best_is: which value is the best, the "highest" or the "lowest".
+
+        Raises:
+            ConfigError: it is neither.
         """
+        check_choice("TEST.BEST_IS", best_is, BEST_IS)
         self.path = Path(folder) / BEST_FILE
         self.record: BestRecord | None = None
         self._model = model
         self._metric = metric
+        self._sign = 1 if best_is == "highest" else -1
 
     def begin(self, start_iter: int) -> None:
         """Take up the record of a training that goes on; what belongs to another training is set aside.
@@ -115,7 +122,7 @@ class BestCheckpoint:
         if best is not None:
             logger.info("%s: last %.4f, before best %.4f at %d", self._metric, value, best.value, best.iteration)
         # A NaN compares as False with everything, and would never be replaced.
-        if math.isfinite(value) and (best is None or value > best.value):
+        if math.isfinite(value) and (best is None or self._sign * value > self._sign * best.value):
             self.record = BestRecord(self._metric, value, iteration, _floats(results))
             state = {"model": self._model.state_dict(), "iteration": iteration, "best": asdict(self.record)}
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,14 @@ def add_solver_config(cfg: CfgNode) -> None:
     cfg.TRAINER = "Trainer"
     # On a CPU keep freed memory instead of giving it back (glibc): up to a fifth less time, 0.3 to 0.5 GiB more.
     cfg.ENGINE = CfgNode({"KEEP_MEMORY": True})
+    # Who gets the numbers of a training beside the log and metrics.json: "tensorboard", "wandb" (Weights & Biases) and
+    # "mlflow", which must be installed; the latter write to what their environment variables say, else to OUTPUT_DIR.
+    cfg.ENGINE.WRITERS = ("tensorboard",)
+    # Project of Weights & Biases, experiment of MLflow; "": the name of the folder that OUTPUT_DIR lies in.
+    cfg.ENGINE.EXPERIMENT = ""
+    # Parameters that training leaves as they are, by patterns of their names: ("backbone.*", "!backbone.res5.*"). A
+    # batch norm that is kept keeps its statistics too. (): what MODEL.BACKBONE.FREEZE_AT and the method say.
+    cfg.MODEL.FREEZE = ()
     # Images per step that BASE_LR is stated for: the rate used is BASE_LR * IMS_PER_BATCH / REFERENCE_BATCH.
     # 0: BASE_LR whatever the batch.
     cfg.SOLVER.REFERENCE_BATCH = 0
@@ -51,9 +59,13 @@ def add_solver_config(cfg: CfgNode) -> None:
 
 
 def _add_evaluation_keys(cfg: CfgNode) -> None:
-    # Metric of which the best value so far is kept, with its weights in model_best.pth, higher being better, such as
-    # "sem_seg/mIoU"; with the name of the data set in front where there are several. "": only the last weights.
+    # Metric of which the best value so far is kept, with its weights in model_best.pth, such as "sem_seg/mIoU"; where
+    # there are several data sets, with the name of one in front. "": only the last weights.
     cfg.TEST.BEST_METRIC = ""
+    # Which value of it is the best: "highest" or "lowest" (an error such as "saliency/MAE").
+    cfg.TEST.BEST_IS = "highest"
+    # The training ends after so many evaluations (TEST.EVAL_PERIOD) without a better BEST_METRIC; 0: at MAX_ITER.
+    cfg.TEST.PATIENCE = 0
     # Write what is predicted in an evaluation to OUTPUT_DIR/inference/<data set>/predictions: COCO's panoptic JSON with
     # PNGs, COCO results, index images and saliency maps, as far as the model predicts them.
     cfg.TEST.SAVE_PREDICTIONS = False

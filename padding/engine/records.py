@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training writes down beside its checkpoints: the log, metrics.json and TensorBoard, each iteration once."""
+"""What a training writes down beside its checkpoints: the log, metrics.json and trackers, each iteration once."""
 
 import json
 import logging
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
 from padding.data.files import naming_unwritable, set_aside, write_text
+from padding.engine.trackers import check_writers, open_writers
 
 METRICS = "metrics.json"
 
@@ -21,13 +22,23 @@ class RecordsHook(HookBase):
     Nothing is opened before training starts, so that a training that is refused leaves no trace.
     """
 
-    def __init__(self, folder: str | Path, period: int) -> None:
+    def __init__(
+        self, folder: str | Path, period: int, writers: Sequence[str] = ("tensorboard",), experiment: str = ""
+    ) -> None:
         """Remember where to write.
 
         Args:
             folder: OUTPUT_DIR.
             period: SOLVER.LOG_PERIOD.
+            writers: ENGINE.WRITERS.
+            experiment: ENGINE.EXPERIMENT.
+
+        Raises:
+            ConfigError: a writer is unknown, or its package is missing.
         """
+        check_writers(writers)
+        self._names = tuple(writers)
+        self._experiment = experiment
         self._folder = Path(folder)
         self._period = period
         self._writers: list[EventWriter] = []
@@ -40,7 +51,7 @@ class RecordsHook(HookBase):
         self._writers = [
             CommonMetricPrinter(self.trainer.max_iter, window_size=self._period),
             JSONWriter(str(folder / METRICS), window_size=self._period),
-            TensorboardXWriter(str(folder), window_size=self._period, purge_step=start or None),
+            *open_writers(self._names, folder, window=self._period, start_iter=start, experiment=self._experiment),
         ]
 
     def after_step(self) -> None:
@@ -52,9 +63,10 @@ class RecordsHook(HookBase):
     def after_train(self) -> None:
         """Write what came since, and close."""
         failing = self.trainer.failing
+        # Detectron2's printer divides by the iterations since it was called last, which may be none before the end.
+        before_the_end = failing or self.trainer.ended_early
         try:
-            # Detectron2's printer divides by the iterations since it was called last, which are none after an error.
-            self._write([one for one in self._writers if not (failing and isinstance(one, CommonMetricPrinter))])
+            self._write([one for one in self._writers if not (before_the_end and isinstance(one, CommonMetricPrinter))])
         except OSError as error:
             if not failing:
                 raise

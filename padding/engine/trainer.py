@@ -10,7 +10,7 @@ import math
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -34,7 +34,9 @@ from padding.engine.distributed import (
     restarted_by_torchrun,
     unwrap,
 )
+from padding.engine.early_stop import EarlyStop, EndOfTraining
 from padding.engine.evaluation_loop import add_to_metrics, evaluate
+from padding.engine.freezing import freeze_parameters
 from padding.engine.hooks import CheckpointHook, ScheduleHook
 from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
 from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
@@ -64,6 +66,7 @@ class Trainer(TrainerBase):
         best: keeps the weights of the best evaluation; None without TEST.BEST_METRIC and on ranks other than 0.
         stopping: whether the training ends after this iteration, because a rank got SIGTERM; the same on all ranks.
         failing: whether the training ends by an error or an interrupt.
+        ended_early: whether it ended by TEST.PATIENCE.
     """
 
     find_unused_parameters = False
@@ -86,11 +89,12 @@ class Trainer(TrainerBase):
         self._open_stream()
         self.checkpointer = TrainingCheckpointer(module, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         metric = cfg.TEST.BEST_METRIC if comm.is_main_process() else ""
-        self.best = BestCheckpoint(module, cfg.OUTPUT_DIR, metric) if metric else None
+        self.best = BestCheckpoint(module, cfg.OUTPUT_DIR, metric, cfg.TEST.BEST_IS) if metric else None
         self._step_losses: dict[str, torch.Tensor] = {}
         self._data_seconds = 0.0
         self._last_results: dict[str, Any] = {}
-        self.stopping = self.failing = False
+        self.stopping = self.failing = self.ended_early = False
+        self._early_stop = EarlyStop(cfg)
         self._termination = Termination()
         self.register_hooks(self.build_hooks())
 
@@ -114,6 +118,7 @@ class Trainer(TrainerBase):
         if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
             raise ConfigError(f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}'; no model has this name")
         model = build_model(cfg)
+        freeze_parameters(model, cfg.MODEL.FREEZE)
         logging.getLogger(__name__).info(
             "%s: %.2f M parameters, %.2f M trainable",
             type(model).__name__,
@@ -256,8 +261,8 @@ class Trainer(TrainerBase):
             write_configuration(self.cfg)
         if self.best is not None:
             self.best.begin(self.start_iter)
-        if self.start_iter < self.max_iter:
-            with self._termination:
+        if self.start_iter < self.max_iter and not self._ended_before():
+            with self._termination, suppress(EndOfTraining):
                 super().train(self.start_iter, self.max_iter)
             if self.stopping:
                 raise Terminated
@@ -286,8 +291,8 @@ class Trainer(TrainerBase):
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
-            built.append(RecordsHook(cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD))
-        return built
+            built.append(RecordsHook(cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD, cfg.ENGINE.WRITERS, cfg.ENGINE.EXPERIMENT))
+        return [*built, self._early_stop]
 
     def after_step(self) -> None:
         """Write the step's losses to the event storage before the hooks run; after SIGTERM, write a checkpoint and end.
@@ -307,8 +312,14 @@ class Trainer(TrainerBase):
 
     def after_train(self) -> None:
         """Let the hooks end; after an error none of them evaluates."""
-        self.failing = self.iter < self.max_iter  # the base class counts one more after the last iteration
+        self.failing = (
+            self.iter < self.max_iter and not self.ended_early
+        )  # the base class counts one more after the last iteration
         super().after_train()
+
+    def _ended_before(self) -> bool:
+        """Whether the training that is resumed ended by TEST.PATIENCE."""
+        return bool(self.cfg.TEST.PATIENCE) and self.start_iter > 0 and self._early_stop.is_over(self.start_iter - 1)
 
     @property
     def module(self) -> nn.Module:
