@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 from padding.data.coco_json import ImageEntry, InstanceFile, read_instance_file
 from padding.data.masks import run_length_code
 from padding.errors import ConfigError, DataError
+from padding.evaluation.detections import ImageDetections, class_groups, encode_masks, with_boxes
 from padding.evaluation.grouping import ClassGroups, grouped_results
 from padding.evaluation.report import build_report, publish
 
@@ -40,6 +40,7 @@ METRICS = ("AP", "AP50", "recall100")
 MAX_DETECTIONS = 100
 ALL_AREAS = [0.0, 1e10]  # square pixels; COCO's "all"
 BACKENDS = ("faster_coco_eval", "pycocotools")
+_AT_ONCE = 100_000  # detections in the form that the backends want, some 2 kB each
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class InstanceEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all images."""
-        self._detections: list[dict[str, Any]] = []
+        self._detections: list[ImageDetections] = []
         self._image_ids: list[int] = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
@@ -211,25 +212,23 @@ class InstanceEvaluator(DatasetEvaluator):
             image = self.truth.image(record["image_id"], record["file_name"])
             self._image_ids.append(record["image_id"])
             try:
-                self._detections += self._as_entries(output["instances"], image)
+                self._detections.append(self._detections_of(output["instances"], image))
             except ValueError as error:
                 raise DataError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
 
-    def _as_entries(self, instances: Instances, image: ImageEntry) -> list[dict[str, Any]]:
-        """COCO result entries of one image; detections that are not of a thing class are dropped."""
-        keep = torch.tensor([int(c) in self.groups.thing_ids for c in instances.pred_classes], dtype=torch.bool)
+    def _detections_of(self, instances: Instances, image: ImageEntry) -> ImageDetections:
+        """Detections of one image; those that are not of a thing class are dropped."""
+        classes = instances.pred_classes.cpu()
+        keep = torch.isin(classes, torch.tensor(sorted(self.groups.thing_ids)))
         if not bool(keep.any()):
-            return []
-        instances = instances.to(torch.device("cpu"))[keep]
+            return ImageDetections.of(image.id, classes[keep], classes[keep].float(), torch.zeros(0, *image.size))
         if not instances.has("pred_masks"):
             raise ValueError("instances without pred_masks cannot be compared; boxes alone are not evaluated")
-        shapes = mask_entries(instances.pred_masks, image.size)
-        return [
-            {"image_id": image.id, "category_id": self.groups.dataset_ids[class_id], "score": score, **shape}
-            for class_id, score, shape in zip(
-                instances.pred_classes.tolist(), instances.scores.tolist(), shapes, strict=True
-            )
-        ]
+        scores, masks = instances.scores.cpu(), instances.pred_masks.cpu()
+        if not bool(keep.all()):  # masks are large, and usually all are kept
+            classes, scores, masks = classes[keep], scores[keep], masks[keep]
+        check_mask_size(masks, image.size)
+        return ImageDetections.of(image.id, classes, scores, masks)
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Join the ranks and report.
@@ -241,17 +240,18 @@ class InstanceEvaluator(DatasetEvaluator):
         parts = comm.gather((self._detections, self._image_ids))
         if not comm.is_main_process():
             return None
-        detections = [entry for part in parts for entry in part[0]]
+        detections = [image for part in parts for image in part[0]]
         # Each image once, whichever ranks evaluated it.
         image_ids = sorted({image_id for part in parts for image_id in part[1]})
         total = len(self.truth.image_ids)
         if len(image_ids) < total:
             logger.warning("%s: evaluated %d of %d images", self._dataset_name, len(image_ids), total)
+        scores = scores_of_images(self.truth, detections, image_ids)
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         for iou_type in IOU_TYPES:
-            scores = detection_scores(self.truth, detections, image_ids, iou_type)
-            results[iou_type] = self._report(iou_type, scores)
-            results[iou_type]["num_images"] = len(image_ids)
+            results[iou_type] = self._report(iou_type, scores[iou_type])
+        for part in results.values():
+            part["num_images"] = len(image_ids)
         return results
 
     def _report(self, iou_type: str, scores: DetectionScores) -> dict[str, float]:
@@ -261,11 +261,39 @@ class InstanceEvaluator(DatasetEvaluator):
         return results
 
 
+def scores_of_images(
+    truth: InstanceGroundTruth, images: Sequence[ImageDetections], image_ids: Sequence[int]
+) -> dict[IouType, DetectionScores]:
+    """Scores of masks and boxes; classes are independent, so that few are unpacked at a time.
+
+    Args:
+        truth: the ground truth.
+        images: detections.
+        image_ids: images that were evaluated.
+    """
+    scores = {iou_type: _no_scores(truth.groups.num_classes) for iou_type in IOU_TYPES}
+    for classes in class_groups(images, sorted(truth.groups.thing_ids), _AT_ONCE):
+        entries = [entry for image in images for entry in image.entries(truth.groups.dataset_ids.__getitem__, classes)]
+        for iou_type in IOU_TYPES:
+            usable = entries if iou_type == "segm" else with_boxes(entries)
+            part = detection_scores(truth, usable, image_ids, iou_type, classes=classes)
+            for name, values in vars(scores[iou_type]).items():
+                values[sorted(classes)] = getattr(part, name)[sorted(classes)]
+    return scores
+
+
+def _no_scores(num_classes: int) -> DetectionScores:
+    nan = np.full(num_classes, np.nan)
+    return DetectionScores(nan.copy(), nan.copy(), nan.copy(), np.zeros(num_classes, dtype=bool))
+
+
 def detection_scores(
     truth: InstanceGroundTruth,
     detections: Sequence[Mapping[str, Any]],
     image_ids: Sequence[int],
     iou_type: IouType,
+    *,
+    classes: frozenset[int] | None = None,
 ) -> DetectionScores:
     """Run the COCO evaluation and read its tables class by class.
 
@@ -274,13 +302,16 @@ def detection_scores(
         detections: result entries with data-set category ids; may be empty.
         image_ids: images that were evaluated.
         iou_type: "segm" or "bbox".
+        classes: contiguous ids of the things to score; None: all.
 
     Returns:
         (K,) scores over all contiguous ids; classes that are no things are NaN and not present.
     """
     groups = truth.groups
     # The backends sort the classes by their ids in the file, which may be another order than that of the label space.
-    class_ids = sorted(groups.thing_ids, key=lambda class_id: groups.dataset_ids[class_id])
+    class_ids = sorted(
+        groups.thing_ids if classes is None else classes, key=lambda class_id: groups.dataset_ids[class_id]
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         results = _result_set(truth, detections, iou_type)
         # The official parameters, but for the areas and limits that nobody reports.
@@ -294,8 +325,7 @@ def detection_scores(
     # precision (thresholds, recall points, classes, areas, limits), recall without the second; -1: no ground truth
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, 0]
     recall = np.asarray(evaluation.eval["recall"])[0, :, 0, 0]
-    nan = np.full(groups.num_classes, np.nan)
-    scores = DetectionScores(nan.copy(), nan.copy(), nan.copy(), np.zeros(groups.num_classes, dtype=bool))
+    scores = _no_scores(groups.num_classes)
     # Columns are thing classes in the order of their ids in the file; the result has all K.
     for column, class_id in enumerate(class_ids):
         if recall[column] < 0:
@@ -341,21 +371,15 @@ def mask_entries(masks: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
     """
     from pycocotools import mask as mask_api
 
-    height, width = size
-    if tuple(masks.shape[-2:]) != (height, width):
-        raise DataError(f"masks of size {tuple(masks.shape[-2:])}, the ground truth says ({height}, {width})")
-    # A bool is a byte of 0 or 1 already; a comparison would cost more than the encoding.
-    inside = (masks if masks.dtype == torch.bool else masks > 0).contiguous().view(torch.uint8).numpy()
-    # (N, w, h) in C order is the (h, w, N) Fortran order that the encoder wants; OpenCV transposes in blocks.
-    columns = np.empty((len(inside), width, height), np.uint8)
-    for source, target in zip(inside, columns, strict=True):
-        cv2.transpose(source, dst=target)
-    rles = mask_api.encode(columns.transpose(2, 1, 0))
-    boxes = mask_api.toBbox(rles)
-    return [
-        {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")}, "bbox": box.tolist()}
-        for rle, box in zip(rles, boxes, strict=True)
-    ]
+    check_mask_size(masks, size)
+    codes = [{"size": list(size), "counts": code.decode("ascii")} for code in encode_masks(masks)]
+    return [{"segmentation": code, "bbox": mask_api.toBbox(code).tolist()} for code in codes]
+
+
+def check_mask_size(masks: Tensor, size: tuple[int, int]) -> None:
+    """Raise a DataError unless masks (N, h, w) have the size (h, w) of the ground truth."""
+    if tuple(masks.shape[-2:]) != size:
+        raise DataError(f"masks of size {tuple(masks.shape[-2:])}, the ground truth says {size}")
 
 
 def _installed_backend() -> str:

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 _CURE = "prepare the data set first (datasets/README.md)"
 
+_NARROW = 1 << 8  # classes of which the number fits a byte
+_TILE = 1 << 14  # pixels
+
 FOREGROUND = "sem_seg_foreground"
 """Result of a data set whose metadata names a ``background_id``: arg-max over the other classes, on their pixels."""
 
@@ -278,8 +281,28 @@ def label_map_of_scores(prediction: Tensor, num_classes: int) -> Tensor:
             f"sem_seg has shape {tuple(prediction.shape)}; expected ({num_classes}, h, w) scores: the model must "
             "predict the classes of the data set it is tested on"
         )
+    if prediction.device.type == "cpu" and prediction.dtype == torch.float32 and num_classes < _NARROW:
+        return torch.from_numpy(_best_class(prediction.detach().flatten(1).numpy())).view(prediction.shape[1:])
     # Same result as argmax(dim=0), ties included, at a third of the time on CPU.
     return prediction.max(dim=0).indices
+
+
+def _best_class(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """First row with the largest score of each column, (K, P) -> (P,); NaN counts as the largest, as for torch."""
+    num_classes = len(scores)
+    best = np.empty(scores.shape[1], np.int64)
+    # The first row has the largest weight: where several are equal it wins.
+    weights = np.arange(num_classes, 0, -1, dtype=np.uint8)[:, None]
+    for start in range(0, scores.shape[1], _TILE):
+        tile = scores[:, start : start + _TILE]
+        largest = tile.max(axis=0)
+        # Bytes in place of numbers: comparing, weighing and the maximum cost less than finding a place.
+        at_best = (tile == largest).view(np.uint8)
+        if np.isnan(largest).any():
+            at_best |= np.isnan(tile).view(np.uint8)
+        np.multiply(at_best, weights, out=at_best)
+        best[start : start + _TILE] = num_classes - at_best.max(axis=0).astype(np.int64)
+    return best
 
 
 def _truth_files(dataset_name: str, records: Sequence[Mapping[str, Any]], sem_seg_root: str | None) -> dict[str, Path]:

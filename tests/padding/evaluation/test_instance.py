@@ -20,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from padding.data.class_split import ClassSplit
 from padding.errors import DataError
 from padding.evaluation import instance
+from padding.evaluation.detections import with_boxes
 from padding.evaluation.instance import InstanceEvaluator
 
 SIZE = (40, 50)
@@ -246,7 +247,10 @@ def test_equals_pycocotools_per_class(random_case: Any, tmp_path: Path, task: st
     name, records, path, outputs = random_case
     evaluator = InstanceEvaluator(name, tmp_path)
     evaluator.process(records, outputs)
-    detections = json.loads(json.dumps(evaluator._detections))
+    groups = evaluator.groups
+    found = [e for d in evaluator._detections for e in d.entries(groups.dataset_ids.__getitem__, groups.thing_ids)]
+    boxes = [entry["bbox"] for entry in with_boxes(found)]
+    detections = json.loads(json.dumps([{**e, "bbox": box} for e, box in zip(found, boxes, strict=True)]))
     evaluator.evaluate()
     report = json.loads((tmp_path / f"{task}_per_class.json").read_text())
     with contextlib.redirect_stdout(io.StringIO()):
@@ -323,6 +327,15 @@ def test_only_the_evaluated_images_count(random_case: Any) -> None:
     whole.process(records, outputs)
     assert results["recall100"] > 0
     assert whole.evaluate()["segm"]["AP"] != results["AP"]
+
+
+def test_classes_scored_a_few_at_a_time_score_the_same(random_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, records, _, outputs = random_case
+    evaluator = InstanceEvaluator(name)
+    evaluator.process(records, outputs)
+    expected = evaluator.evaluate()
+    monkeypatch.setattr(instance, "_AT_ONCE", 1)
+    assert evaluator.evaluate() == expected
 
 
 def test_two_ranks_equal_one(random_case: Any, two_ranks: Callable[..., None]) -> None:

@@ -87,9 +87,14 @@ def test_label_maps_are_accepted_as_predictions(panoptic_dataset: Dataset, scene
     assert results[0] == results[1]
 
 
-def test_best_class_equals_argmax_with_ties() -> None:
-    scores = torch.randint(0, 3, (K, 40, 50)).float()
-    torch.testing.assert_close(label_map_of_scores(scores, K), scores.argmax(0))
+@pytest.mark.parametrize("num_classes", [1, K, 255, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_best_class_equals_argmax_with_ties(num_classes: int, dtype: torch.dtype) -> None:
+    scores = torch.randint(-1, 2, (num_classes, 150, 150)).to(dtype)
+    scores[:, 3] = float("-inf")
+    scores[num_classes // 2, 5:9] = float("nan")
+    scores[num_classes - 1, 7] = float("nan")
+    assert torch.equal(label_map_of_scores(scores, num_classes), scores.argmax(0))
 
 
 def test_cityscapes_ids_become_train_ids(tmp_path: Path, register: Callable[..., str]) -> None:
