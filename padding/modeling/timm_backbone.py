@@ -2,9 +2,9 @@
 """Backbones of timm behind Detectron2's interface, always with random weights: nothing is ever downloaded.
 
 Maps are called res2 to res5 like a ResNet's, so that every head here takes them. What a dense network needs beyond the
-classifier is added where they leave: a LayerNorm (ConvNeXt, 2201.03545), a batch norm and ReLU (DenseNet, whose blocks
-end in bare convolutions). Channels-last memory order gives the same numbers; networks of depthwise convolutions take
-three quarters of the time with it on a CPU.
+classifier is added where they leave: a LayerNorm (ConvNeXt, 2201.03545; Swin, as in Mask2Former), a batch norm and ReLU
+(DenseNet, whose blocks end in bare convolutions). Channels-last memory order gives the same numbers; networks of
+depthwise convolutions take three quarters of the time with it on a CPU.
 """
 
 import itertools
@@ -184,13 +184,15 @@ def _create(name: str, output_stride: int, drop_path: float, **options: Any) -> 
     import timm
     from timm.layers import DropPath
 
+    from padding.modeling.swin import fill_windows, swin_options
+
     is_densenet = name.startswith("densenet")  # timm cannot dilate it
     if drop_path > 0:
         options["drop_path_rate"] = drop_path
     if output_stride != 32 and not is_densenet:
         options["output_stride"] = output_stride
-    if name.startswith("swin"):
-        options["strict_img_size"] = False  # images of any size, the last windows of a row padded
+    if _is_swin(name):
+        options |= swin_options()
     try:
         network: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
     except TypeError as error:
@@ -206,7 +208,14 @@ def _create(name: str, output_stride: int, drop_path: float, **options: Any) -> 
         network.blocks = network.blocks[: max(stages) or None]
     if is_densenet:
         _dilate_densenet(network, output_stride)
+    if _is_swin(name):
+        fill_windows(network)
     return network
+
+
+def _is_swin(name: str) -> bool:
+    """Whether a network is a Swin of the first version; Swin v2 and its kin have other blocks."""
+    return name.startswith(("swin_tiny", "swin_small", "swin_base", "swin_large"))
 
 
 def _output_norm(name: str, stage: str, spec: ShapeSpec) -> nn.Module:
@@ -214,6 +223,8 @@ def _output_norm(name: str, stage: str, spec: ShapeSpec) -> nn.Module:
 
     if name.startswith("convnext"):
         return LayerNorm2d(spec.channels)
+    if _is_swin(name):
+        return LayerNorm2d(spec.channels, eps=1e-5)  # that of Swin's own norms
     if name.startswith("densenet") and stage != _STAGES[-1]:  # the last map carries timm's own
         return BatchNormAct2d(spec.channels)
     return nn.Identity()

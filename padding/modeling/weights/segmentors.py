@@ -7,7 +7,7 @@ file; a name that no rule knows is an error, because a network that is loaded in
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -78,8 +78,37 @@ def import_mask2former(state: Mapping[str, Tensor], more_names: re.Pattern[str] 
         CheckpointError: for names that no Mask2Former has, or if an essential part is absent.
     """
     imported = Imported(*normalise_keys(state))
+    if _SWIN_MARK in imported.state:
+        imported.apply(_OFFICIAL_SWIN)
     _finish(imported, more_names)
     return imported
+
+
+def _merged_later(template: str) -> Callable[[re.Match[str]], str]:
+    """Patches are merged at the end of a stage there, and at the beginning of the next one in timm."""
+
+    def rename(match: re.Match[str]) -> str:
+        return template.format(int(match[1]) + 1, match[2])
+
+    return rename
+
+
+def _map_norm(offset: int) -> Callable[[re.Match[str]], str]:
+    """Norm of a map, which is called res2 to res5 here."""
+    return lambda match: f"backbone.output_norms.res{int(match[1]) + offset}.{match[2]}"
+
+
+_SWIN_MARK = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
+_MERGE = "backbone.network.layers_{}.downsample.{}"
+_OFFICIAL_SWIN = Layout(
+    "Mask2Former with Swin",
+    (
+        (r"backbone\.patch_embed\.(.+)", "backbone.network.patch_embed.{}"),
+        (r"backbone\.layers\.(\d)\.downsample\.(.+)", _merged_later(_MERGE)),
+        (r"backbone\.layers\.(\d)\.blocks\.(.+)", "backbone.network.layers_{}.blocks.{}"),
+        (r"backbone\.norm(\d)\.(.+)", _map_norm(2)),
+    ),
+)
 
 
 def _finish(imported: Imported, more_names: re.Pattern[str] | None = None) -> None:
@@ -132,8 +161,35 @@ _ENCODER_RULES: tuple[Rule, ...] = (
         _resnet,
     ),
 )
+# Names of files on the hub, and those that versions from 5 on write: "attention.self.query" is "attention.q_proj".
+_SWIN = _ENCODER + r"(?:swin\.)?"
+_BLOCK = _SWIN + r"encoder\.layers\.(\d)\.blocks\.(\d+)\."
+_HERE_BLOCK = "backbone.network.layers_{}.blocks.{}."
+
+
+def _swin_projection(match: re.Match[str]) -> str:
+    """Queries, keys and values by one name, to be joined."""
+    stage, block, part, leaf = match.groups()
+    return f"{_HERE_BLOCK.format(stage, block)}attn.{part[0]}_proj.{leaf}"
+
+
+_SWIN_RULES: tuple[Rule, ...] = (
+    (_SWIN + r"embeddings\.patch_embeddings\.projection\.(.+)", "backbone.network.patch_embed.proj.{}"),
+    (_SWIN + r"embeddings\.norm\.(.+)", "backbone.network.patch_embed.norm.{}"),
+    (_BLOCK + r"layernorm_before\.(.+)", _HERE_BLOCK + "norm1.{}"),
+    (_BLOCK + r"layernorm_after\.(.+)", _HERE_BLOCK + "norm2.{}"),
+    (_BLOCK + r"attention\.(?:self|relative_position_bias)\.(relative_position_\w+)", _HERE_BLOCK + "attn.{}"),
+    (_BLOCK + r"attention\.(?:self\.)?(query|key|value|[qkv]_proj)\.(.+)", _swin_projection),
+    (_BLOCK + r"attention\.(?:output\.dense|o_proj)\.(.+)", _HERE_BLOCK + "attn.proj.{}"),
+    (_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.(.+)", _HERE_BLOCK + "mlp.fc1.{}"),
+    (_BLOCK + r"(?:output\.dense|mlp\.fc2)\.(.+)", _HERE_BLOCK + "mlp.fc2.{}"),
+    (_SWIN + r"encoder\.layers\.(\d)\.downsample\.(.+)", _merged_later(_MERGE)),
+    (_SWIN + r"layernorm\.(.+)", "backbone.network.norm.{}"),
+    (_ENCODER + r"hidden_states_norms\.stage(\d)\.(.+)", _map_norm(1)),
+)
 _RULES: tuple[Rule, ...] = (
     *_ENCODER_RULES,
+    *_SWIN_RULES,
     (_DECODER + r"input_projections\.(.+)", _HEAD + "pixel_decoder.input_proj.{}"),
     (_DECODER + r"level_embed", _HEAD + "pixel_decoder.transformer.level_embed"),
     (_DECODER + r"encoder\.layers\.(\d+)\.self_attn\.(.+)", _HERE_ENCODER + "{}.self_attn.{}"),
@@ -164,35 +220,42 @@ _RULES: tuple[Rule, ...] = (
 _LAYOUT = Layout(
     "Mask2Former of transformers",
     _RULES,
-    fusion=Fusion(r"(.*\.self_attn\.)([qkv]_proj)\.(weight|bias)", ("q_proj", "k_proj", "v_proj"), "{}in_proj_{}"),
+    fusion=Fusion(
+        r"(sem_seg_head\..*\.self_attn\.)([qkv]_proj)\.(weight|bias)", ("q_proj", "k_proj", "v_proj"), "{}in_proj_{}"
+    ),
+)
+
+_SWIN_ATTENTION = Layout(
+    _LAYOUT.name,
+    classifier=r"backbone\.network\.norm\.",
+    fusion=Fusion(r"(backbone\..*\.attn\.)([qkv]_proj)\.(weight|bias)", ("q_proj", "k_proj", "v_proj"), "{}qkv.{}"),
 )
 
 
 def import_huggingface(state: Mapping[str, Tensor]) -> Imported:
-    """Mask2Former of ``transformers`` (``Mask2FormerForUniversalSegmentation``) with a ResNet backbone.
+    """Mask2Former of ``transformers`` (``Mask2FormerForUniversalSegmentation``) with a ResNet or a Swin as backbone.
 
     Args:
         state: name -> tensor as in ``model.safetensors`` or ``pytorch_model.bin``.
 
     Raises:
-        CheckpointError: if its backbone is no ResNet, or for names that no rule knows.
+        CheckpointError: if its backbone is neither, or for names that no rule knows.
     """
     _refuse_other_backbones(state)
     imported = Imported(dict(state))
     imported.apply(_LAYOUT)
+    imported.apply(_SWIN_ATTENTION)
     _finish(imported)
     return imported
 
 
 def _refuse_other_backbones(state: Mapping[str, Tensor]) -> None:
     encoder = [name.removeprefix("model.") for name in state if "pixel_level_module.encoder." in name]
-    foreign = next((name for name in encoder if renamed(name, _ENCODER_RULES) == name), None)
+    rules = (*_ENCODER_RULES, *_SWIN_RULES)
+    foreign = next((name for name in encoder if renamed(name, rules) == name), None)
     if encoder and foreign is None:
         return
-    is_swin = any(".patch_embeddings." in name or ".relative_position_" in name for name in encoder)
-    kind = "a Swin Transformer" if is_swin else "no ResNet of transformers"
     raise CheckpointError(
-        f"the backbone of this file is {kind} (first name: {foreign or 'none'}), which this project does not have; "
-        "only ResNet backbones can be imported from transformers. Published Swin models have no counterpart here: "
-        "train with one of the backbones of configs/ instead."
+        f"the backbone of this file is neither a ResNet nor a Swin of transformers (first name: {foreign or 'none'}); "
+        "only these can be imported: train with one of the backbones of configs/ instead"
     )
