@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import check_choice
+from padding.modeling.class_balance import ClassBalance
 from padding.modeling.processes import mean_over_processes, world_size
 from psi.label_diffusion import DiffusionStep
 from psi.supervision import PixelSupervision
@@ -46,6 +47,7 @@ def segmentation_loss(
     *,
     region_norm: str = "separate",
     diffused_weight: float = 1.0,
+    balance: ClassBalance | None = None,
 ) -> Tensor:
     """Partial cross entropy on scribbles and diffused pixels, L_ce(M, y_R) of L_seg (Eq. 10).
 
@@ -58,6 +60,7 @@ def segmentation_loss(
         region_norm: "separate" is mean over scribbles + ``diffused_weight`` mean over diffused pixels, which outnumber
             scribbles ten to twenty times; "joint" is one mean over both, diffused ones weighted by it.
         diffused_weight: >= 0; with 0 the scribbles alone count.
+        balance: class weights and focal factor, of hard labels alone; None: plain cross entropy.
 
     Returns:
         Scalar, float32.
@@ -68,7 +71,10 @@ def segmentation_loss(
     check_loss_choice("REGION_NORM", region_norm)
     with torch.autocast(logits.device.type, enabled=False):
         weights = supervision.weights.float()
-        if supervision.targets is None or supervision.classes is None:
+        if balance is not None:
+            costs, of_class = balance.costs(logits, supervision.labels, ignore_label=IGNORE_LABEL)
+            costs, weights = costs * weights, of_class * weights
+        elif supervision.targets is None or supervision.classes is None:
             costs = _pixel_cross_entropy(logits, supervision.labels) * weights
         else:
             # Cross entropy needs one label a pixel; a diffused pixel of several classes costs its own sum.

@@ -17,6 +17,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
+from padding.errors import ConfigError
 from padding.modeling.batching import (
     batch_images,
     batch_label_maps,
@@ -122,6 +123,11 @@ class PSI(nn.Module):
         if teacher.decay > 0 and (growth.steps or teacher.evaluate):
             self.average = copy.deepcopy(network).requires_grad_(False)
         self.plan = plan
+        self.class_balance = loss_options.balance  # moves with the model
+        if self.class_balance is not None and growth.diffusion.target == "soft":
+            raise ConfigError(
+                "MODEL.CLASS_BALANCE is for labels of one class, but MODEL.PSI.SLD.TARGET is 'soft'; choose 'hard'"
+            )
         register_pixel_statistics(self, *pixels)
 
     @classmethod
@@ -284,7 +290,11 @@ class PSI(nn.Module):
         begin = 0 if self.growth.mode == "rounds" else self.growth.start_iter
         ramp = options.diffused_ramp(max(training_iteration(begin) - begin, 0))
         cross_entropy = losses.segmentation_loss(
-            full, supervision, region_norm=options.region_norm, diffused_weight=ramp * options.diffused_weight
+            full,
+            supervision,
+            region_norm=options.region_norm,
+            diffused_weight=ramp * options.diffused_weight,
+            balance=self.class_balance,
         )
         if options.smooth_weight <= 0:
             return {"loss_seg": cross_entropy}

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from detectron2.config import CfgNode
 
 from padding.errors import ConfigError, check_choice
+from padding.modeling.class_balance import ClassBalance, build_class_balance
+from padding.modeling.label_space import learned_split
 from padding.modeling.ramp_up import build_ramp_up
 from padding.modeling.teacher import BATCH_NORM_POLICIES, BatchNormPolicy
 from psi.label_diffusion import DiffusionOptions
@@ -124,6 +126,7 @@ class LossOptions:
         smooth_stride: input pixels per cell of the prediction it is computed on.
         diffusion_weight: [lambda_2] on the second term of L_sld.
         diffusion_region: of it.
+        balance: class weights and focal factor of ``segmentation_loss``; the model owns it.
 
     Raises:
         ConfigError: names the key.
@@ -138,6 +141,7 @@ class LossOptions:
     smooth_stride: int = 1
     diffusion_weight: float = 1.0
     diffusion_region: str = "selected"
+    balance: ClassBalance | None = None
 
     def __post_init__(self) -> None:
         # Here, because labels may start to grow long after the first step.
@@ -152,7 +156,7 @@ class LossOptions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "LossOptions":
-        """Read MODEL.PSI.LOSS."""
+        """Read MODEL.PSI.LOSS and MODEL.CLASS_BALANCE."""
         node = cfg.MODEL.PSI.LOSS
         ramp = build_ramp_up(node.DIFFUSED_RAMP, max_iter=cfg.SOLVER.MAX_ITER, key="MODEL.PSI.LOSS.DIFFUSED_RAMP")
         return cls(
@@ -165,4 +169,5 @@ class LossOptions:
             smooth_stride=node.SMOOTH_STRIDE,
             diffusion_weight=node.DIFFUSION_WEIGHT,
             diffusion_region=node.DIFFUSION_REGION,
+            balance=build_class_balance(cfg, learned_split(cfg).num_classes),
         )

@@ -137,6 +137,7 @@ class TCC(nn.Module):
         self.cnn, self.vit = (students.get(name) for name in STUDENTS)
         self.num_classes = num_classes
         self.objective = objective
+        self.class_balance = objective.supervised.balance  # moves with the model
         self.ramp_up = ramp_up
         self.perturbation = perturbation
         self.plan = plan

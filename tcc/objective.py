@@ -17,6 +17,7 @@ from torch import Tensor
 from padding.data.sample import IGNORE_LABEL
 from padding.errors import ConfigError, check_choice
 from padding.modeling.batching import map_size
+from padding.modeling.class_balance import ClassBalance, build_class_balance
 from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consistency, labels_of
 from tcc.losses import cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
 
@@ -43,6 +44,7 @@ class SupervisedOptions:
     ohem_threshold: float
     ohem_min_kept_per_image: int
     dice: Mapping[str, Any]  # further arguments of dice_loss
+    balance: ClassBalance | None = None  # of the cross entropy; the model owns it
 
     def __post_init__(self) -> None:
         """Check the kind of cross entropy.
@@ -53,6 +55,11 @@ class SupervisedOptions:
         check_choice("MODEL.TCC.SUP.CE_TYPE", self.ce_type, ("ce", "ohem"))
         if self.dice_weight <= 0 and self.ce_weight <= 0:
             raise ConfigError("MODEL.TCC.SUP.DICE_WEIGHT and CE_WEIGHT are both 0: nothing is learned from labels")
+        if self.balance is not None and (self.ce_weight <= 0 or self.ce_type != "ce"):
+            raise ConfigError(
+                f"MODEL.CLASS_BALANCE changes the cross entropy, but MODEL.TCC.SUP.CE_WEIGHT is {self.ce_weight} and "
+                f"CE_TYPE '{self.ce_type}'; set a weight and 'ce'"
+            )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted loss of one student: (B, K, H, W) logits and (B, H, W) labels."""
@@ -60,7 +67,9 @@ class SupervisedOptions:
         total = logits.new_zeros((), dtype=torch.float32)
         if self.dice_weight > 0:
             total = total + self.dice_weight * dice_loss(logits, labels, **self.dice)
-        if self.ce_weight > 0 and self.ce_type == "ce":
+        if self.balance is not None:
+            total = total + self.ce_weight * self.balance.cross_entropy(logits, labels, ignore_label=IGNORE_LABEL)
+        elif self.ce_weight > 0 and self.ce_type == "ce":
             total = total + self.ce_weight * cross_entropy(logits, labels)
         elif self.ce_weight > 0:
             kept = self.ohem_min_kept_per_image * len(logits)
@@ -273,6 +282,7 @@ def build_objective(cfg: CfgNode, num_classes: int) -> CohortObjective:
                 "over_batch": dice.BATCH,
                 "sync": dice.SYNC,
             },
+            balance=build_class_balance(cfg, num_classes),
         ),
         distillation=DistillationOptions(
             enabled=ccd.ENABLED,

@@ -82,6 +82,7 @@ def toy_cfg(output: Path, *opts: Any) -> CfgNode:
     """Return the frozen configuration of a toy training of 8 iterations on CPU; ``opts`` are KEY, VALUE, ..."""
     cfg = get_cfg()
     add_solver_config(cfg)
+    cfg.MODEL.CLASS_BALANCE = CfgNode({"WEIGHTS": "none", "FOCAL_GAMMA": 0.0})
     cfg.MODEL.TOY = CfgNode({"DROPOUT": 0.5})
     cfg.MODEL.META_ARCHITECTURE = "ToyModel"
     cfg.MODEL.DEVICE = "cpu"

@@ -89,6 +89,43 @@ def class_weights(source: str | CfgNode, *, cache: str | Path | None, over: Over
     return torch.from_numpy(inverse_log_weights(counts.shares(over))).to(torch.float32)
 
 
+def training_class_weights(cfg: CfgNode, *, cache: str | Path | None) -> torch.Tensor:
+    """Class weights 1 / ln(1.02 + p) of a training, such that their mean over what is counted is 1. Collective.
+
+    Counted are segments or objects, where the entries list them, else the pixels of the labeled images.
+
+    Args:
+        cfg: reads DATASETS.
+        cache: see ``class_counts``; of use for pixels alone.
+
+    Returns:
+        (K,) float32.
+
+    Raises:
+        ValueError, FileNotFoundError: see ``class_counts``; or nothing is labeled.
+    """
+    entries = load_segmentation_entries(cfg)
+    counts = count_objects(entries, class_split_of(cfg.DATASETS.TRAIN[0]).names)
+    shares = (counts or class_counts(cfg, cache=cache)).shares()
+    weights = inverse_log_weights(shares)
+    return torch.from_numpy(weights / (shares * weights).sum()).to(torch.float32)
+
+
+def count_objects(entries: Entries, names: Sequence[str]) -> ClassCounts | None:
+    """Count segments or objects in place of pixels, crowds left out; None where no entry lists any.
+
+    Args:
+        entries: of a panoptic or instance set, or another.
+        names: of the K classes.
+    """
+    listed = [entry.get("segments_info", entry.get("annotations")) for entry in entries]
+    if all(one is None for one in listed):
+        return None
+    found = [item["category_id"] for one in listed for item in one or () if not item.get("iscrowd", 0)]
+    counts = np.bincount(np.asarray(found, np.int64), minlength=len(names))
+    return ClassCounts(tuple(names), tuple(counts.tolist()), 0, len(entries))
+
+
 def class_counts(source: str | CfgNode, *, cache: str | Path | None) -> ClassCounts:
     """Pixels of each class, from the cache where it belongs to these label files, else counted.
 

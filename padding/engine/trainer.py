@@ -27,6 +27,7 @@ from padding.data.mappers import build_mapper
 from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.best_checkpoint import BEST_FILE, BestCheckpoint
 from padding.engine.checkpointer import TrainingCheckpointer
+from padding.engine.class_weights import set_class_weights
 from padding.engine.distributed import (
     check_equal_on_ranks,
     distribute,
@@ -80,6 +81,7 @@ class Trainer(TrainerBase):
         self.micro_batch_size = self.images_per_forward(cfg)
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         module = self.build_model(cfg)
+        set_class_weights(cfg, module)
         self.device = next(module.parameters()).device
         # Built before DistributedDataParallel wraps it: parameters keep their names.
         self.optimizers = self.build_optimizers(cfg, module)

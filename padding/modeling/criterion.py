@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from padding.modeling.class_balance import ClassBalance
 from padding.modeling.matcher import HungarianMatcher, Match
 from padding.modeling.point_sampling import Generators, MaskReader, image_generators, sample_at, uncertain_points
 from padding.modeling.processes import mean_over_processes, world_size
@@ -86,6 +87,7 @@ class MaskCriterion(nn.Module):
         num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
+        class_balance: ClassBalance | None = None,
     ) -> None:
         """Set weights and sampling.
 
@@ -97,6 +99,7 @@ class MaskCriterion(nn.Module):
             num_points: points per matched mask.
             oversample_ratio: candidates per point, >= 1.
             importance_sample_ratio: share of points taken near the border, in [0, 1].
+            class_balance: class weights and focal factor of the class loss; None: plain cross entropy.
 
         Raises:
             ValueError: if a weight is missing or unknown, or a ratio is out of range.
@@ -115,6 +118,7 @@ class MaskCriterion(nn.Module):
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
+        self.class_balance = class_balance
         weight = torch.ones(num_classes + 1)
         weight[-1] = no_object_weight
         self.register_buffer("empty_weight", weight)
@@ -150,12 +154,24 @@ class MaskCriterion(nn.Module):
         losses: dict[str, Tensor] = {}
         for i, (prediction, match) in enumerate(zip(predictions, matches, strict=True)):
             logits = prediction["pred_logits"]
-            terms = {"loss_ce": classification_loss(logits, labels[i], self.empty_weight, weight_sums[i])}
+            terms = {"loss_ce": self._class_loss(logits, labels[i], weight_sums[i])}
             terms |= self._mask_losses(prediction["pred_masks"], read, match, num_masks, generators)
             # The last prediction has the plain names; auxiliary ones are numbered from the first layer on.
             suffix = "" if i == 0 else f"_{i - 1}"
             losses |= {name + suffix: self.weight_dict[name] * term for name, term in terms.items()}
         return losses
+
+    def _class_weight(self) -> Tensor:
+        """(C+1,): the published one, which checkpoints hold, times those of the data, which they do not."""
+        if self.class_balance is None:
+            return self.empty_weight
+        return self.empty_weight * F.pad(self.class_balance.weights, (0, 1), value=1.0)
+
+    def _class_loss(self, logits: Tensor, labels: Tensor, weight_sum: Tensor) -> Tensor:
+        if self.class_balance is None:
+            return classification_loss(logits, labels, self.empty_weight, weight_sum)
+        costs, _ = self.class_balance.costs(logits.movedim(-1, 1), labels, ignore_label=-100)
+        return (costs * self.empty_weight[labels]).sum() / weight_sum
 
     def _query_labels(self, logits: Tensor, targets: Sequence[Mapping[str, Tensor]], match: list[Match]) -> Tensor:
         """(B, Q) int64: the class of the matched target, else no-object."""
@@ -167,7 +183,7 @@ class MaskCriterion(nn.Module):
 
     def _normalisers(self, labels: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
         """Divisors of cross-entropy, (T,), and of the mask losses, by one exchange between processes."""
-        weight_sums = self.empty_weight[labels].flatten(1).sum(dim=1)
+        weight_sums = self._class_weight()[labels].flatten(1).sum(dim=1)
         # T sums and the number of masks in one vector: one exchange in place of two.
         means = mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([num_masks])]))
         # At least one mask in all processes together, so that the bound does not depend on how a batch is divided.

@@ -23,6 +23,7 @@ from padding.modeling.batching import (
     require_keys,
     sample_name,
 )
+from padding.modeling.class_balance import build_class_balance
 from padding.modeling.criterion import MaskCriterion
 from padding.modeling.inference import keep_classes, widen_logits
 from padding.modeling.label_space import evaluation_split, num_learned_classes, training_split
@@ -247,4 +248,5 @@ def _build_criterion(cfg: CfgNode) -> MaskCriterion:
         num_points=options.TRAIN_NUM_POINTS,
         oversample_ratio=options.OVERSAMPLE_RATIO,
         importance_sample_ratio=options.IMPORTANCE_SAMPLE_RATIO,
+        class_balance=build_class_balance(cfg, num_learned_classes(cfg)),
     )

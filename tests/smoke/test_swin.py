@@ -17,7 +17,10 @@ STEP = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SOLVER.MAX_ITER",
 STEP += ["DATASETS.CHECK_AT_START", "False", "TEST.EVAL_PERIOD", "0"]
 
 
-@pytest.mark.parametrize("method", ["shapes_zsp_pretrain", "shapes_zsp", "shapes_tcc", "shapes_psi", "shapes_salseg"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("shapes_zsp", "shapes_tcc", "shapes_salseg")]
+
+
+@pytest.mark.parametrize("method", ["shapes_zsp_pretrain", "shapes_psi", *SLOW])
 def test_every_method_takes_a_swin(method: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create, sizes = timm.create_model, {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
     monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options, **sizes))
