@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rare classes and hard examples in a cross entropy: class weights, and the focal factor (Lin et al., 1708.02002, Eq. 4).
+"""Rare classes and hard examples in a cross entropy: class weights, the focal factor (Lin et al., 1708.02002, Eq. 4).
 
 One module for the class loss of mask classification and for the pixel losses of TCC and PSI. The weights come from the
 data, by the trainer; those of a class are 1 until then, and they are not part of a checkpoint.

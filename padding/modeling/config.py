@@ -28,9 +28,9 @@ def add_mask2former_config(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_FORMER = _mask_former_node()
     cfg.MODEL.SMALL_RESNET = _small_resnet_node()
     cfg.MODEL.TIMM = _timm_node()
-    # Class loss of MaskFormer (over queries), cross entropy of TCC (SUP.CE_WEIGHT) and of PSI (on scribbles and what grows
-    # from them): weights "inverse_log", 1 / ln(1.02 + share) of the segments or pixels in DATASETS.TRAIN, or "none"; focal
-    # factor (1 - p)^FOCAL_GAMMA. SalSeg has MODEL.SALSEG.CLASS_WEIGHTS.
+    # Class loss of MaskFormer (over queries), cross entropy of TCC (SUP.CE_WEIGHT) and PSI (scribbles and what grows):
+    # weights "inverse_log", 1 / ln(1.02 + share) of the segments or pixels in DATASETS.TRAIN, or "none"; focal factor
+    # (1 - p)^FOCAL_GAMMA. SalSeg has MODEL.SALSEG.CLASS_WEIGHTS.
     cfg.MODEL.CLASS_BALANCE = CfgNode({"WEIGHTS": "none", "FOCAL_GAMMA": 0.0})
     head = cfg.MODEL.SEM_SEG_HEAD
     head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"  # the only one

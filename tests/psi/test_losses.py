@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from padding.modeling.class_balance import ClassBalance
 from psi.grid import supervision_at_pixels, supervision_on_grid
 from psi.label_diffusion import DiffusionOptions, DiffusionStep, ThresholdNetwork, diffuse
 from psi.losses import (
@@ -363,3 +364,24 @@ def test_losses_stay_in_float32_under_autocast() -> None:
         sum(found).backward()
         assert rounded.grad is not None
         assert rounded.grad.isfinite().all()
+
+
+def test_class_weights_of_scribbles_and_of_what_grew() -> None:
+    """Means of both regions by torch, each divided by the weights of its own pixels."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 6, 6), torch.randint(0, 3, (2, 6, 6))
+    scribbles = torch.zeros(2, 6, 6, dtype=torch.bool)
+    scribbles[:, :2] = True
+    supervision = PixelSupervision(labels=labels, weights=torch.ones(2, 6, 6), scribbles=scribbles)
+    balance = ClassBalance(3)
+    torch.testing.assert_close(
+        segmentation_loss(logits, supervision, balance=balance), segmentation_loss(logits, supervision)
+    )
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    balance.set_weights(weights)
+    parts = [
+        F.cross_entropy(logits, labels.masked_fill(~region, 255), weight=weights, ignore_index=255)
+        for region in (scribbles, ~scribbles)
+    ]
+    loss = segmentation_loss(logits, supervision, diffused_weight=0.3, balance=balance)
+    torch.testing.assert_close(loss, parts[0] + 0.3 * parts[1])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from detectron2.config import get_cfg
 from torch import Tensor
 
+from padding.engine import add_core_config
 from tcc.class_features import ConsistencyOptions, PixelLabels, feature_consistency, labels_of
 from tcc.config import add_tcc_config
 from tcc.losses import cross_entropy, dice_loss, divergence, hard_divergence, ohem_cross_entropy
@@ -21,6 +22,7 @@ SWITCH = "MODEL.TCC."
 
 def build(*opts: Any) -> CohortObjective:
     cfg = get_cfg()
+    add_core_config(cfg)
     add_tcc_config(cfg)
     cfg.merge_from_list([SWITCH + word if i % 2 == 0 else word for i, word in enumerate(opts)])
     return build_objective(cfg, K)
@@ -262,3 +264,21 @@ def test_the_surest_student_teaches_both(labeled: CohortBatch, unlabeled: Cohort
     scores = full(unlabeled)
     expected = sum(hard_divergence(scores[name], surest, valid=unlabeled.valid) for name in ("cnn", "vit"))
     torch.testing.assert_close(losses["loss_ccd_unlabeled"], torch.as_tensor(expected))
+
+
+def test_class_weights_and_focal_factor_change_the_cross_entropy_alone() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, K, 6, 6), torch.randint(0, K, (2, 6, 6))
+    cfg = get_cfg()
+    add_core_config(cfg)
+    add_tcc_config(cfg)
+    cfg.MODEL.TCC.SUP.CE_WEIGHT = 0.5
+    plain = build_objective(cfg, K).supervised
+    cfg.MODEL.CLASS_BALANCE.WEIGHTS = "inverse_log"
+    weighted = build_objective(cfg, K).supervised
+    torch.testing.assert_close(weighted.loss(logits, labels), plain.loss(logits, labels))  # weights of 1 until counted
+    weights = torch.arange(1.0, K + 1)
+    weighted.balance.set_weights(weights)
+    change = weighted.loss(logits, labels) - plain.loss(logits, labels)
+    both = [F.cross_entropy(logits, labels, weight=one) for one in (weights, None)]
+    torch.testing.assert_close(change, 0.5 * (both[0] - both[1]), rtol=1e-3, atol=1e-5)
