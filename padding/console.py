@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Console commands of an installation; each is a script of the checkout under a name that is found everywhere.
 
-``mss-train`` is ``train_net.py``, ``mss-demo`` is ``demo.py``, and ``mss-prepare shapes`` is
-``datasets/prepare_shapes.py``.
+``mss-train`` is ``train_net.py``, ``mss-demo`` is ``demo.py``, ``mss-prepare shapes`` is
+``datasets/prepare_shapes.py``, ``mss-export`` and ``mss-pack`` are modules of ``padding``.
 """
 
 import importlib.util
@@ -24,6 +24,16 @@ def demo_command() -> None:
     """``mss-demo``: segment pictures, folders and videos."""
     _need_detectron2()
     _run_script("demo.py")
+
+
+def graph_command() -> None:
+    """``mss-export``: ``python -m padding.export``."""
+    _run_module("padding.export")
+
+
+def pack_command() -> None:
+    """``mss-pack``: ``python -m padding.pack``."""
+    _run_module("padding.pack")
 
 
 def prepare_command() -> None:
@@ -61,6 +71,11 @@ def _need_detectron2() -> None:
     status = run_command(check, [])
     if status:
         sys.exit(status)
+
+
+def _run_module(name: str) -> None:
+    _need_detectron2()
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def _run_script(name: str) -> None:

@@ -169,7 +169,7 @@ class PSI(nn.Module):
         if not self.training:
             require_keys(batched_inputs, self.required_train_keys[:1], type(self).__name__)
             pixels = {"pixel_mean": self.pixel_mean, "pixel_std": self.pixel_std}
-            return [segment_sample(self._scores, sample, self.plan, **pixels) for sample in batched_inputs]
+            return [segment_sample(self.logits, sample, self.plan, **pixels) for sample in batched_inputs]
 
         # Images (B, 3, H, W) and their scribbles (B, H, W), padded to one size.
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
@@ -187,8 +187,8 @@ class PSI(nn.Module):
         note_observations("psi", _growth_observations(growth, batch.valid))
         return terms if labels is None else (terms, growth.after)
 
-    def _scores(self, view: Tensor) -> dict[str, Tensor]:
-        """(1, 3, H, W) normalised -> logits (1, K, H/4, W/4); no scribble is read."""
+    def logits(self, view: Tensor) -> dict[str, Tensor]:
+        """Class logits ``sem_seg`` (B, K, H/4, W/4) of images (B, 3, H, W) float, normalized; no scribble is read."""
         network = self.average if self.teacher.evaluate and self.average is not None else self.network
         return {"sem_seg": network(view)}
 

@@ -7,7 +7,7 @@ Example:
 
 This writes ``segmentation.pth``, the weights without the branch, the weights of the tasks and the training's state, and
 ``segmentation.yaml``, with which ``train_net.py --eval-only`` and ``demo.py`` run it. Class scores are those of the
-whole model, bit for bit.
+whole model, bit for bit. ``--output FILE.onnx`` or ``FILE.pt2`` writes a graph, as ``python -m padding.export`` does.
 """
 
 import sys

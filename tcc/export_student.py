@@ -7,7 +7,8 @@ Example:
 
 This writes ``vit.pth``, the weights without the other student and the training's state, and ``vit.yaml``, with which
 ``train_net.py --eval-only`` and ``demo.py`` run it. A cohort with moving averages (MODEL.TCC.EMA) is exported with the
-average, which is what its evaluation uses.
+average, which is what its evaluation uses. ``--output FILE.onnx`` or ``FILE.pt2`` writes a graph, as
+``python -m padding.export`` does.
 """
 
 import sys

@@ -8,6 +8,7 @@ DistributedDataParallel wraps both students and every parameter is used in every
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -330,13 +331,26 @@ class TCC(nn.Module):
 
     # Evaluation ---------------------------------------------------------------------------------------------------
 
-    def _predict(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
+    def logits(self, view: Tensor) -> dict[str, Tensor]:
+        """Class logits of what is predicted, of images (B, 3, H, W) float, normalized.
+
+        Returns:
+            ``sem_seg`` (B, K, H/4, W/4); of the ensemble the logarithm of its mean probabilities, (B, K, H, W).
+        """
+        prediction = self.outputs[0]
+        if prediction != ENSEMBLE:
+            return {"sem_seg": self._student_logits(view, (prediction,))[prediction]}
+        of_student = self._student_logits(view, STUDENTS)
+        wide = [full_size_logits(of_student[name], map_size(view)).float() for name in STUDENTS]
+        return {"sem_seg": torch.stack([maps.softmax(dim=1) for maps in wide]).mean(dim=0).log()}
+
+    def _student_logits(self, view: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         networks = self.averages if len(self.averages) else self.students
+        return {name: networks[name](view)["logits"] for name in names}
+
+    def _predict(self, sample: Mapping[str, Any]) -> dict[str, Tensor]:
         needed = STUDENTS if ENSEMBLE in self.outputs else [name for name in STUDENTS if name in self.outputs]
-
-        def logits(view: Tensor) -> dict[str, Tensor]:
-            return {name: networks[name](view)["logits"] for name in needed}
-
+        logits = partial(self._student_logits, names=needed)
         # (K, h, w) probabilities by name; the ensemble averages probabilities, so that neither student's scale decides.
         scores = segment_sample(logits, sample, self.plan, pixel_mean=self.pixel_mean, pixel_std=self.pixel_std)
         if ENSEMBLE in self.outputs:

@@ -55,6 +55,12 @@ def _marked(names: Sequence[str], split: ClassSplit | None) -> list[str]:
     return [f"{name}{UNSEEN_MARK}" if name in unseen else name for name in names]
 
 
+def class_names_of(cfg: CfgNode, model: Any) -> tuple[str, ...]:
+    """Names of all classes that a model predicts, added ones included."""
+    split = getattr(model, "label_space", None)
+    return split.names if split is not None else class_split_of(cfg.DATASETS.TEST[0]).names
+
+
 class Predictor:
     """Run a trained model on single images, or on several at a time.
 

@@ -34,7 +34,7 @@ _BACKWARD_CHUNK = 1024
 def deformable_attention(value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Sample ``value`` at ``locations`` and sum with ``weights``, by the formulation that suits the device.
 
-    That is ``embedding_bag_attention`` on a CPU and ``grid_sample_attention`` elsewhere.
+    That is ``embedding_bag_attention`` on a CPU, and ``grid_sample_attention`` elsewhere and in exported graphs.
 
     Args:
         value: (B, N, A, D) float, tokens of all levels, level after level, row-major within a level.
@@ -55,7 +55,8 @@ def deformable_attention(value: Tensor, spatial_shapes: SpatialShapes, locations
             f"{len(spatial_shapes)} levels, but value has {value.shape[1]} tokens and locations {locations.shape[3]} "
             "levels; pass the (H, W) of exactly the maps that were flattened into value"
         )
-    formulation = embedding_bag_attention if value.device.type == "cpu" else grid_sample_attention
+    in_bags = value.device.type == "cpu" and not torch.compiler.is_exporting()
+    formulation = embedding_bag_attention if in_bags else grid_sample_attention
     return formulation(value, spatial_shapes, locations, weights)
 
 
@@ -366,7 +367,8 @@ class DeformableAttention(nn.Module):
         A, L, P = self.num_heads, self.num_levels, self.num_points
         value = self.value_proj(tokens).view(B, -1, A, C // A)
         # Divided by (W, H): locations are in units of the map.
-        map_size = query.new_tensor([(width, height) for height, width in spatial_shapes])[:, None]
+        sizes = [query.new_full((1,), size) for height, width in spatial_shapes for size in (width, height)]
+        map_size = torch.cat(sizes).view(L, 1, 2)
         offsets = self.sampling_offsets(query).view(B, Q, A, L, P, 2) / map_size  # learned in pixels
         locations = reference_points[:, None, None, None] + offsets
         # One softmax over the L P points of a head, of all levels together.

@@ -21,8 +21,16 @@ def test_each_console_command_exists() -> None:
         assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_train_and_demo_are_the_scripts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for function, option in ((console.train_command, "--eval-only"), (console.demo_command, "--confidence")):
+def test_commands_are_the_scripts_and_modules(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = (
+        (console.train_command, "--eval-only"),
+        (console.demo_command, "--confidence"),
+        (console.graph_command, "--post-processing"),
+        (console.pack_command, "safetensors"),
+    )
+    for function, option in commands:
         monkeypatch.setattr(sys, "argv", ["command", "--help"])
         with pytest.raises(SystemExit) as stopped:
             function()

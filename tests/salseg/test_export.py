@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation of a trained SalSeg alone: equal scores, fewer weights, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,20 @@ def test_nothing_of_saliency_and_of_the_training_is_left(tmp_path: Path, capsys:
     assert own.DATASETS.TRAIN == cfg.DATASETS.TRAIN
     assert (own.INPUT.MIN_SIZE_TEST, str(tmp_path / "alone")) == (96, own.OUTPUT_DIR)
     assert str(weights) in target.read_text().splitlines()[0]
+
+
+@pytest.mark.slow
+def test_segmentation_alone_is_a_graph_too(tmp_path: Path) -> None:
+    _, model, weights = trained(tmp_path)
+    words = ["--config-file", str(tmp_path / "config.yaml"), "--weights", str(weights)]
+    described = main([*words, "--output", str(tmp_path / "alone.pt2"), "--opts", "MODEL.DEVICE", "cpu"])
+    assert json.loads(described.read_text())["differences"]["logits"] < 1e-4
+    images = torch.rand(1, 3, 64, 96) * 255
+    with torch.no_grad():
+        wanted = model.logits((images - model.pixel_mean) / model.pixel_std)["sem_seg"]
+        (found,) = torch.export.load(tmp_path / "alone.pt2").module()(images)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert not (tmp_path / "alone.yaml").exists()
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

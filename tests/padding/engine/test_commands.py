@@ -45,6 +45,7 @@ WITH_CONFIG = {
     "padding.plots": Command(("--output", "out"), "padding", WEIGHTS),
     "padding.add_classes": Command((*TRAINED, "--names", "zebra", "--output", "new.pth"), "padding"),
     "padding.pack": Command(("--output", "new.safetensors"), pairs=WEIGHTS),
+    "padding.export": Command(("--format", "onnx", "--output", "new.onnx"), pairs=WEIGHTS),
     "padding.ablation": Command(("--table", "1"), "padding", WEIGHTS),
     "padding.tuning": Command(("--segmentors", NOWHERE, "--rows", "gmmn"), "padding"),
     "padding.import_weights": Command(("--from", "pading", NOWHERE, "--output", "out.pth")),
