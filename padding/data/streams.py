@@ -339,7 +339,7 @@ def _signals_held() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _leave_signals_to_trainer() -> None:
+def leave_signals_to_trainer() -> None:
     """Outlive Ctrl-C and a SIGTERM to all processes of a job: the trainer ends its workers when its work is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # not on every system
@@ -359,7 +359,7 @@ def _leave_signals_to_trainer() -> None:
 
 def _init_worker(worker_id: int) -> None:
     del worker_id
-    _leave_signals_to_trainer()
+    leave_signals_to_trainer()
     cv2.setNumThreads(0)  # one process per core is the parallelism; OpenCV's thread pool does not survive a fork
 
 

@@ -62,6 +62,9 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # Metric of which the best value so far is kept, with its weights in model_best.pth, such as "sem_seg/mIoU"; where
     # there are several data sets, with the name of one in front. "": only the last weights.
     cfg.TEST.BEST_METRIC = ""
+    # Processes, beside each that runs the model, that read the truth and compare semantic and panoptic predictions with
+    # it; 0: the one that runs the model. Results are the same to the last bit.
+    cfg.TEST.EVALUATION_WORKERS = 0
     # Which value of it is the best: "highest" or "lowest" (an error such as "saliency/MAE").
     cfg.TEST.BEST_IS = "highest"
     # The training ends after so many evaluations (TEST.EVAL_PERIOD) without a better BEST_METRIC; 0: at MAX_ITER.

@@ -36,6 +36,7 @@ _LEAST = {
     "SOLVER.ACCUMULATE_STEPS": 1,
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.EVAL_PERIOD": 0,
+    "TEST.EVALUATION_WORKERS": 0,
 }
 """Smallest sensible value of some keys."""
 

@@ -13,6 +13,7 @@ from padding.evaluation.instance import InstanceEvaluator
 from padding.evaluation.panoptic import PanopticEvaluator
 from padding.evaluation.saliency import SaliencyEvaluator
 from padding.evaluation.semantic import SemSegEvaluator
+from padding.evaluation.workers import ParallelEvaluators
 
 
 def _build_semantic(cfg: CfgNode, dataset_name: str, output_folder: Path) -> list[DatasetEvaluator]:
@@ -57,7 +58,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path |
 
     Args:
         cfg: reads ``MODEL.MASK_FORMER.TEST.{SEMANTIC,PANOPTIC,INSTANCE}_ON``, which choose the tasks on panoptic data
-            where they are present, ``TEST.SEM_SEG.{PARTS,MODE}`` and ``OUTPUT_DIR``.
+            where they are present, ``TEST.SEM_SEG.{PARTS,MODE}``, ``TEST.EVALUATION_WORKERS`` and ``OUTPUT_DIR``.
         dataset_name: registered data set.
         output_folder: where reports go; default ``OUTPUT_DIR/inference/<dataset_name>``.
 
@@ -77,6 +78,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | Path |
             f"nothing to evaluate on '{dataset_name}': set one of MODEL.MASK_FORMER.TEST.SEMANTIC_ON, PANOPTIC_ON, "
             "INSTANCE_ON to True"
         )
+    if cfg.TEST.EVALUATION_WORKERS:
+        return ParallelEvaluators(evaluators, cfg.TEST.EVALUATION_WORKERS)
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 

@@ -172,6 +172,9 @@ class InstanceEvaluator(DatasetEvaluator):
     ``AP, AP50, recall100`` (each also ``_seen, _unseen, _hm``) in percent, class counts, ``num_images``.
     """
 
+    needs_scores = False
+    """Of semantic classes, see ``padding.engine.evaluation_loop``."""
+
     def __init__(self, dataset_name: str, output_folder: str | Path | None = None) -> None:
         """Read the ground truth.
 

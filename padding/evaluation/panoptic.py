@@ -7,14 +7,13 @@ classes.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from padding.data.coco_json import PanopticEntry
@@ -26,6 +25,7 @@ from padding.errors import ConfigError, DataError
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.panoptic_quality import PanopticQuality, PanopticScores
 from padding.evaluation.report import build_report, publish
+from padding.evaluation.workers import StagedEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +139,15 @@ class PanopticGroundTruth:
             self.num_wrong_areas += 1
 
 
-class PanopticEvaluator(DatasetEvaluator):
+class PanopticEvaluator(StagedEvaluator):
     """Detectron2 evaluator of ``output["panoptic_seg"]`` = (int32 (h, w) tensor, segments_info with contiguous ids).
 
     The result key is ``panoptic_seg``: ``PQ, SQ, RQ``, each also with ``_seen, _unseen, _hm`` where the data set has
     unseen classes and with ``_things, _stuff``, in percent; the numbers of classes that counted; ``num_images``.
     """
+
+    needs_scores = False
+    """Of semantic classes, see ``padding.engine.evaluation_loop``."""
 
     def __init__(self, dataset_name: str, output_folder: str | Path | None = None) -> None:
         """Read the ground-truth JSON.
@@ -161,24 +164,41 @@ class PanopticEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forget all images."""
         self._quality = PanopticQuality(self.truth.groups.num_classes)
+        self._num_wrong_areas = 0
 
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Take in a batch.
+    def reduced(
+        self, record: Mapping[str, Any], output: Mapping[str, Any]
+    ) -> tuple[npt.NDArray[np.integer], list[Mapping[str, Any]]]:
+        """The (h, w) map in few bytes and its segments.
 
-        Args:
-            inputs: dataset dicts with ``file_name`` and ``image_id``.
-            outputs: predictions of the same images.
+        Raises:
+            ConfigError: the model predicts no panoptic segments.
+        """
+        pred_map, segments = _prediction(record, output)
+        narrow = pred_map.size and pred_map.min() >= 0 and pred_map.max() <= np.iinfo(np.uint8).max
+        return (pred_map.astype(np.uint8) if narrow else pred_map), segments
+
+    def counted(
+        self, record: Mapping[str, Any], reduced: tuple[npt.NDArray[np.integer], list[Mapping[str, Any]]]
+    ) -> tuple[PanopticQuality, int]:
+        """Sums of one image, and how many of its areas in the JSON are wrong.
 
         Raises:
             DataError: naming the image, if prediction and ground truth do not fit together.
         """
-        for record, output in zip(inputs, outputs, strict=True):
-            pred_map, pred_segments = _prediction(record, output)
-            gt_map, gt_segments = self.truth.read(record["image_id"])
-            try:
-                self._quality.update(pred_map, pred_segments, gt_map, gt_segments)
-            except ValueError as error:
-                raise DataError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
+        wrong_before = self.truth.num_wrong_areas
+        gt_map, gt_segments = self.truth.read(record["image_id"])
+        quality = PanopticQuality(self.truth.groups.num_classes)
+        try:
+            quality.update(*reduced, gt_map, gt_segments)
+        except ValueError as error:
+            raise DataError(f"{record['file_name']} (image {record['image_id']!r}): {error}") from error
+        return quality, self.truth.num_wrong_areas - wrong_before
+
+    def add(self, counted: tuple[PanopticQuality, int]) -> None:
+        """Add the sums of one image."""
+        self._quality.merge(counted[0])
+        self._num_wrong_areas += counted[1]
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Join the ranks and report.
@@ -198,10 +218,10 @@ class PanopticEvaluator(DatasetEvaluator):
             logger.warning(
                 "%s: evaluated %d of %d images", self._dataset_name, quality.num_images, len(self.truth.image_ids)
             )
-        if self.truth.num_wrong_areas:
+        if self._num_wrong_areas:
             logger.warning(
                 "%s: %d segments read by this process have another 'area' than pixels; the pixels count",
-                *(self.truth.panoptic_json, self.truth.num_wrong_areas),
+                *(self.truth.panoptic_json, self._num_wrong_areas),
             )
         scores = quality.compute()
         results = panoptic_results(scores, self.truth.groups)

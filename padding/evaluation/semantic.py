@@ -19,23 +19,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
+from padding.data.best_class import best_class
 from padding.data.readers import read_label_map, read_panoptic_ids
 from padding.data.targets import segment_index_map, semantic_labels, translate_labels
 from padding.errors import ConfigError, DataError
 from padding.evaluation.confusion import confusion_matrix, scores_from_confusion
 from padding.evaluation.grouping import ClassGroups, group_means, grouped_results
 from padding.evaluation.report import build_report, publish
+from padding.evaluation.workers import StagedEvaluator
 
 logger = logging.getLogger(__name__)
 
 _CURE = "prepare the data set first (datasets/README.md)"
 
-_NARROW = 1 << 8  # classes of which the number fits a byte
-_TILE = 1 << 14  # pixels
+
+# (h, w) labels and, where not all pixels count, which do; places and values of a flat matrix.
+_Labels = tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_] | None]
+_Counts = tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]
 
 FOREGROUND = "sem_seg_foreground"
 """Result of a data set whose metadata names a ``background_id``: arg-max over the other classes, on their pixels."""
@@ -124,7 +127,7 @@ class SemanticGroundTruth:
         return labels if self.label_map is None else translate_labels(labels, self.label_map, path=path)
 
 
-class SemSegEvaluator(DatasetEvaluator):
+class SemSegEvaluator(StagedEvaluator):
     """Detectron2 evaluator of ``output["sem_seg"]`` = scores (K, h, w), or a label map (h, w) of an integer dtype.
 
     The result key is ``sem_seg``: ``mIoU`` (also ``_seen, _unseen, _hm`` where the data set has unseen classes),
@@ -162,50 +165,85 @@ class SemSegEvaluator(DatasetEvaluator):
         self._output_folder = Path(output_folder) if output_folder is not None else None
         self.reset()
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether labels in place of scores would not do."""
+        return self._only_scored or FOREGROUND in self.tasks
+
     def reset(self) -> None:
         """Forget all images."""
         shape = (self.groups.num_classes, self.groups.num_classes + 1)
         self.confusions = {task: np.zeros(shape, dtype=np.int64) for task in self.tasks}
         self._num_images = 0
 
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Take in a batch.
+    def reduced(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, _Labels]:
+        """Labels of each task.
 
-        Args:
-            inputs: dataset dicts with ``file_name``.
-            outputs: predictions of the same images, at the size of the ground truth.
+        Raises:
+            DataError: naming the file, if a prediction is missing or of another shape.
+        """
+        labels = {}
+        for task in self.tasks:
+            source = "sem_seg" if task == FOREGROUND else task
+            if source not in output:
+                raise DataError(_missing_prediction(source, record["file_name"], output))
+            try:
+                labels[task] = self._labels(task, output[source])
+            except ValueError as error:
+                raise self._named(record, task, error) from error
+        return labels
+
+    def counted(self, record: Mapping[str, Any], reduced: Mapping[str, _Labels]) -> dict[str, _Counts]:
+        """Confusion matrix of each task on one image, its entries that are not 0.
 
         Raises:
             DataError: naming the file, if sizes differ or a label is out of range.
         """
-        for record, output in zip(inputs, outputs, strict=True):
-            path = self.truth.file_of(record["file_name"])
-            gt = self.truth.labels_of(record["file_name"])  # once for all tasks
-            for task in self.tasks:
-                source = "sem_seg" if task == FOREGROUND else task
-                if source not in output:
-                    raise DataError(_missing_prediction(source, record["file_name"], output))
-                try:
-                    self._count(task, output[source], gt)
-                except ValueError as error:
-                    raise DataError(f"{path} (image {record['file_name']}): {task}: {error}") from error
-            self._num_images += 1
+        self.truth.file_of(record["file_name"])
+        gt = self.truth.labels_of(record["file_name"])  # once for all tasks
+        counts = {}
+        for task, labels in reduced.items():
+            try:
+                matrix = self._confusion(task, labels, gt).ravel()
+            except ValueError as error:
+                raise self._named(record, task, error) from error
+            places = np.flatnonzero(matrix)
+            counts[task] = (places, matrix[places])
+        return counts
 
-    def _count(self, task: str, prediction: Tensor, gt: npt.NDArray[np.integer]) -> None:
-        """Add one image to the confusion matrix of a task."""
-        num_classes, ignore_label = self.groups.num_classes, self.truth.ignore_label
+    def add(self, counted: Mapping[str, _Counts]) -> None:
+        """Add the matrices of one image."""
+        for task, (places, numbers) in counted.items():
+            self.confusions[task].reshape(-1)[places] += numbers
+        self._num_images += 1
+
+    def _named(self, record: Mapping[str, Any], task: str, error: ValueError) -> DataError:
+        path = self.truth.file_of(record["file_name"])
+        return DataError(f"{path} (image {record['file_name']}): {task}: {error}")
+
+    def _labels(self, task: str, prediction: Tensor) -> _Labels:
+        """Predicted labels (h, w) of a task, and where the model looked; None: everywhere."""
         if task == FOREGROUND:
-            prediction, gt = self._without_background(prediction, gt)
-        pred = label_map_of_scores(prediction, num_classes).cpu().numpy()
-        if self._only_scored and prediction.dim() == 3 and pred.shape == gt.shape:
-            # 0 in all classes: the model was never run there ("center_crop").
-            gt = np.where((prediction.amax(dim=0) > 0).cpu().numpy(), gt, ignore_label)
-        self.confusions[task] += confusion_matrix(pred, gt, num_classes, ignore_label)
+            prediction = self._without_background(prediction)
+        labels = label_map_of_scores(prediction, self.groups.num_classes).cpu().numpy()
+        if labels.size and 0 <= labels.min() <= labels.max() <= np.iinfo(np.uint8).max:
+            labels = labels.astype(np.uint8)  # an eighth to send to another process
+        # 0 in all classes: the model was never run there ("center_crop").
+        looked_at = self._only_scored and prediction.dim() == 3
+        return labels, (prediction.amax(dim=0) > 0).cpu().numpy() if looked_at else None
 
-    def _without_background(
-        self, prediction: Tensor, gt: npt.NDArray[np.integer]
-    ) -> tuple[Tensor, npt.NDArray[np.integer]]:
-        """Scores that cannot choose the background, and labels that ignore it.
+    def _confusion(self, task: str, labels: _Labels, gt: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """(K, K+1) confusion matrix of one image."""
+        num_classes, ignore_label = self.groups.num_classes, self.truth.ignore_label
+        pred, looked_at = labels
+        if task == FOREGROUND:
+            gt = np.where(gt == self.truth.background_id, ignore_label, gt)
+        if looked_at is not None and pred.shape == gt.shape:
+            gt = np.where(looked_at, gt, ignore_label)
+        return confusion_matrix(pred, gt, num_classes, ignore_label)
+
+    def _without_background(self, prediction: Tensor) -> Tensor:
+        """Scores that cannot choose the background.
 
         Raises:
             DataError: for labels in place of scores, which have chosen already.
@@ -219,7 +257,7 @@ class SemSegEvaluator(DatasetEvaluator):
         # Before the arg-max, so that the second best class takes the pixel.
         scores = prediction.clone()
         scores[background] = -torch.inf
-        return scores, np.where(gt == background, self.truth.ignore_label, gt)
+        return scores
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Join the ranks and report.
@@ -281,28 +319,7 @@ def label_map_of_scores(prediction: Tensor, num_classes: int) -> Tensor:
             f"sem_seg has shape {tuple(prediction.shape)}; expected ({num_classes}, h, w) scores: the model must "
             "predict the classes of the data set it is tested on"
         )
-    if prediction.device.type == "cpu" and prediction.dtype == torch.float32 and num_classes < _NARROW:
-        return torch.from_numpy(_best_class(prediction.detach().flatten(1).numpy())).view(prediction.shape[1:])
-    # Same result as argmax(dim=0), ties included, at a third of the time on CPU.
-    return prediction.max(dim=0).indices
-
-
-def _best_class(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """First row with the largest score of each column, (K, P) -> (P,); NaN counts as the largest, as for torch."""
-    num_classes = len(scores)
-    best = np.empty(scores.shape[1], np.int64)
-    # The first row has the largest weight: where several are equal it wins.
-    weights = np.arange(num_classes, 0, -1, dtype=np.uint8)[:, None]
-    for start in range(0, scores.shape[1], _TILE):
-        tile = scores[:, start : start + _TILE]
-        largest = tile.max(axis=0)
-        # Bytes in place of numbers: comparing, weighing and the maximum cost less than finding a place.
-        at_best = (tile == largest).view(np.uint8)
-        if np.isnan(largest).any():
-            at_best |= np.isnan(tile).view(np.uint8)
-        np.multiply(at_best, weights, out=at_best)
-        best[start : start + _TILE] = num_classes - at_best.max(axis=0).astype(np.int64)
-    return best
+    return best_class(prediction.flatten(1)).view(prediction.shape[1:])
 
 
 def _truth_files(dataset_name: str, records: Sequence[Mapping[str, Any]], sem_seg_root: str | None) -> dict[str, Path]:

@@ -12,6 +12,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from padding.data.best_class import best_class
+
 _MASK_PROB_THRESHOLD = 0.5
 _AREA_EPS = 1e-6
 _TILE = 1 << 13  # pixels
@@ -88,13 +90,36 @@ def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     Returns:
         (K, h, w) float >= 0.
     """
+    flat = mask_logits.flatten(1)
+    scores = torch.empty(class_logits.shape[-1] - 1, flat.shape[1], device=flat.device)
+    for tile, of_tile in _semantic_tiles(class_logits, flat):
+        scores[:, tile] = of_tile
+    return scores.view(-1, *mask_logits.shape[-2:])
+
+
+def semantic_labels(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Class with the largest score of ``semantic_inference`` at every pixel, without all scores in memory at once.
+
+    Args:
+        class_logits: (Q, K+1) float, no-object last.
+        mask_logits: (Q, h, w) float.
+
+    Returns:
+        (h, w) int64.
+    """
+    flat = mask_logits.flatten(1)
+    labels = torch.empty(flat.shape[1], dtype=torch.int64, device=flat.device)
+    for tile, of_tile in _semantic_tiles(class_logits, flat):
+        labels[tile] = best_class(of_tile)
+    return labels.view(mask_logits.shape[-2:])
+
+
+def _semantic_tiles(class_logits: Tensor, flat: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Scores (K, tile) of some pixels of (Q, pixels) masks after the other."""
     # No-object is left out after the softmax: the classes do not share what it takes.
     weights = class_logits.float().softmax(dim=-1)[:, :-1].T
-    flat = mask_logits.flatten(1)
-    scores = torch.empty(len(weights), flat.shape[1], device=flat.device)
     for tile in _tiles(flat):
-        scores[:, tile] = weights @ flat[:, tile].float().sigmoid()
-    return scores.view(-1, *mask_logits.shape[-2:])
+        yield tile, weights @ flat[:, tile].float().sigmoid()
 
 
 def panoptic_queries(class_logits: Tensor, object_mask_threshold: float) -> Tensor:

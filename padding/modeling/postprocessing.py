@@ -20,6 +20,7 @@ from padding.modeling.inference import (
     panoptic_inference,
     panoptic_queries,
     semantic_inference,
+    semantic_labels,
 )
 
 
@@ -35,6 +36,7 @@ class InferenceOptions:
         overlap_threshold: share of its mask a panoptic segment must win, in [0, 1].
         top_k: (query, class) pairs considered for instances.
         resize_first: masks are brought to the original size before classes are summed over them, not after.
+        semantic_labels: predict the best class of all pixels, (h, w) int64, in place of the scores of all classes.
     """
 
     semantic_on: bool
@@ -44,6 +46,7 @@ class InferenceOptions:
     overlap_threshold: float
     top_k: int
     resize_first: bool
+    semantic_labels: bool = False
 
 
 def predict_image(
@@ -74,11 +77,13 @@ def predict_image(
     full = None
     if options.semantic_on and options.resize_first:
         full = to_full_size(mask_logits)
-        prediction["sem_seg"] = semantic_inference(class_logits, full)
+        of_pixels = semantic_labels if options.semantic_labels else semantic_inference
+        prediction["sem_seg"] = of_pixels(class_logits, full)
     # Classes are summed at the padded size, and K maps are enlarged in place of Q masks.
     elif options.semantic_on:
         padded = resize_logits(mask_logits, image_size=padded_size, output_size=padded_size, padded_size=padded_size)
-        prediction["sem_seg"] = resize(semantic_inference(class_logits, padded))
+        scores = resize(semantic_inference(class_logits, padded))
+        prediction["sem_seg"] = scores.max(dim=0).indices if options.semantic_labels else scores
 
     # Queries are chosen before masks are enlarged; ``panoptic_inference`` and ``instance_inference`` choose the same
     # among them. Masks that both need are enlarged once.

@@ -50,7 +50,8 @@ def test_stages_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 def test_evaluation_prints_its_result(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluation.main(["--images", "4", "--size", "64", "96"])
+    evaluation.main(["--images", "4", "--size", "64", "96", "--workers", "1"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["images"] == 4
+    assert result["with_workers_cpu_ms"] > 0
     assert result["total_ms"] == pytest.approx(sum(result[key] for key in result if key.endswith(("s_ms", "e_ms"))))

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from torch import nn
 
 from padding.data.files import write_json
 from padding.engine import evaluation_loop
 from padding.engine.evaluation_loop import evaluate
+from padding.modeling.postprocessing import InferenceOptions
 from tests.toy_training import toy_cfg
 
 
@@ -50,6 +51,52 @@ def test_one_set_is_flat_several_are_by_name(fakes: None, tmp_path: Path) -> Non
     assert [several[name]["sem_seg"]["images"] for name in ("first", "second")] == [3, 2]
     written = json.loads((tmp_path / "inference" / "metrics.json").read_text())
     assert written["second"]["sem_seg"] == {"images": 2.0, "mIoU": None}
+
+
+OPTIONS = InferenceOptions(
+    semantic_on=True,
+    panoptic_on=False,
+    instance_on=False,
+    object_mask_threshold=0.8,
+    overlap_threshold=0.8,
+    top_k=1,
+    resize_first=True,
+)
+
+
+class Labelling(Identity):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inference = OPTIONS
+        self.asked: list[bool] = []
+
+    def forward(self, batch: list[Any]) -> list[Any]:
+        self.asked.append(self.inference.semantic_labels)
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize(
+    ("needs", "expected"), [([False], True), ([False, False], True), ([True, False], False), ([None], False)]
+)
+def test_scores_are_predicted_only_where_somebody_looks(
+    fakes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: list[Any], expected: bool
+) -> None:
+    def build(*_: Any) -> DatasetEvaluator:
+        parts = [CountingEvaluator() for _ in needs]
+        for part, need in zip(parts, needs, strict=True):
+            if need is not None:
+                part.needs_scores = need
+        return parts[0] if len(parts) == 1 else Several(parts)
+
+    class Several(DatasetEvaluators):
+        def evaluate(self) -> dict[str, Any]:
+            return self._evaluators[0].evaluate()
+
+    monkeypatch.setattr(evaluation_loop, "build_evaluator", build)
+    model = Labelling()
+    evaluate(toy_cfg(tmp_path, "DATASETS.TEST", ("first",)), model)
+    assert model.asked == [expected] * 3
+    assert model.inference is OPTIONS
 
 
 def test_training_mode_and_random_states_come_back(fakes: None, tmp_path: Path) -> None:

@@ -177,7 +177,8 @@ def test_nothing_to_report_is_written_as_null(dataset: Dataset, tmp_path: Path) 
 
 
 def test_type_of_the_data_set_chooses_the_evaluator(dataset: Dataset, tmp_path: Path) -> None:
-    evaluator = build_evaluator(CfgNode({"OUTPUT_DIR": str(tmp_path)}), dataset[0])
+    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "TEST": {"EVALUATION_WORKERS": 0}})
+    evaluator = build_evaluator(cfg, dataset[0])
     assert isinstance(evaluator, SaliencyEvaluator)
     evaluator.evaluate()
     assert (tmp_path / "inference" / "tiny_saliency" / "saliency.json").is_file()

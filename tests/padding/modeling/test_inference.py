@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the post-processing: published values, a slow and obvious panoptic merge, hand-made cases."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from padding.modeling.inference import (
     panoptic_inference,
     panoptic_queries,
     semantic_inference,
+    semantic_labels,
     widen_logits,
 )
+from padding.modeling.postprocessing import InferenceOptions, predict_image
 
 
 def class_logits(labels: list[int], num_classes: int, value: float = 8.0) -> Tensor:
@@ -194,6 +197,33 @@ def test_semantic_is_the_weighted_sum_of_masks() -> None:
     probs = logits.softmax(-1)
     expected = sum(probs[q, :4, None, None] * masks[q].sigmoid() for q in range(3))
     torch.testing.assert_close(semantic_inference(logits, masks), expected)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (100, 131)])
+def test_semantic_labels_are_the_best_of_the_scores(size: tuple[int, int]) -> None:
+    logits, masks = torch.randn(3, 5), torch.randn(3, *size)
+    assert torch.equal(semantic_labels(logits, masks), semantic_inference(logits, masks).argmax(0))
+
+
+@pytest.mark.parametrize("resize_first", [True, False])
+def test_an_image_has_labels_in_place_of_scores(resize_first: bool) -> None:
+    logits, masks = torch.randn(3, 5), torch.randn(3, 4, 6)
+    sizes: Any = {"padded_size": (16, 24), "image_size": (14, 20), "output_size": (30, 41)}
+    options = InferenceOptions(
+        semantic_on=True,
+        panoptic_on=True,
+        instance_on=False,
+        object_mask_threshold=0.1,
+        overlap_threshold=0.1,
+        top_k=1,
+        resize_first=resize_first,
+    )
+    scores, labels = (
+        predict_image(logits, masks, options=replace(options, semantic_labels=on), thing_ids=frozenset({0}), **sizes)
+        for on in (False, True)
+    )
+    assert torch.equal(labels["sem_seg"], scores["sem_seg"].argmax(0))
+    assert torch.equal(labels["panoptic_seg"][0], scores["panoptic_seg"][0])
 
 
 def test_instances_keep_things_boxes_and_scores() -> None:
