@@ -23,7 +23,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "padding.data": ("padding.data",),
     "padding.data.doctor": ("padding.engine.doctor",),  # a command by the name under which it is looked for
     "padding.evaluation": ("padding.data", "padding.evaluation"),
-    "padding.modeling": ("padding.modeling", "padding.data.class_split", "padding.data.damage", "padding.data.sample"),
+    "padding.modeling": (
+        "padding.modeling",
+        "padding.data.best_class",
+        "padding.data.class_split",
+        "padding.data.damage",
+        "padding.data.sample",
+    ),
     "padding.engine": SHARED,
     "padding": ("padding",),
     **{method: (*SHARED, method) for method in METHODS},

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _NARROW = 1 << 8  # classes of which the number fits a byte
 _TILE = 1 << 14  # pixels
@@ -21,6 +24,8 @@ def best_class(scores: Tensor) -> Tensor:
     Returns:
         (P,) int64.
     """
+    import torch
+
     if scores.device.type == "cpu" and scores.dtype == torch.float32 and len(scores) < _NARROW:
         return torch.from_numpy(_of_floats(scores.detach().numpy()))
     # A third of the time of argmax on a CPU.

@@ -97,7 +97,7 @@ def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     return scores.view(-1, *mask_logits.shape[-2:])
 
 
-def semantic_labels(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+def semantic_classes(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     """Class with the largest score of ``semantic_inference`` at every pixel, without all scores in memory at once.
 
     Args:

@@ -19,8 +19,8 @@ from padding.modeling.inference import (
     instance_queries,
     panoptic_inference,
     panoptic_queries,
+    semantic_classes,
     semantic_inference,
-    semantic_labels,
 )
 
 
@@ -77,7 +77,7 @@ def predict_image(
     full = None
     if options.semantic_on and options.resize_first:
         full = to_full_size(mask_logits)
-        of_pixels = semantic_labels if options.semantic_labels else semantic_inference
+        of_pixels = semantic_classes if options.semantic_labels else semantic_inference
         prediction["sem_seg"] = of_pixels(class_logits, full)
     # Classes are summed at the padded size, and K maps are enlarged in place of Q masks.
     elif options.semantic_on:

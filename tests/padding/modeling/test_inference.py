@@ -19,8 +19,8 @@ from padding.modeling.inference import (
     keep_classes,
     panoptic_inference,
     panoptic_queries,
+    semantic_classes,
     semantic_inference,
-    semantic_labels,
     widen_logits,
 )
 from padding.modeling.postprocessing import InferenceOptions, predict_image
@@ -202,7 +202,7 @@ def test_semantic_is_the_weighted_sum_of_masks() -> None:
 @pytest.mark.parametrize("size", [(2, 3), (100, 131)])
 def test_semantic_labels_are_the_best_of_the_scores(size: tuple[int, int]) -> None:
     logits, masks = torch.randn(3, 5), torch.randn(3, *size)
-    assert torch.equal(semantic_labels(logits, masks), semantic_inference(logits, masks).argmax(0))
+    assert torch.equal(semantic_classes(logits, masks), semantic_inference(logits, masks).argmax(0))
 
 
 @pytest.mark.parametrize("resize_first", [True, False])
