@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from padding.errors import ConfigError
+from padding.errors import ConfigError, check_choice
+from padding.modeling.compiled_attention import compiled_attention, compiled_operator
 
+FORMULATIONS = ("auto", "grid_sample", "embedding_bag", "compiled")
 SpatialShapes = Sequence[tuple[int, int]]
 
 # Bags handled at once. Chosen so that the working set stays in a core's cache and the allocator reuses its memory; the
@@ -31,16 +33,18 @@ _FORWARD_CHUNK = 8192
 _BACKWARD_CHUNK = 1024
 
 
-def deformable_attention(value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Sample ``value`` at ``locations`` and sum with ``weights``, by the formulation that suits the device.
-
-    That is ``embedding_bag_attention`` on a CPU, and ``grid_sample_attention`` elsewhere and in exported graphs.
+def deformable_attention(
+    value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor, formulation: str = "auto"
+) -> Tensor:
+    """Sample ``value`` at ``locations`` and sum with ``weights``.
 
     Args:
         value: (B, N, A, D) float, tokens of all levels, level after level, row-major within a level.
         spatial_shapes: (H, W) of each level; the products sum to N.
         locations: (B, Q, A, L, P, 2) float, (x, y) in units of the map, [0, 1] inside; values outside are allowed.
         weights: (B, Q, A, L, P) float, usually non-negative and summing to 1 over (L, P).
+        formulation: one of ``FORMULATIONS``. ``auto`` is ``embedding_bag_attention`` on a CPU, elsewhere
+            ``grid_sample_attention``, which exported graphs always have; ``compiled`` is the user's extension on CUDA and where there is one, else auto.
 
     Returns:
         (B, Q, A * D) float.
@@ -55,9 +59,14 @@ def deformable_attention(value: Tensor, spatial_shapes: SpatialShapes, locations
             f"{len(spatial_shapes)} levels, but value has {value.shape[1]} tokens and locations {locations.shape[3]} "
             "levels; pass the (H, W) of exactly the maps that were flattened into value"
         )
-    in_bags = value.device.type == "cpu" and not torch.compiler.is_exporting()
-    formulation = embedding_bag_attention if in_bags else grid_sample_attention
-    return formulation(value, spatial_shapes, locations, weights)
+    exporting = torch.compiler.is_exporting()
+    on_cuda = value.device.type == "cuda" and not exporting
+    if formulation == "compiled" and on_cuda and (operator := compiled_operator()) is not None:
+        return compiled_attention(operator, value, spatial_shapes, locations, weights)
+    in_bags = value.device.type == "cpu" and formulation != "grid_sample"
+    if (in_bags or formulation == "embedding_bag") and not exporting:
+        return embedding_bag_attention(value, spatial_shapes, locations, weights)
+    return grid_sample_attention(value, spatial_shapes, locations, weights)
 
 
 def grid_sample_attention(value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -316,13 +325,18 @@ class DeformableAttention(nn.Module):
         num_heads: A.
         num_levels: L.
         num_points: P, points per head and level.
+        formulation: see ``deformable_attention``.
 
     Raises:
-        ConfigError: if ``width`` is not a multiple of ``num_heads``.
+        ConfigError: if ``width`` is not a multiple of ``num_heads``, or for an unknown formulation.
     """
 
-    def __init__(self, width: int, *, num_heads: int, num_levels: int, num_points: int) -> None:
+    def __init__(
+        self, width: int, *, num_heads: int, num_levels: int, num_points: int, formulation: str = "auto"
+    ) -> None:
         super().__init__()
+        check_choice("MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION", formulation, FORMULATIONS)
+        self.formulation = formulation
         if width % num_heads:
             raise ConfigError(
                 f"DeformableAttention: width {width} is not a multiple of {num_heads} heads; change CONVS_DIM or "
@@ -373,4 +387,4 @@ class DeformableAttention(nn.Module):
         locations = reference_points[:, None, None, None] + offsets
         # One softmax over the L P points of a head, of all levels together.
         weights = self.attention_weights(query).view(B, Q, A, L * P).softmax(dim=-1).view(B, Q, A, L, P)
-        return self.output_proj(deformable_attention(value, spatial_shapes, locations, weights))
+        return self.output_proj(deformable_attention(value, spatial_shapes, locations, weights, self.formulation))

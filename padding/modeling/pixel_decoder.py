@@ -51,13 +51,24 @@ class DeformableEncoderLayer(nn.Module):
         num_points: points per head and level.
         dim_feedforward: width of the perceptron.
         dropout: probability, in [0, 1).
+        formulation: of the attention, see ``deformable_attention``.
     """
 
     def __init__(
-        self, width: int, *, num_heads: int, num_levels: int, num_points: int, dim_feedforward: int, dropout: float
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        dim_feedforward: int,
+        dropout: float,
+        formulation: str = "auto",
     ) -> None:
         super().__init__()
-        self.self_attn = DeformableAttention(width, num_heads=num_heads, num_levels=num_levels, num_points=num_points)
+        self.self_attn = DeformableAttention(
+            width, num_heads=num_heads, num_levels=num_levels, num_points=num_points, formulation=formulation
+        )
         self.norm1 = nn.LayerNorm(width)
         self.linear1 = nn.Linear(width, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, width)
@@ -96,6 +107,7 @@ class DeformableEncoder(nn.Module):
         num_points: points per head and level.
         dim_feedforward: width of the perceptrons.
         dropout: probability, in [0, 1).
+        formulation: of the attention, see ``deformable_attention``.
     """
 
     def __init__(
@@ -108,6 +120,7 @@ class DeformableEncoder(nn.Module):
         num_points: int,
         dim_feedforward: int,
         dropout: float = 0.0,
+        formulation: str = "auto",
     ) -> None:
         super().__init__()
         self.width = width
@@ -119,6 +132,7 @@ class DeformableEncoder(nn.Module):
                 num_points=num_points,
                 dim_feedforward=dim_feedforward,
                 dropout=dropout,
+                formulation=formulation,
             )
             for _ in range(num_layers)
         ]
