@@ -224,6 +224,7 @@ def build_generation(node: CfgNode, channels: int, width: int) -> Generation:
 def _build_mmd_options(node: CfgNode) -> MmdOptions:
     """Options of MODEL.PADING.MMD; a batch from the bank is large enough to compare class by class."""
     options = _as_arguments(node.MMD)
+    options.pop("rows_per_class")  # what is compared is the trainer's business
     if options["grouping"] == "auto":
         options["grouping"] = "per_class" if node.FEATURE_BANK.ENABLED else "batch"
     return MmdOptions(**{**options, "sigmas": tuple(node.MMD.SIGMAS)})

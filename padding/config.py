@@ -69,6 +69,9 @@ def _add_loss_keys(node: CfgNode) -> None:
     node.MMD.NORMALIZE = True
     # "batch" (classes mixed), "per_class", "joint", or "auto": per_class when fed from a bank, else batch.
     node.MMD.GROUPING = "auto"
+    # Classes of a batch with fewer real rows are filled up to so many for the generator's step, drawn from running
+    # estimates of their mean and variance (padding/class_moments.py); 0: off. For "per_class" and a long tail.
+    node.MMD.ROWS_PER_CLASS = 0
 
     node.ALIGN = CfgNode()
     node.ALIGN.ENABLED = True

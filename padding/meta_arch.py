@@ -99,6 +99,7 @@ class PADing(MaskFormer):
         self.seen_bias = seen_bias
         self.options = classifier
         self.pooled_features = tuple(pooled_features)
+        self.embedding_dim = embedding_dim
         self.requires_grad_(False)
         self._register_label_space(split, class_embeddings)
         self.projection = projection

@@ -6,7 +6,10 @@ of all ranks together, so that several processes give what one would.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,17 +33,23 @@ from padding.bank.feature_bank import (
 )
 from padding.bank.identity import bank_origin
 from padding.bank.seen_statistics import SeenStatistics, StatisticsHook
+from padding.build import find_embeddings
 from padding.checkpoint import load_padding_weights
+from padding.class_moments import ClassMoments
+from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
 from padding.data.mappers import build_mapper
 from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.distributed import unwrap
 from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
 from padding.engine.output_folder import check_writable
+from padding.engine.stand_in import SEGMENTS
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer
 from padding.errors import ConfigError, MethodError, check_choice
 from padding.extension import ExtensionReport, add_classes_to, packed_entries_of
 from padding.meta_arch import STEPS, PADing
 from padding.modeling.label_space import evaluation_split
+
+_CLIP_WIDTH = 512  # of a table of class embeddings that is not there yet
 
 
 @TRAINER_REGISTRY.register()
@@ -137,16 +146,91 @@ class GeneratorClassifierTrainer(Trainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Those of the core, and one that keeps some features of every class, for classes added later."""
+        enabled = self.cfg.MODEL.PADING.FEATURE_BANK.ENABLED
+        self.statistics = self._statistics_hook(self.open_feature_bank if enabled else None)
+        return [*super().build_hooks(), self.statistics]
+
+    def _statistics_hook(self, bank: Callable[[], FeatureBank] | None) -> StatisticsHook:
         options = self.cfg.MODEL.PADING.STATISTICS
-        self.statistics = StatisticsHook(
+        return StatisticsHook(
             SeenStatistics(self.segmentor.label_space.names, per_class=options.PER_CLASS, no_object=options.NO_OBJECT),
             self.cfg.OUTPUT_DIR,
             period=self.cfg.SOLVER.CHECKPOINT_PERIOD,
             images_per_step=self.cfg.SOLVER.IMS_PER_BATCH,
             origin=lambda: weights_digest(self.segmentor.frozen_parts),
-            bank=self.open_feature_bank if self.cfg.MODEL.PADING.FEATURE_BANK.ENABLED else None,
+            bank=bank,
         )
-        return [*super().build_hooks(), self.statistics]
+
+    @classmethod
+    def take_share(cls, cfg: CfgNode, num_processes: int) -> None:
+        """See the base; with a feature bank any number of processes extract, and each trains on whole batches."""
+        if not cfg.MODEL.PADING.FEATURE_BANK.ENABLED:
+            super().take_share(cfg, num_processes)
+            return
+        cfg.MODEL.PADING.FEATURE_BANK.IMAGES_PER_BATCH = cls.images_of_step(cfg)
+        cfg.SOLVER.IMS_PER_BATCH = math.ceil(cfg.SOLVER.IMS_PER_BATCH / num_processes)
+
+    @classmethod
+    def images_of_step(cls, cfg: CfgNode) -> int:
+        """Images whose features make one batch."""
+        options = cfg.MODEL.PADING.FEATURE_BANK
+        return int((options.ENABLED and options.IMAGES_PER_BATCH) or cfg.SOLVER.IMS_PER_BATCH)
+
+    @classmethod
+    @contextmanager
+    def stand_in_files(cls, cfg: CfgNode) -> Iterator[CfgNode]:
+        """Random vectors stand in for a table of class embeddings that is not there yet."""
+        path = cfg.MODEL.PADING.EMBEDDINGS.PATH
+        if not path or find_embeddings(path).is_file():
+            yield cfg
+            return
+        names = evaluation_split(cfg).names
+        with tempfile.TemporaryDirectory() as folder:
+            table = Path(folder) / "stand_in.npz"
+            save_class_embeddings(table, names, random_class_embeddings(names, _CLIP_WIDTH, seed=0))
+            own = cfg.clone()
+            own.defrost()
+            own.MODEL.PADING.EMBEDDINGS.PATH = str(table)
+            own.freeze()
+            yield own
+
+    def stand_in_batch(self, image_size: tuple[int, int]) -> Any:
+        """Samples; with a feature bank the features of as many images as make a batch."""
+        options = self.cfg.MODEL.PADING.FEATURE_BANK
+        # The statistics are kept on the CPU and read nothing of a step where there is a bank.
+        self.statistics = self._statistics_hook(self.open_feature_bank)
+        samples = super().stand_in_batch(image_size)
+        if not options.ENABLED:
+            return samples
+        self._stand_in_samples = samples
+        split, images = self.segmentor.label_space, options.IMAGES_PER_BATCH or self.cfg.SOLVER.IMS_PER_BATCH
+        others = options.NO_OBJECT_PER_IMAGE or self.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+        seen = torch.tensor(split.seen_ids)
+        labels = torch.cat(
+            [seen[torch.arange(images * SEGMENTS) % len(seen)], torch.tensor(split.num_classes).expand(images * others)]
+        )
+        channels = self.segmentor.embedding_dim
+        return FeatureBatch(torch.randn(len(labels), channels), labels, torch.ones(len(labels)))
+
+    def operations_of(self, rehearsed: float, images: int) -> tuple[float, float, float]:
+        """See the base; nearly all of it is the frozen segmentor, which with a bank sees the images VIEWS times."""
+        forward = rehearsed / max(self.micro_batch_size * self.accumulate_steps, 1)
+        options = self.cfg.MODEL.PADING.FEATURE_BANK
+        return (forward * images * options.VIEWS, 0.0, forward) if options.ENABLED else (0.0, rehearsed, forward)
+
+    def stored_bytes_per_image(self) -> float:
+        """Rows of the feature bank: matched queries and unmatched ones, each with its label and weight."""
+        options = self.cfg.MODEL.PADING.FEATURE_BANK
+        rows = SEGMENTS + (options.NO_OBJECT_PER_IMAGE or self.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES - SEGMENTS)
+        row = self.segmentor.embedding_dim * (2 if options.DTYPE == "float16" else 4) + 8
+        return float(rows * row * options.VIEWS) if options.ENABLED else 0.0
+
+    def rehearse(self) -> None:
+        """One iteration; before it, with a feature bank, the features of one batch of images."""
+        if self.cfg.MODEL.PADING.FEATURE_BANK.ENABLED:
+            with self.autocast():
+                self.segmentor.extract(self._stand_in_samples)
+        super().rehearse()
 
     def run_step(self) -> None:
         """One step of the generator and then of the classifier, on the same features."""
@@ -155,14 +239,35 @@ class GeneratorClassifierTrainer(Trainer):
         self.statistics.add(features)
         # Algorithm 1 trains one after the other; interleaved, as released, both take part in every iteration.
         for step in self._active_steps():
+            rows = self.moments.fill(features) if self.moments is not None and step == "generator" else features
             with self.autocast():
                 # One loss per optimiser: their graphs share no parameter, so each has a backward of its own.
-                losses = self.model(features, step=step)
+                losses = self.model(rows, step=step)
             # The features of all micro-batches make one loss: undo the division that averages micro-batches.
             whole = {name: loss * self.accumulate_steps for name, loss in losses.items()}
             self.backward(torch.stack(list(whole.values())).sum(), step)
             self.record(whole)
             self.optimizer_step(step)
+
+    @cached_property
+    def moments(self) -> ClassMoments | None:
+        """Running moments of the classes; None without MMD.ROWS_PER_CLASS."""
+        rows = self.cfg.MODEL.PADING.MMD.ROWS_PER_CLASS
+        if rows < 0:
+            raise ConfigError(f"MODEL.PADING.MMD.ROWS_PER_CLASS is {rows}; expected a number of rows, or 0 for none.")
+        model = self.segmentor
+        return ClassMoments(model.num_test_classes, model.embedding_dim, rows) if rows else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state and the running moments. Collective."""
+        moments = {} if self.moments is None else {"moments": self.moments.state_dict()}
+        return {**super().state_dict(), **moments}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; moments that a checkpoint has not start anew."""
+        super().load_state_dict(state)
+        if self.moments is not None and "moments" in state:
+            self.moments.load_state_dict(state["moments"])
 
     def open_feature_bank(self) -> FeatureBank:
         """Open the bank of this configuration, writing what is missing. Collective.

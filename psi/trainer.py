@@ -51,22 +51,29 @@ class ScribbleTrainer(Trainer):
     """
 
     find_unused_parameters = False
+    round = 0
 
     def __init__(self, cfg: CfgNode) -> None:
-        node = cfg.MODEL.PSI.SLD
-        self.mode = node.MODE
-        self.steps = node.STEPS
-        self.round = 0
         self.labeled_rounds: list[int] = []
         self.saved_round = 0
         self.store: LabelStore | None = None
         super().__init__(cfg)
         if self.mode == "rounds" and self.steps:
-            folder = node.ROUNDS.FOLDER or Path(cfg.OUTPUT_DIR) / "labels"
+            folder = cfg.MODEL.PSI.SLD.ROUNDS.FOLDER or Path(cfg.OUTPUT_DIR) / "labels"
             if comm.is_main_process():
                 check_writable(folder)  # the first labels are written after a part of the training
             self.store = LabelStore(folder, num_classes=self.network.num_classes)
             _check_ids(training_entries(cfg))
+
+    @property
+    def mode(self) -> str:
+        """MODEL.PSI.SLD.MODE."""
+        return str(self.cfg.MODEL.PSI.SLD.MODE)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return int(self.cfg.MODEL.PSI.SLD.STEPS)
 
     @property
     def network(self) -> PSI:

@@ -15,6 +15,7 @@ from padding.data.saliency.stream import build_saliency_stream
 from padding.data.streams import PairedStream, TrainStream
 from padding.engine.distributed import micro_batch_size
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer
+from padding.engine.stand_in import add_saliency, stand_in_sample
 from padding.engine.trainer import TRAINER_REGISTRY, Trainer
 from padding.errors import ConfigError, MethodError
 from salseg.meta_arch import SalSeg
@@ -92,6 +93,23 @@ class SalSegTrainer(Trainer):
             world_size=comm.get_world_size(),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+
+    def stand_in_batch(self, image_size: tuple[int, int]) -> list[dict[str, Any]]:
+        """Samples with class labels and samples with saliency, as ``build_stream`` puts them side by side."""
+        cfg, keys = self.cfg, self.cfg.INPUT.SALIENCY
+        tasks = tasks_of(cfg.MODEL.SALSEG.WEIGHTING)
+        labeled = super().stand_in_batch(image_size) if "seg" in tasks else []
+        if not (cfg.MODEL.SALSEG.SALIENCY.ENABLED and "saliency" in tasks):
+            return labeled
+        if cfg.DATASETS.SALIENCY_BATCHES == "joint":
+            return [add_saliency(sample) for sample in labeled]
+        size = keys.SIZE if keys.MODE == "resize" else keys.CROP
+        parts = (cfg.SOLVER.ACCUMULATE_STEPS, comm.get_world_size())
+        salient = [
+            add_saliency(stand_in_sample(cfg, (size[0], size[1]), 1, image_id=i, labeled=False))
+            for i in range(micro_batch_size(cfg.SOLVER.IMS_PER_BATCH_SALIENCY, *parts))
+        ]
+        return [*labeled, *salient]
 
     def run_step(self) -> None:
         """One optimizer step; notes how often each set of images was seen."""

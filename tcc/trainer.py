@@ -74,6 +74,19 @@ class SemiSupervisedTrainer(Trainer):
             partner=cutmix.ENABLED and cutmix.PARTNER == "second_stream",
         )
 
+    def stand_in_batch(self, image_size: tuple[int, int]) -> list[dict[str, Any]]:
+        """Labeled and unlabeled samples of a micro-batch, as ``build_stream`` mixes them."""
+        samples = super().stand_in_batch(image_size)
+        unlabeled = self.cfg.SOLVER.IMS_PER_BATCH_UNLABELED * len(samples) // self.cfg.SOLVER.IMS_PER_BATCH
+        cutmix = self.cfg.MODEL.TCC.CUTMIX
+        for sample in samples[len(samples) - unlabeled :]:
+            for key in ("sem_seg", "instances"):
+                sample.pop(key)
+            sample["is_labeled"] = False
+            if cutmix.ENABLED and cutmix.PARTNER == "second_stream":
+                sample["partner"] = dict(sample)
+        return samples
+
     def run_step(self) -> None:
         """One optimiser step, then the moving averages."""
         super().run_step()

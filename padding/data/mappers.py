@@ -69,6 +69,14 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Mapping[str, Any]], 
     return MAPPER_REGISTRY.get(class_name)(cfg, is_train=is_train)
 
 
+def augmentation_kind(cfg: CfgNode) -> str:
+    """Training augmentation of the configured mapper: "jitter", "crop", "scale_crop" or "resize"."""
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name in _ALIASES:
+        return _ALIASES[name][1]
+    return str(MAPPER_REGISTRY.get(name).default_augmentation)
+
+
 def _plan_from_config(
     cfg: CfgNode, is_train: bool, default: str, *, ignore_label: int, label_pad: int
 ) -> AugmentationPlan:

@@ -43,6 +43,7 @@ from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_g
 from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
 from padding.engine.records import RecordsHook, mean_losses
 from padding.engine.registry import TRAINER_REGISTRY
+from padding.engine.rehearsal import Rehearsal
 from padding.engine.setup import write_configuration
 from padding.engine.termination import Terminated, Termination
 from padding.errors import CheckpointError, ConfigError, MethodError
@@ -55,7 +56,7 @@ def training_entries(cfg: CfgNode) -> list[dict[str, Any]]:
 
 
 @TRAINER_REGISTRY.register()
-class Trainer(TrainerBase):
+class Trainer(Rehearsal, TrainerBase):
     """Train one model with one optimiser; the base of trainers with more.
 
     Attributes:

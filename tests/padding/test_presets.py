@@ -57,6 +57,7 @@ ROWS = (
     Row(6, "MMD.SQRT", True, False, True),
     Row(6, "MMD.UNBIASED", False, False, False),
     Row(7, "MMD.GROUPING", "auto", "batch", "batch"),
+    Row(7, "MMD.ROWS_PER_CLASS", 0, 0, 0),
     Row(8, "GENERATOR.PRIMITIVE_SELF_ATTENTION", False, True, False),
     Row(9, "GENERATOR.NAME", "primitive_transformer", "primitive_paper", "primitive_transformer"),
     Row(10, "GENERATOR.NOISE_STD", 1.0, 1.0, 1.0),

@@ -70,8 +70,12 @@ def test_both_optimisers_step_and_every_loss_is_logged(padding_cfg: MakeCfg) -> 
 
 @pytest.mark.parametrize(
     ("bank", "more"),
-    [(False, ()), (True, ()), (False, ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2))],
-    ids=["images", "bank", "mixed precision, accumulation"],
+    [
+        (False, ()),
+        (True, ("MODEL.PADING.MMD.ROWS_PER_CLASS", 3)),
+        (False, ("SOLVER.AMP.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2)),
+    ],
+    ids=["images", "bank, running moments", "mixed precision, accumulation"],
 )
 def test_resumed_training_equals_an_uninterrupted_one(
     padding_cfg: MakeCfg, tmp_path: Path, bank: bool, more: tuple[Any, ...]

@@ -3,12 +3,15 @@
 
 from typing import Any
 
+import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import nn
 
+from padding.bank.feature_bank import FeatureBatch
 from padding.data.mappers import build_mapper
 from padding.generator import Gmmn, PrimitivePaper, PrimitiveTransformer
+from padding.trainer import GeneratorClassifierTrainer
 from tests.preset_checks.common import (
     PRINTED,
     SEEN,
@@ -116,6 +119,31 @@ def check_grouping(build: BuildModel, *_: Any) -> None:
     torch.testing.assert_close(got("joint"), (by_class * sizes.square()).sum() / 36, rtol=1e-4, atol=1e-5)
     assert got("auto") == got("batch")
     assert got("auto", "FEATURE_BANK.ENABLED", True) == got("per_class")
+
+
+@behaviour("MMD.ROWS_PER_CLASS")
+def check_rows_per_class(_: BuildModel, make_cfg: MakeCfg, *__: Any) -> None:
+    def seen_by_steps(rows: int) -> dict[str, FeatureBatch]:
+        trainer = GeneratorClassifierTrainer(make_cfg("MODEL.PADING.MMD.ROWS_PER_CLASS", rows))
+        found: dict[str, FeatureBatch] = {}
+        trainer.model.register_forward_pre_hook(
+            lambda _, args, kwargs: found.update({kwargs["step"]: args[0]}), with_kwargs=True
+        )
+        trainer._next_features = features
+        trainer.iter = 0
+        trainer.run_step()
+        return found
+
+    assert len(seen_by_steps(0)["generator"].labels) == 8
+    found = seen_by_steps(3)
+    assert len(found["classifier"].labels) == 8
+    wider = found["generator"]
+    assert wider.labels.bincount().tolist() == [3, 3, 0, 3, 0, 3, 2]
+    assert torch.equal(wider.embeddings[:8], features().embeddings)
+    # Rows of classes 0 and 3 vary around their two real ones; of the others one row says nothing of a variance.
+    assert torch.equal(wider.embeddings[8:][wider.labels[8:] == 1], features().embeddings[2:3].expand(2, -1))
+    with pytest.raises(ValueError, match="ROWS_PER_CLASS is -1"):
+        seen_by_steps(-1)
 
 
 @behaviour("GENERATOR.PRIMITIVE_SELF_ATTENTION")
