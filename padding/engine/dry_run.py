@@ -183,6 +183,9 @@ class _NumpyAnswers(TorchFunctionMode):
 
 def to_fake(module: nn.Module, mode: FakeTensorMode, device: str) -> None:
     """Give the parameters and buffers of a module on the meta device a place on a device that need not exist."""
+    # The first backward pass of a process counts its devices and starts a thread for each. A fake mode pretends that
+    # there is one, and a process with such threads could no longer fork.
+    torch.zeros(1, requires_grad=True).sum().backward()
     memo: dict[int, Any] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
