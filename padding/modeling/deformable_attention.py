@@ -44,7 +44,8 @@ def deformable_attention(
         locations: (B, Q, A, L, P, 2) float, (x, y) in units of the map, [0, 1] inside; values outside are allowed.
         weights: (B, Q, A, L, P) float, usually non-negative and summing to 1 over (L, P).
         formulation: one of ``FORMULATIONS``. ``auto`` is ``embedding_bag_attention`` on a CPU, elsewhere
-            ``grid_sample_attention``, which exported graphs always have; ``compiled`` is the user's extension on CUDA and where there is one, else auto.
+            ``grid_sample_attention``, which exported graphs always have; ``compiled`` is the user's extension on CUDA
+            and where there is one, else auto.
 
     Returns:
         (B, Q, A * D) float.
