@@ -320,7 +320,7 @@ class PADing(MaskFormer):
             logits = super().class_logits(outputs)
         else:
             logits = self.classify(outputs["pred_embeddings"].float()).float()
-        seen_ids = self.seen_ids.tolist()
+        seen_ids = self.label_space.seen_ids
         if self.test_mode == "zsl":
             return logits.index_fill(-1, self._left_out(), float("-inf"))
         # gamma > 0 makes up for what seen rows gain from real features (calibrated stacking); 0 is the paper.
@@ -350,7 +350,7 @@ class PADing(MaskFormer):
         """
         active = self.active_ids
         if self.num_test_classes > num_classes:
-            predicted = self.unseen_ids.tolist() if self.test_mode == "zsl" else range(num_classes)
+            predicted = self.label_space.unseen_ids if self.test_mode == "zsl" else range(num_classes)
             self.active_ids = tuple(i for i in active or predicted if i < num_classes)
         try:
             yield
@@ -359,7 +359,7 @@ class PADing(MaskFormer):
 
     def _left_out(self) -> Tensor:
         """Ids of the classes that are no part of the label space in mode ``zsl``."""
-        kept = set(self.unseen_ids.tolist() if self.active_ids is None else self.active_ids)
+        kept = set(self.label_space.unseen_ids if self.active_ids is None else self.active_ids)
         return torch.tensor([i for i in range(self.num_test_classes) if i not in kept], device=self.device)
 
     def _generator_losses(self, batch: FeatureBatch, generation: Generation) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ from padding.errors import ConfigError, UserError
 
 ENDINGS = {"torch-export": ".pt2", "onnx": ".onnx"}
 _OPSET = 18
-_EXAMPLE = (4, 5)  # height and width of the example of a dynamic graph, in units of the divisibility
+# Sides of the example of a dynamic graph, in units of the divisibility: no size that a network has a table of.
+_EXAMPLE = (7, 11)
 _OTHER = (3, 2)  # of the images that it is checked with
 
 
@@ -128,7 +129,9 @@ def _traced(
     example = _images(_EXAMPLE[0] * unit, _EXAMPLE[1] * unit, 2, channels)
     sides = {2 + i: unit * torch.export.Dim(name, min=2, max=1 << 12) for i, name in enumerate(("rows", "columns"))}
     try:
-        return _trace(graph, example, {0: torch.export.Dim("batch", min=1, max=1 << 12), **sides}), True, example
+        program = _trace(graph, example, {0: torch.export.Dim("batch", min=1, max=1 << 12), **sides})
+        _try_other_size(program, _images(_OTHER[0] * unit, _OTHER[1] * unit, 3, channels))
+        return program, True, example
     except ExportError as error:
         message = "Any batch and size is not possible with this network, so both are fixed; choose them: %s"
         logging.getLogger(__name__).warning(message, error)
@@ -142,6 +145,15 @@ def _trace(graph: Graph, example: Tensor, dynamic: dict[int, Any] | None) -> tor
             return torch.export.export(graph, (example,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # a guard, an operator, an assertion: each fails in its own way
         raise ExportError(f"torch.export refuses: {str(error).strip().splitlines()[0]}") from error
+
+
+def _try_other_size(program: torch.export.ExportedProgram, images: Tensor) -> None:
+    """Run a dynamic program: what hangs on the example's size is kept as an assertion."""
+    try:
+        with torch.no_grad():
+            program.module()(images)
+    except (AssertionError, RuntimeError) as error:
+        raise ExportError(f"the graph holds for one size alone: {str(error).strip().splitlines()[0]}") from error
 
 
 def _torch_bytes(program: torch.export.ExportedProgram) -> bytes:
