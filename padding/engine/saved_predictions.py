@@ -235,8 +235,11 @@ class PredictionSaver(DatasetEvaluator):
             dataset_name: registered data set.
             folder: what an earlier evaluation left there is removed.
         """
-        from detectron2.data import DatasetCatalog
+        from detectron2.data import DatasetCatalog, MetadataCatalog
 
+        # Of a set with saliency alone the classes of the other predictions are not known.
+        only_saliency = MetadataCatalog.get(dataset_name).get("evaluator_type") == "saliency"
+        self._kinds = ("saliency",) if only_saliency else KINDS
         self._entries = list(DatasetCatalog.get(dataset_name))
         self._names = dict(zip([e["file_name"] for e in self._entries], file_names(self._entries), strict=True))
         self._folder = Path(folder)
@@ -250,7 +253,7 @@ class PredictionSaver(DatasetEvaluator):
             for path in (self._folder / PARTS).glob("*.json"):
                 path.unlink()
         comm.synchronize()
-        self._writer = PredictionWriter(self._folder, self._split, rank=comm.get_rank())
+        self._writer = PredictionWriter(self._folder, self._split, kinds=self._kinds, rank=comm.get_rank())
         self._seen: list[str] = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:

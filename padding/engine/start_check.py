@@ -21,6 +21,8 @@ import torch
 
 from padding.data import checks
 from padding.data.checks import Finding
+from padding.data.own_data import KEY, OWN_DENSE, OWN_NAMES, OWN_SALIENCY, OWN_UNSEEN
+from padding.data.registration import registered_names
 from padding.errors import ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
@@ -143,14 +145,25 @@ def _sets(listed: Sequence[tuple[str, str, Any, tuple[str, ...]]], findings: lis
     for name, dataset, load, labels in listed:
         try:
             entries = load()
-        except KeyError as error:
-            findings.append(Finding("error", name, f"is not registered ({str(error)[:200]})"))
+        except KeyError:
+            findings.append(Finding("error", name, f"is not registered; {_how_to_register(dataset)}"))
         except (UserError, OSError) as error:
             findings.append(Finding("error", name, str(error)))
         else:
             if not entries and labels:
                 findings.append(Finding("error", name, "holds no image"))
             yield CheckedSet(name, dataset, entries, labels)
+
+
+def _how_to_register(dataset: str) -> str:
+    """The key that registers a set of the user's own, else names that are like it."""
+    keys = {OWN_SALIENCY[0]: "SALIENCY", OWN_SALIENCY[1]: "SALIENCY and VAL_LIST, or VAL_SALIENCY"}
+    keys |= {OWN_NAMES[0]: "IMAGES", OWN_NAMES[1]: "VAL_LIST, or the keys VAL_*", OWN_UNSEEN: "UNSEEN and VAL_*"}
+    keys |= {OWN_DENSE: "SCRIBBLES and LABELS"}
+    if dataset in keys:
+        return f"set {KEY}.{keys[dataset]}"
+    near = difflib.get_close_matches(dataset, registered_names(), n=3, cutoff=0.0)
+    return f"names like it are {', '.join(near)}"
 
 
 def _findings_of(one: CheckedSet, *, headers: int, labels: int) -> Iterator[Finding]:

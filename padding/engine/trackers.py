@@ -2,7 +2,8 @@
 """Numbers of a training for Weights & Biases and MLflow, where these are installed (ENGINE.WRITERS).
 
 Where they go is said by their own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI); without them MLflow writes
-to OUTPUT_DIR/mlruns. A training that is resumed goes on in its run, whose id is kept in OUTPUT_DIR/trackers.json.
+to OUTPUT_DIR/mlruns. A training that is resumed goes on in its run, whose id is kept in OUTPUT_DIR/trackers.json;
+what it had sent beyond its checkpoint, MLflow holds twice and Weights & Biases once, the older.
 """
 
 from __future__ import annotations

@@ -107,6 +107,15 @@ def test_the_doctor_knows_every_kind(config: str, capsys: pytest.CaptureFixture[
     assert "0 errors" in shown
 
 
+def test_a_set_whose_key_is_missing_is_named_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config-file", str(CONFIGS / "own_salseg.yaml"), "MODEL.DEVICE", "cpu", "DATASETS.FOLDERS.SALIENCY", ""]
+    assert doctor(words) == 1
+    shown = capsys.readouterr().out
+    assert "own_train_saliency (DATASETS.TRAIN_SALIENCY): is not registered; set DATASETS.FOLDERS.SALIENCY" in shown
+    assert doctor([*words[:4], "DATASETS.TRAIN", "('shapes_train_sem_seg',)"]) == 1
+    assert "is not registered; names like it are shapes_train_sem_seg" in capsys.readouterr().out
+
+
 def test_the_doctor_finds_masks_of_zero_and_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (tmp_path / "my" / "saliency").iterdir():
         Image.open(path).point(lambda value: value // 255).save(path)

@@ -104,6 +104,13 @@ _LAYOUTS = (
     ),
 )
 _OURS = Layout("backbone of this project")
+# Swin's own files merge patches at the end of a stage, timm at the beginning of the next one; other names are equal.
+_TIMM_MERGE = "layers_1.downsample.reduction.weight"
+_OFFICIAL_SWIN = Layout(
+    "published Swin",
+    ((r"layers\.(\d)\.downsample\.(.+)", lambda match: f"layers.{int(match[1]) + 1}.downsample.{match[2]}"),),
+    mark="layers.0.downsample.reduction.weight",
+)
 _LAST_LITE_STAGE = 6
 _PREFIXES = ("backbone.", "pvt.")
 
@@ -124,6 +131,8 @@ def import_backbone(state: Mapping[str, Tensor], own: Collection[str] = ()) -> I
     prefix = next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in imported.state)), "")
     imported.skip([name for name in imported.state if not name.startswith(prefix)], "not of the backbone")
     imported.rename_all(lambda name: name.removeprefix(prefix))
+    if _OFFICIAL_SWIN.mark in imported.state and f"network.{_TIMM_MERGE}" in own:
+        imported.apply(_OFFICIAL_SWIN)
     imported.apply(_layout_of(imported.state, own))
     return imported
 

@@ -2,18 +2,22 @@
 """A training that gains no more ends, and stays ended; the best is the highest or the lowest."""
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from detectron2.config import CfgNode
 from torch import nn
 
 from padding.data.files import write_json
 from padding.engine.checkpointer import read_training_checkpoint
+from padding.engine.distributed import torchrun_process_group
 from padding.engine.trainer import TRAINER_REGISTRY
 from padding.errors import ConfigError
-from tests.toy_training import ToyTrainer, losses_by_iteration, toy_cfg, train_toy
+from tests.toy_training import ToyTrainer, free_port, losses_by_iteration, toy_cfg, train_toy
 
 SCORES = [1.0, 3.0, 2.0, 2.5, 4.0, 0.5, 5.0]
 """Of evaluations after iterations 1, 3, 5, 7, 9, 11 and 12."""
@@ -83,3 +87,25 @@ def test_what_ended_early_is_not_trained_on(tmp_path: Path) -> None:
 def test_keys_that_mean_nothing_are_refused(tmp_path: Path, opts: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ScriptedTrainer(scripted_cfg(tmp_path, "TEST.PATIENCE", 2, *opts))
+
+
+def train_rank(rank: int, port: int, output: Path) -> None:
+    """One of two processes, as torchrun starts it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with torchrun_process_group("cpu"):
+        trainer = train_toy(scripted_cfg(output, "TEST.PATIENCE", 2))
+        (output / f"rank_{rank}").write_text(f"{trainer.iter} {trainer.ended_early}")
+
+
+def test_all_processes_end_together(tmp_path: Path) -> None:
+    """The best is known to the first process alone."""
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    children = [fork.Process(target=train_rank, args=(rank, port, tmp_path)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    assert [(tmp_path / f"rank_{rank}").read_text() for rank in range(2)] == ["7 True"] * 2

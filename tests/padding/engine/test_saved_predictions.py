@@ -40,10 +40,10 @@ def own(tmp_path: Path) -> Iterator[Path]:
 
 
 def registered(own: Path, **keys: Any) -> list[dict[str, Any]]:
-    """Entries of ``own_val``: all images."""
+    """Entries of ``own_val``, where there are classes: all images."""
     paths = {key: str(own / value) for key, value in keys.items()}
     register_folders(OwnData(images=str(own / "images"), **paths))
-    return DatasetCatalog.get("own_val")
+    return DatasetCatalog.get("own_val") if "own_val" in DatasetCatalog else []
 
 
 def shifted_truth(own: Path, entries: list[dict[str, Any]]) -> Outputs:
@@ -77,8 +77,8 @@ def shifted_truth(own: Path, entries: list[dict[str, Any]]) -> Outputs:
     return outputs
 
 
-def saved(entries: list[dict[str, Any]], outputs: Outputs, folder: Path) -> Path:
-    saver = PredictionSaver("own_val", folder)
+def saved(entries: list[dict[str, Any]], outputs: Outputs, folder: Path, name: str = "own_val") -> Path:
+    saver = PredictionSaver(name, folder)
     saver.reset()
     for entry, output in zip(entries, outputs, strict=True):
         height, width = output["saliency"].shape
@@ -149,6 +149,15 @@ def test_index_images_and_saliency_are_read_back(own: Path, tmp_path: Path) -> N
     found = scores(SaliencyEvaluator("own_val_saliency"), salient, again)["saliency"]
     assert found["MAE"] == pytest.approx(expected["MAE"], abs=0.5 / 255)
     assert found["max_F"] == pytest.approx(expected["max_F"], abs=0.5)
+
+
+def test_of_a_saliency_set_saliency_alone_is_saved(own: Path, tmp_path: Path) -> None:
+    """The model predicts classes too, but they are not those of the set."""
+    registered(own, saliency="saliency", val_images="images", val_saliency="saliency")
+    entries = DatasetCatalog.get("own_val_saliency")
+    outputs = shifted_truth(own, entries)
+    folder = saved(entries, outputs, tmp_path / "saved", name="own_val_saliency")
+    assert sorted(path.name for path in folder.iterdir()) == ["parts", "saliency"]
 
 
 def test_an_evaluation_replaces_what_an_earlier_one_saved(own: Path, tmp_path: Path) -> None:

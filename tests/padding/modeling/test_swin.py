@@ -4,6 +4,7 @@
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from padding.errors import CheckpointError
 from padding.modeling.swin import FilledSwinBlock
 from padding.modeling.timm_backbone import TimmBackbone
-from padding.modeling.weights.loading import load_into
+from padding.modeling.weights.loading import load_backbone_weights, load_into
 from padding.modeling.weights.segmentors import import_huggingface, import_mask2former, layout_of
 from tests.hf_layout import to_huggingface
 
@@ -226,3 +227,24 @@ def test_equals_the_swin_segmentor_of_transformers(tiny_cfg: CfgNode) -> None:
     ):
         assert want.std() > 0.1
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+def test_published_swin_weights_start_a_backbone(tmp_path: Path) -> None:
+    """Swin's own ImageNet files, whose patches are merged at the end of a stage; the classifier is left out."""
+    backbone = TimmBackbone(NAME)
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter)
+    state = {
+        official_name(f"backbone.{name}").removeprefix("backbone."): tensor.clone()
+        for name, tensor in backbone.state_dict().items()
+        if not name.startswith("output_norms.")
+    }
+    state |= {"norm.weight": torch.ones(8 * WIDTH), "head.weight": torch.ones(10, 8 * WIDTH)}
+    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)
+    torch.save({"model": state}, tmp_path / "swin.pth")
+    fresh = TimmBackbone(NAME)
+    report = load_backbone_weights(fresh, tmp_path / "swin.pth", key="MODEL.TIMM.NAME")
+    assert all(name.startswith("backbone.output_norms.") for name in report.missing)
+    assert report.unexpected == []
+    for name, tensor in backbone.network.state_dict().items():
+        assert torch.equal(fresh.network.state_dict()[name], tensor), name
