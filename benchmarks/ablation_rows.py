@@ -25,8 +25,9 @@ from tabulate import tabulate
 import train_net
 from padding.data.files import write_json, write_text
 from padding.engine.commands import add_pairs_argument, command_parser, load_config, parse, positive
+from padding.engine.cpu_time import process_cpu_seconds
 from padding.errors import ConfigError, MissingFileError, run_command
-from padding.study.table_rows import process_cpu_seconds, spread_text
+from padding.study.table_rows import spread_text
 
 RESULT = "row_result.json"
 _PLACE_AND_RHYTHM = (

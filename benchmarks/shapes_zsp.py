@@ -30,6 +30,7 @@ from padding.data.shapes.write import write_shapes
 from padding.data.streams import build_eval_loader
 from padding.engine.commands import command_parser, load_config, load_model
 from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
+from padding.engine.cpu_time import counted_stages, stage
 from padding.engine.predictor import display_metadata
 from padding.errors import run_command
 from padding.evaluation.panoptic import PanopticGroundTruth, panoptic_results
@@ -79,11 +80,19 @@ def prepare_data(root: Path, preset: Preset) -> None:
     register_all(root)
 
 
-def train_segmentor(output: Path, preset: Preset) -> str:
-    """Warm up the backbone and pre-train the segmentor on images without unseen classes; path of its weights."""
-    backbone = run_once(BACKBONE, _iterations(preset.backbone_iterations), output / "backbone")
+def train_segmentor(output: Path, preset: Preset) -> tuple[str, dict[str, float]]:
+    """Warm up the backbone and pre-train the segmentor on images without unseen classes.
+
+    Returns:
+        Path of the weights, and the CPU seconds of either training.
+    """
+    with counted_stages() as of_backbone, stage("setup"):
+        backbone = run_once(BACKBONE, _iterations(preset.backbone_iterations), output / "backbone")
     options = ("MODEL.WEIGHTS", backbone, *_iterations(preset.segmentor_iterations))
-    return run_once(SEGMENTOR, options, output / "segmentor")
+    with counted_stages() as of_segmentor, stage("setup"):
+        weights = run_once(SEGMENTOR, options, output / "segmentor")
+    parts = {"backbone": of_backbone, "segmentor": of_segmentor}
+    return weights, {name: sum(seconds.so_far().values()) for name, seconds in parts.items()}
 
 
 def _iterations(number: int) -> tuple[str, ...]:
@@ -146,19 +155,24 @@ def choose_images(truth: PanopticGroundTruth, count: int) -> list[Any]:
 def run(preset: Preset, output: Path) -> dict[str, Any]:
     """Everything; returns what ``metrics.json`` holds."""
     started = time.perf_counter()
-    prepare_data(output / "data", preset)
-    options = ("MODEL.WEIGHTS", train_segmentor(output, preset), *_iterations(preset.second_stage_iterations))
+    with counted_stages() as of_data, stage("data"):
+        prepare_data(output / "data", preset)
+    weights, of_training = train_segmentor(output, preset)
+    options = ("MODEL.WEIGHTS", weights, *_iterations(preset.second_stage_iterations))
     ablation = AblationRuns(SECOND_STAGE, options, output)
     every_row = rows_of_table("1", load_config(SECOND_STAGE))
     rows = {row.label: row for row in every_row if row.name in preset.rows}
-    results = {
-        label: [
-            ablation.measure(row, seed, "panoptic", measure)
-            for seed in (preset.seeds if row.trained else preset.seeds[:1])
-        ]
-        for label, row in rows.items()
-    }
+    with counted_stages() as of_rows, stage("setup"):
+        results = {
+            label: [
+                ablation.measure(row, seed, "panoptic", stage("evaluation")(measure))
+                for seed in (preset.seeds if row.trained else preset.seeds[:1])
+            ]
+            for label, row in rows.items()
+        }
     first = results[MAIN_ROW][0]
+    # Of this call: what an earlier one has finished costs nothing any more.
+    cpu_seconds = {**of_data.so_far(), **of_training, **of_rows.so_far()}
     metrics = {
         "panoptic_seg": {
             **{key: value for key, value in first["panoptic_seg"].items() if value == value},
@@ -167,6 +181,7 @@ def run(preset: Preset, output: Path) -> dict[str, Any]:
         },
         "rows": results,
         "seconds": time.perf_counter() - started,
+        "cpu_seconds": cpu_seconds,
     }
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "metrics.json", metrics)
@@ -180,7 +195,8 @@ def run(preset: Preset, output: Path) -> dict[str, Any]:
     draw_sheet(
         output / "contact_sheet.png", ablation.configure(main, seed, "MODEL.WEIGHTS", ablation.train(main, seed))
     )
-    print(f"\n{table(results, 'simple')}\n\n{metrics['seconds']:.0f} s; pictures and numbers are in {output}")
+    cost = f"{metrics['seconds']:.0f} s, {sum(cpu_seconds.values()) / 60:.1f} CPU minutes"
+    print(f"\n{table(results, 'simple')}\n\n{cost}; pictures and numbers are in {output}")
     return metrics
 
 

@@ -39,6 +39,7 @@ from padding.class_moments import ClassMoments
 from padding.data.class_embeddings import random_class_embeddings, save_class_embeddings
 from padding.data.mappers import build_mapper
 from padding.data.streams import TrainStream, load_training_entries
+from padding.engine.cpu_time import stage
 from padding.engine.distributed import unwrap
 from padding.engine.optimizer import build_optimizer, lr_multiplier, solver_node
 from padding.engine.output_folder import check_writable
@@ -60,6 +61,7 @@ class GeneratorClassifierTrainer(Trainer):
     iterations train the generator, the others the classifier.
     """
 
+    stage_name = "second_stage"
     # Each step leaves the other step's parameters without gradient.
     find_unused_parameters = True
 
@@ -307,7 +309,8 @@ class GeneratorClassifierTrainer(Trainer):
             with self.autocast():
                 return self.segmentor.extract(samples)
 
-        return build_feature_bank(self._bank_folder(), spec, extract, open_stream)
+        with stage("extraction"):
+            return build_feature_bank(self._bank_folder(), spec, extract, open_stream)
 
     def _bank_folder(self) -> Path:
         return Path(self.cfg.MODEL.PADING.FEATURE_BANK.PATH or Path(self.cfg.OUTPUT_DIR) / "feature_bank")

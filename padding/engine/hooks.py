@@ -47,3 +47,29 @@ class CheckpointHook(HookBase):
                 self._checkpointer.keep_weights_alone(iteration - self._complete * self._period)
         if iteration == self.trainer.max_iter - 1:
             self._checkpointer.save("model_final", iteration=iteration)
+
+
+class CpuSecondsHook(HookBase):
+    """Puts ``cpu_seconds/NAME``, those of this process by stage, into the storage at the end of a training.
+
+    Args:
+        evaluates: whether an evaluation follows the last iteration; they then stand beside its results, else beside the
+            losses of that iteration.
+    """
+
+    def __init__(self, *, evaluates: bool) -> None:
+        self._evaluates = evaluates
+
+    def after_step(self) -> None:
+        """After the last one."""
+        if not self._evaluates and self.trainer.iter == self.trainer.max_iter - 1:
+            self._put()
+
+    def after_train(self) -> None:
+        """After the evaluation; a training that was broken off has none."""
+        if self._evaluates and not (self.trainer.failing or self.trainer.stopping):
+            self._put()
+
+    def _put(self) -> None:
+        for name, seconds in self.trainer.cpu_seconds.so_far().items():
+            self.trainer.storage.put_scalar(f"cpu_seconds/{name}", seconds, smoothing_hint=False)

@@ -28,6 +28,7 @@ from padding.data.streams import TrainStream, load_training_entries
 from padding.engine.best_checkpoint import BEST_FILE, BestCheckpoint
 from padding.engine.checkpointer import TrainingCheckpointer
 from padding.engine.class_weights import set_class_weights
+from padding.engine.cpu_time import counted_stages, stage
 from padding.engine.distributed import (
     check_equal_on_ranks,
     distribute,
@@ -38,7 +39,7 @@ from padding.engine.distributed import (
 from padding.engine.early_stop import EarlyStop, EndOfTraining
 from padding.engine.evaluation_loop import add_to_metrics, evaluate
 from padding.engine.freezing import freeze_parameters
-from padding.engine.hooks import CheckpointHook, ScheduleHook
+from padding.engine.hooks import CheckpointHook, CpuSecondsHook, ScheduleHook
 from padding.engine.optimizer import build_lr_scheduler, build_optimizer, clip_gradients_, solver_node
 from padding.engine.random_state import capture_random_state, preserved_random_state, restore_random_state
 from padding.engine.records import RecordsHook, mean_losses
@@ -67,12 +68,16 @@ class Trainer(Rehearsal, TrainerBase):
         checkpointer: saves and restores all of the above, and the random states of every rank.
         best: keeps the weights of the best evaluation; None without TEST.BEST_METRIC and on ranks other than 0.
         stopping: whether the training ends after this iteration, because a rank got SIGTERM; the same on all ranks.
+        cpu_seconds: of this process by stage, see ``padding.engine.cpu_time``; while it trains.
         failing: whether the training ends by an error or an interrupt.
         ended_early: whether it ended by TEST.PATIENCE.
     """
 
     find_unused_parameters = False
     """Set by subclasses in which a step leaves some trainable parameters without gradient."""
+
+    stage_name = "training"
+    """Name of what a step spends in ``cpu_seconds/``, beside ``evaluation``."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -265,7 +270,12 @@ class Trainer(Rehearsal, TrainerBase):
         if self.best is not None:
             self.best.begin(self.start_iter)
         if self.start_iter < self.max_iter and not self._ended_before():
-            with self._termination, suppress(EndOfTraining):
+            with (
+                self._termination,
+                counted_stages() as self.cpu_seconds,
+                stage(self.stage_name),
+                suppress(EndOfTraining),
+            ):
                 super().train(self.start_iter, self.max_iter)
             if self.stopping:
                 raise Terminated
@@ -294,6 +304,7 @@ class Trainer(Rehearsal, TrainerBase):
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
+            built.append(CpuSecondsHook(evaluates=bool(cfg.DATASETS.TEST)))
             built.append(RecordsHook(cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD, cfg.ENGINE.WRITERS, cfg.ENGINE.EXPERIMENT))
         return [*built, self._early_stop]
 
@@ -429,7 +440,7 @@ class Trainer(Rehearsal, TrainerBase):
         if self.stopping or self.failing:
             return {}
         try:
-            with self._termination.interruptible(alone):
+            with stage("evaluation"), self._termination.interruptible(alone):
                 self._last_results = self.test(self.cfg, self.module) if self.cfg.DATASETS.TEST else {}
         except Terminated:
             if not alone:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from padding.bank.feature_bank import flattened
 from padding.config import add_padding_config
 from padding.data.files import write_json
 from padding.engine.commands import METHODS, load_config, load_model, parse, training_parser
+from padding.engine.cpu_time import process_cpu_seconds
 from padding.engine.output_folder import claimed_folder
 from padding.engine.setup import load_cfg, start_run
 from padding.engine.trainer import TRAINER_REGISTRY
@@ -92,12 +92,6 @@ def run_once(config_file: str, options: Sequence[str], output: Path) -> str:
     cost = {"seconds": time.perf_counter() - started, "cpu_seconds": process_cpu_seconds() - cpu}
     write_json(stamp, {"options": words, **cost})
     return str(final)
-
-
-def process_cpu_seconds() -> float:
-    """Of this process and of the workers that it has waited for."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
 
 
 def _without_evaluation(trainer_class: type[Any]) -> type[Any]:

@@ -37,6 +37,10 @@ def test_whole_run_and_second_call(
     assert [path.stat().st_mtime_ns for path in weights] == times
     again = json.loads((tmp_path / "metrics.json").read_text())
     assert again["panoptic_seg"] == metrics["panoptic_seg"]
+    trained = ("backbone", "segmentor", "second_stage", "extraction")
+    assert set(metrics["cpu_seconds"]) == {"data", "setup", "evaluation", *trained}
+    assert all(seconds > 0 for seconds in metrics["cpu_seconds"].values())
+    assert sum(again["cpu_seconds"].get(name, 0.0) for name in trained) < metrics["cpu_seconds"]["backbone"]
 
     # The command line of the sweep reports the same numbers.
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
