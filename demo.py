@@ -344,6 +344,7 @@ def run_identity(predictor: Predictor, options: DemoOptions) -> dict[str, Any]:
     cfg = predictor.cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = cfg.OUTPUT_DIR = ""
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # names; their classes are recorded
     weights = Path(cfg.MODEL.WEIGHTS)
     state = weights.stat() if weights.is_file() else None
     return {

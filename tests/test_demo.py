@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """demo.py on images, folders, patterns and videos, and its error messages."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -369,3 +370,24 @@ def test_unknown_kinds_and_videos_are_not_saved(model: tuple[str, str], pictures
     (tmp_path / "clip.mp4").touch()
     with pytest.raises(demo.DemoError, match=r"--save is for images; leave out clip\.mp4"):
         run(model, tmp_path / "other", "--input", str(tmp_path / "clip.mp4"), "--save")
+
+
+def test_what_predictions_depend_on_is_compared_and_nothing_else(model: tuple[str, str]) -> None:
+    predictor = Predictor(load_config(model[0], ["MODEL.WEIGHTS", model[1]]))
+
+    def identity(*opts: Any) -> dict[str, Any]:
+        cfg = predictor.cfg.clone()
+        cfg.defrost()
+        cfg.merge_from_list(list(opts))
+        changed = copy.copy(predictor)
+        changed.cfg = cfg
+        return demo.run_identity(changed, demo.DemoOptions())
+
+    # A machine of another kind, and another name for the same classes, as packed models have.
+    same = ("DATASETS.TEST", ("shapes_val_panoptic_zsp_unseen",), "MODEL.DEVICE", "cuda:1", "OUTPUT_DIR", "x")
+    assert identity(*same) == identity()
+    assert identity("INPUT.MIN_SIZE_TEST", 32) != identity()
+    assert identity("MODEL.WEIGHTS", "other.pth") != identity()
+    predictor.restrict_to(["red star"])
+    restricted = demo.run_identity(predictor, demo.DemoOptions())
+    assert restricted["classes"] == ["red star"]
