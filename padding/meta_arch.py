@@ -365,7 +365,7 @@ class PADing(MaskFormer):
     def _generator_losses(self, batch: FeatureBatch, generation: Generation) -> dict[str, Tensor]:
         """MMD, classification consistency, and the structure losses."""
         # No-object rows are real features too, but no class that could be synthesised.
-        real = batch.select(batch.labels < self.num_test_classes)
+        real = batch.select((batch.labels < self.num_test_classes).nonzero().squeeze(1))
         # One synthetic feature for each real one, of the same class: both sides of Eq. 2 then have one label column.
         seen = self.synthesise(real.labels)
         unseen = self.synthesise(self.unseen_ids)

@@ -111,8 +111,9 @@ class Waits(TorchDispatchMode):
         if func in _UNIQUE:
             self._count("unique", args[0])
             rows = args[0].reshape(-1) if func is not _aten.unique_dim.default else args[0]
-            places = torch.zeros(rows.shape[:1], dtype=torch.int64, device=rows.device)
-            return rows.clone(), places, torch.ones_like(places)
+            with self._mode:
+                places = torch.zeros(rows.shape[:1], dtype=torch.int64, device=rows.device)
+                return rows.clone(), places, torch.ones_like(places)
         return func(*args, **kwargs)
 
     def _on_real_tensors(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -125,6 +126,10 @@ class Waits(TorchDispatchMode):
 
     def _masked(self, func: Any, args: tuple[Any, ...]) -> Tensor | None:
         """Result of a boolean index; None if the index is of numbers."""
+        with self._mode:
+            return self._selected(func, args)
+
+    def _selected(self, func: Any, args: tuple[Any, ...]) -> Tensor | None:
         if func is _aten.nonzero.default:
             self._count("nonzero", args[0])
             return torch.zeros(self._rows(args[0]), args[0].dim(), dtype=torch.int64, device=args[0].device)
@@ -166,8 +171,12 @@ class Waits(TorchDispatchMode):
             self.counts[name] += 1
 
 
-class _NumpyAnswers(TorchFunctionMode):
-    """``tensor.numpy()`` of a tensor without values is an array of random numbers: equal costs would all be ties."""
+class _Answers(TorchFunctionMode):
+    """What does not pass through torch's dispatcher.
+
+    ``tensor.numpy()`` of a tensor without values is an array of random numbers: equal costs would all be ties. Numbers
+    that become a tensor on a device go there by way of the CPU.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -178,7 +187,14 @@ class _NumpyAnswers(TorchFunctionMode):
             with torch._C._DisableTorchDispatch():
                 numbers = torch.empty(0, dtype=dtype.dtype).numpy()
             return np.random.default_rng(0).random(tuple(args[0].shape)).astype(numbers.dtype)
-        return func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if func is torch.tensor and kwargs.get("device") is not None:
+            device = kwargs.pop("device")
+            return func(*args, **kwargs).to(device)
+        if func is Tensor.new_tensor and isinstance(args[0], FakeTensor):
+            dtype, device = kwargs.get("dtype", args[0].dtype), kwargs.get("device", args[0].device)
+            return torch.tensor(args[1], dtype=dtype).to(device)
+        return func(*args, **kwargs)
 
 
 def to_fake(module: nn.Module, mode: FakeTensorMode, device: str) -> None:
@@ -203,7 +219,7 @@ def to_fake(module: nn.Module, mode: FakeTensorMode, device: str) -> None:
 @contextmanager
 def dry(waits: Waits, memory: LiveMemory) -> Iterator[None]:
     """Within the context nothing is computed that fake tensors take part in."""
-    with waits, memory, _NumpyAnswers():
+    with waits, memory, _Answers():
         yield
 
 

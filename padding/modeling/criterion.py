@@ -144,9 +144,7 @@ class MaskCriterion(nn.Module):
         read: list[Mapping[str, Any]] = [{**target, "reader": MaskReader(target["masks"])} for target in targets]
         # Every prediction is matched by itself: queries change their segment from layer to layer.
         predictions = [outputs, *outputs.get("aux_outputs", [])]
-        matches = [
-            self.matcher(prediction, read, image_names=image_names, generator=generators) for prediction in predictions
-        ]
+        matches = self.matcher.match_all(predictions, read, image_names=image_names, generator=generators)
         # (T, B, Q): one exchange between processes for all T predictions, the last one's first.
         labels = torch.stack([self._query_labels(outputs["pred_logits"], targets, match) for match in matches])
         weight_sums, num_masks = self._normalisers(labels, sum(len(target["labels"]) for target in targets))

@@ -86,6 +86,28 @@ class HungarianMatcher(nn.Module):
 
         Args:
             outputs: ``pred_logits`` (B, Q, C+1) and ``pred_masks`` (B, Q, H', W').
+            targets: see ``match_all``.
+            image_names: see ``match_all``.
+            generator: see ``match_all``.
+
+        Raises:
+            FloatingPointError: if a cost is NaN or infinite; names the image.
+        """
+        return self.match_all([outputs], targets, image_names=image_names, generator=generator)[0]
+
+    @torch.no_grad()
+    def match_all(
+        self,
+        predictions: Sequence[Mapping[str, Tensor]],
+        targets: Sequence[Mapping[str, Any]],
+        *,
+        image_names: Sequence[str] | None = None,
+        generator: Generators = None,
+    ) -> list[list[Match]]:
+        """Match every image of several predictions, each by itself; the device is waited for once.
+
+        Args:
+            predictions: each as in ``forward``.
             targets: per image ``labels`` (N,) int64 and ``masks`` (N, H, W) bool; N may be 0. With ``reader``, the
                 ``MaskReader`` of the masks, these are not looked at.
             image_names: what errors call the images.
@@ -96,28 +118,35 @@ class HungarianMatcher(nn.Module):
         """
         from scipy.optimize import linear_sum_assignment
 
+        # (Q, N) of each image of each prediction; N differs between images.
+        costs = [cost for outputs in predictions for cost in self._costs(outputs, targets, generator)]
+        # One transfer for all of them; the assignment itself takes microseconds on the CPU.
+        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy() if costs else np.zeros(0)
+        ends = np.cumsum([cost.numel() for cost in costs])
+        matches: list[list[Match]] = [[] for _ in predictions]
+        for place, cost in enumerate(costs):
+            number, i = divmod(place, len(targets))
+            matrix = flat[ends[place] - cost.numel() : ends[place]].reshape(cost.shape)
+            # linear_sum_assignment would take a NaN for any number and match at random.
+            if not np.isfinite(matrix).all():
+                masks, logits = predictions[number]["pred_masks"][i], predictions[number]["pred_logits"][i]
+                raise FloatingPointError(_explain_non_finite(matrix, _name_of(image_names, i), masks, logits))
+            query_idx, target_idx = linear_sum_assignment(matrix)
+            pair = np.stack([query_idx, target_idx]).astype(np.int64)
+            matches[number].append(tuple(torch.from_numpy(pair).to(cost.device, non_blocking=True)))
+        return matches
+
+    def _costs(
+        self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], generator: Generators
+    ) -> list[Tensor]:
         logits, masks = outputs["pred_logits"], outputs["pred_masks"]
         # The same P points for all queries and targets of an image: costs are (Q, N) products of (Q, P) and (P, N).
         points = draw_points([1] * len(targets), self.num_points, device=masks.device, generators=generator)
         with torch.autocast(device_type=masks.device.type, enabled=False):
-            costs = [
+            return [
                 self._cost(logits[i].float(), masks[i].float(), target, points[i : i + 1])
                 for i, target in enumerate(targets)
             ]
-        # One transfer for the batch; the assignment itself takes microseconds on the CPU.
-        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy() if costs else np.zeros(0)
-        # Rows of the flat array that belong to image i: costs have different numbers of targets.
-        ends = np.cumsum([cost.numel() for cost in costs])
-        matches = []
-        for i, cost in enumerate(costs):
-            matrix = flat[ends[i] - cost.numel() : ends[i]].reshape(cost.shape)
-            # linear_sum_assignment would take a NaN for any number and match at random.
-            if not np.isfinite(matrix).all():
-                raise FloatingPointError(_explain_non_finite(matrix, _name_of(image_names, i), masks[i], logits[i]))
-            query_idx, target_idx = linear_sum_assignment(matrix)
-            pair = np.stack([query_idx, target_idx]).astype(np.int64)
-            matches.append(tuple(torch.from_numpy(pair).to(masks.device)))
-        return matches
 
     def _cost(self, logits: Tensor, masks: Tensor, target: Mapping[str, Any], points: Tensor) -> Tensor:
         """(Q, N) cost of one image from (Q, C+1) class logits, (Q, H', W') mask logits and (1, P, 2) points."""

@@ -3,10 +3,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -14,14 +12,12 @@ from detectron2.config import CfgNode
 
 from benchmarks import plan_memory as benchmark
 from padding.engine import plan
-from padding.engine.commands import load_config, register_data
+from padding.engine.commands import load_config
 from padding.engine.optimizer import build_lr_scheduler
 from padding.engine.plan_memory import StepEstimate, for_one_process, rehearse
 from padding.engine.trainer import Trainer
-from tests.tiny_padding import register_tiny_data, tiny_padding_cfg
-from tests.tiny_psi import tiny_psi_cfg
-from tests.tiny_salseg import tiny_salseg_cfg
-from tests.tiny_tcc import tiny_tcc_cfg
+from tests.plan_cases import CASES, tiny_cfg
+from tests.tiny_padding import register_tiny_data
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 REQUEST = plan.Request(1, 0.0, (32, 48), 100, 10, 1.0, "cpu")
@@ -34,23 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def tiny_cfg(kind: str, root: Path, *opts: Any) -> CfgNode:
-    makers: dict[str, Callable[..., CfgNode]] = {"tcc": tiny_tcc_cfg, "psi": tiny_psi_cfg, "salseg": tiny_salseg_cfg}
-    if kind in makers:
-        cfg = makers[kind](*opts)
-        register_data(cfg)
-        return cfg
-    if kind == "segmentor":
-        opts = ("MODEL.META_ARCHITECTURE", "MaskFormer", "TRAINER", "Trainer", *opts)
-    if kind == "bank":
-        opts = ("MODEL.PADING.FEATURE_BANK.ENABLED", True, *opts)
-    return tiny_padding_cfg(root, root / "output", *opts)
-
-
-SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("segmentor", "padding", "tcc", "psi", "salseg")]
-
-
-@pytest.mark.parametrize("kind", ["bank", *SLOW_KINDS])
+@pytest.mark.parametrize("kind", CASES)
 def test_memory_is_that_of_the_step(kind: str, data: Path) -> None:
     found = benchmark.compare(tiny_cfg(kind, data), (32, 48))
     assert 0.85 < found["ratio"] < 1.15, found

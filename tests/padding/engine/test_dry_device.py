@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps and inference on a device that is not the CPU: nothing is left behind on it, and how often it is waited for.
+
+The numbers are those of padding/README.md, "At full size": one more is a wait that somebody added to the step.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from padding.engine.dry_run import LiveMemory, Waits, bytes_of, dry, to_fake
+from tests import dry_device
+from tests.plan_cases import CASES, tiny_cfg
+from tests.tiny_padding import register_tiny_data
+
+WAITS = {
+    "segmentor": {"copy to the CPU": 1},
+    "padding": {"copy to the CPU": 1, "boolean index": 2, "nonzero": 1},
+    "bank": {"copy to the CPU": 1, "boolean index": 3, "nonzero": 1, "unique": 1},
+    "tcc": {"item": 2, "boolean index": 2},
+    "psi": {"item": 8, "boolean index": 1},
+    "salseg": {"item": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dry")
+    register_tiny_data(root)
+    return root
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_step_on_a_device(kind: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dry_device.prepare(monkeypatch)
+    assert dry_device.on_device(tiny_cfg(kind, data), lambda trainer: trainer.rehearse()) == WAITS[kind]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tcc", "psi", "salseg"])
+def test_inference_on_a_device(kind: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dry_device.prepare(monkeypatch)
+    found: list[Any] = []
+
+    def predict(trainer: Any) -> None:
+        sample = trainer.stand_in_batch((32, 48))[0]
+        found.append(trainer.module.eval()([sample])[0])
+
+    dry_device.on_device(tiny_cfg(kind, data), predict)
+    assert found[0]
+
+
+def test_mixed_devices_are_an_error() -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.device("meta"):
+        layer = torch.nn.Linear(3, 2)
+    to_fake(layer, mode, dry_device.DEVICE)
+    with dry(Waits(mode, dry_device.DEVICE), LiveMemory()):
+        moved = torch.ones(4, 3).to(dry_device.DEVICE)
+        assert layer(moved).device.type == dry_device.DEVICE
+        with pytest.raises(RuntimeError, match="devices"):
+            layer(torch.ones(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("look", "name"),
+    [
+        (lambda x: x.sum().item(), "item"),
+        (lambda x: bool((x > 0).any()), "item"),
+        (lambda x: x[x > 0], "boolean index"),
+        (lambda x: x.nonzero(), "nonzero"),
+        (lambda x: x.unique(), "unique"),
+        (lambda x: x.cpu(), "copy to the CPU"),
+    ],
+)
+def test_every_way_to_wait_is_counted(look: Callable[[torch.Tensor], object], name: str) -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    waits = Waits(mode, dry_device.DEVICE)
+    with dry(waits, LiveMemory()):
+        x = torch.ones(5).to(dry_device.DEVICE)
+        x = x * 2 + 1
+        assert not waits.counts
+        look(x)
+    assert dict(waits.counts) == {name: 1}
+
+
+def test_memory_of_real_tensors_is_counted() -> None:
+    memory = LiveMemory()
+    with memory:
+        a = torch.zeros(256)
+        b = a + 1
+        assert memory.now == 2 * 1024
+        view = b[:10]
+        del b
+        assert memory.now == 2 * 1024
+        del view
+        assert memory.now == 1024
+        assert memory.peak >= 2 * 1024
+    assert bytes_of([a, a[:3]]) == 1024
