@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Semantic, panoptic and instance scores of generated predictions: CPU milliseconds an image beyond the forward pass.
 
-COCO's 133 classes, 14 segments and 100 detections an image. Files and predictions of a few images stand for all.
+COCO's 133 classes, 14 segments and 100 detections an image. Files and predictions of a few images stand for all. The
+semantic prediction is the best class of each pixel, which mask classification predicts where no evaluator looks at the
+scores of all classes; ``--scores`` gives these.
 
 Example:
   python -m benchmarks.evaluation --images 5000 --workers 2
@@ -94,11 +96,14 @@ def _write_truth(folder: Path, pair: dict[str, Any], thing_ids: frozenset[int]) 
     return {"objects": objects}
 
 
-def predictions(pairs: Sequence[dict[str, Any]], size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+def predictions(
+    pairs: Sequence[dict[str, Any]], size: tuple[int, int], *, with_scores: bool
+) -> Iterator[dict[str, Any]]:
     """What a model returns for each of the pairs, again and again."""
     rng = np.random.default_rng(0)
     things = sorted(coco_zsp_split().thing_ids)
     scores = [torch.rand(133, *size) for _ in range(min(_SCORES, len(pairs)))]
+    semantic = scores if with_scores else [one.argmax(dim=0) for one in scores]
     outputs = []
     for index, pair in enumerate(pairs):
         pred = torch.from_numpy(pair["pred_map"])
@@ -109,19 +114,19 @@ def predictions(pairs: Sequence[dict[str, Any]], size: tuple[int, int]) -> Itera
         instances.pred_masks = masks & (torch.rand(masks.shape) > 0.005)
         instances.scores = torch.from_numpy(rng.random(DETECTIONS, np.float32))
         instances.pred_classes = torch.from_numpy(rng.choice(things, DETECTIONS))
-        sem_seg = scores[index % len(scores)]
+        sem_seg = semantic[index % len(semantic)]
         outputs.append({"sem_seg": sem_seg, "panoptic_seg": (pred, pair["pred"]), "instances": instances})
     while True:
         yield from outputs
 
 
-def measure(count: int, size: tuple[int, int], workers: int) -> dict[str, Any]:
+def measure(count: int, size: tuple[int, int], workers: int, *, with_scores: bool) -> dict[str, Any]:
     """CPU milliseconds an image of each evaluator, the memory that an image leaves, and the same with processes."""
     tasks = [f"MODEL.MASK_FORMER.TEST.{task}_ON" for task in ("SEMANTIC", "PANOPTIC", "INSTANCE")]
     switches = [word for task in tasks for word in (task, "True")]
     with tempfile.TemporaryDirectory() as folder:
         pairs = write_set(Path(folder), count, size)
-        outputs = predictions(pairs, size)
+        outputs = predictions(pairs, size, with_scores=with_scores)
         cfg = load_config("", ["OUTPUT_DIR", folder, *switches])
         result = {"images": count, **_alone(build_evaluator(cfg, NAME)._evaluators, outputs)}
         if workers:
@@ -184,8 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=positive, default=200, metavar="N", help="default: 200; COCO val2017: 5000")
     parser.add_argument("--size", type=positive, nargs=2, default=(480, 640), metavar=("H", "W"))
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="once more with so many processes")
+    parser.add_argument("--scores", action="store_true", help="predict the scores of all classes")
     args = parse(parser, arguments)
-    print(json.dumps(measure(args.images, tuple(args.size), args.workers)))
+    print(json.dumps(measure(args.images, tuple(args.size), args.workers, with_scores=args.scores)))
 
 
 if __name__ == "__main__":

@@ -49,8 +49,9 @@ def test_stages_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert result["training_peak_to_file"] >= 0
 
 
-def test_evaluation_prints_its_result(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluation.main(["--images", "4", "--size", "64", "96", "--workers", "1"])
+@pytest.mark.parametrize("options", [[], ["--scores"]])
+def test_evaluation_prints_its_result(capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    evaluation.main(["--images", "4", "--size", "64", "96", "--workers", "1", *options])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["images"] == 4
     assert result["with_workers_cpu_ms"] > 0
