@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from padding.errors import MethodError
+
 _aten = torch.ops.aten
 _MASKED = (_aten.index.Tensor, _aten.masked_select.default, _aten.nonzero.default)
 _UNIQUE = (_aten._unique2.default, _aten.unique_dim.default, _aten.unique_consecutive.default)
@@ -197,8 +199,19 @@ class _Answers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def can_run_dry() -> bool:
+    """Whether this torch can: in 2.4, tensors without values know too few of the operations."""
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 5)
+
+
 def to_fake(module: nn.Module, mode: FakeTensorMode, device: str) -> None:
-    """Give the parameters and buffers of a module on the meta device a place on a device that need not exist."""
+    """Give the parameters and buffers of a module on the meta device a place on a device that need not exist.
+
+    Raises:
+        MethodError: this torch cannot.
+    """
+    if not can_run_dry():
+        raise MethodError(f"torch {torch.__version__} cannot run a step without values; update it, 2.4 is too old")
     # The first backward pass of a process counts its devices and starts a thread for each. A fake mode pretends that
     # there is one, and a process with such threads could no longer fork.
     torch.zeros(1, requires_grad=True).sum().backward()
