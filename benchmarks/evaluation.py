@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from PIL import Image
@@ -132,8 +132,6 @@ def measure(count: int, size: tuple[int, int], workers: int, *, with_scores: boo
         if workers:
             cfg = load_config("", ["OUTPUT_DIR", folder, *switches, "TEST.EVALUATION_WORKERS", str(workers)])
             result |= {"workers": workers, **_beside(build_evaluator(cfg, NAME), outputs)}
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
     return result
 
 

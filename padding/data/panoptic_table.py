@@ -269,9 +269,8 @@ def classes_of(category_ids: npt.NDArray[np.int64], contiguous: Mapping[int, int
     known = np.array(sorted(contiguous), np.int64)
     classes = np.array([*(contiguous[category] for category in sorted(contiguous)), -1], np.int16)
     place = np.searchsorted(known, category_ids)
-    place[np.append(known, 0)[place] != category_ids] = len(
-        known
-    )  # what is not among them, and what is behind the last
+    # What is not among them, and what is behind the last.
+    place[np.append(known, 0)[place] != category_ids] = len(known)
     return classes[place]
 
 

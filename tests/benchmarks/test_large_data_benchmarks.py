@@ -49,6 +49,7 @@ def test_stages_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert result["training_peak_to_file"] >= 0
 
 
+@pytest.mark.usefixtures("restored_catalogs")
 @pytest.mark.parametrize("options", [[], ["--scores"]])
 def test_evaluation_prints_its_result(capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     evaluation.main(["--images", "4", "--size", "64", "96", "--workers", "1", *options])
