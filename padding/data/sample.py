@@ -8,11 +8,10 @@ points, Q queries, S seen classes, U unseen classes, T decoder layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
     from detectron2.structures import Instances
 
