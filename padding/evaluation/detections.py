@@ -16,12 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_MORE, _SIGN, _BITS, _ZERO = (
-    32,
-    16,
-    5,
-    48,
-)  # of a character of COCO's text: five bits of a number, and whether more follow
+# A character of COCO's text, less _ZERO, has five bits of a number, in the last one a sign, and whether more follow.
+_MORE, _SIGN, _BITS, _ZERO = 32, 16, 5, 48
 
 
 @dataclass(frozen=True)
