@@ -29,7 +29,7 @@ help:
 	@echo "make test-gpu           on a GPU: every method against the CPU, half precision, memory and time against the plan"
 	@echo "make fuzz               attack the readers of files for FUZZ_SECONDS (60); failing inputs go to output/fuzz"
 	@echo "make crash-test         kill, interrupt and starve every kind of training, and let it go on (twenty minutes)"
-	@echo "make lint               ruff, ruff format --check, mypy"
+	@echo "make lint               ruff, ruff format --check, mypy, hadolint"
 	@echo "make docs               the documentation site into output/site"
 	@echo "make benchmark-shapes   every row of the table on the embedded data, 3 seeds (about 40 minutes on 2 cores)"
 
@@ -81,9 +81,10 @@ lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@if [ -x $(VENV)/bin/hadolint ]; then $(VENV)/bin/hadolint Dockerfile; fi
 
 docs: $(STAMP)
-	@$(PY) -c "import material, mkdocstrings" 2>/dev/null || $(PY) -m pip install --quiet ".[docs]"
+	@$(PY) -c "import material, mkdocstrings" 2>/dev/null || $(PY) -m pip install --quiet --editable ".[docs]"
 	@$(PY) -m mkdocs build --strict --quiet && echo "output/site/index.html"
 
 benchmark-shapes: $(STAMP)
