@@ -6,27 +6,20 @@ of coco128_panoptic below ``$SEGMENTATION_TEST_DATA`` or the data root, else the
 ``datasets/samples``. Drawn are the sample photographs that no training saw. Finished stages are not repeated.
 """
 
-import json
-import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 from detectron2.data import DatasetCatalog
 
+from benchmarks.pictures import draw_once, fitted, segments_of
 from padding.data.catalog import register_all
-from padding.data.files import write_json
 from padding.data.photographs import read_photograph
 from padding.data.roots import data_root
-from padding.data.sample import IGNORE_LABEL
-from padding.engine.commands import command_parser, load_config
+from padding.engine.commands import load_config
 from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
 from padding.engine.predictor import Predictor, display_metadata
 from padding.errors import run_command
@@ -37,8 +30,6 @@ SEGMENTOR, SECOND_STAGE = "configs/coco128_zss_pretrain.yaml", "configs/coco128_
 SHOWN = "coco_samples_val_sem_seg_zss"
 # Rounded from what half A of coco128's validation photographs chooses for configs/coco128_zss.yaml.
 SEEN_BIAS = -2.0
-SHEET_SIZE = (480, 640)  # height and width of a picture of the sheet; others are reduced and padded
-_SMALLEST_SEGMENT = 0.005  # share of the image below which a segment is not drawn
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,6 @@ class Preset:
 
 
 PRESETS = {"coco128": Preset(500, 300, 2), "coco_samples": Preset(250, 200, 8), "smoke": Preset(2, 2, 1)}
-Segments = tuple[npt.NDArray[np.int64], list[dict[str, Any]]]
 
 
 def find_photographs() -> tuple[str, Path]:
@@ -70,28 +60,6 @@ def train(prefix: str, preset: Preset, output: Path) -> str:
     iterations = ("SOLVER.MAX_ITER", str(preset.second_stage))
     views = ("MODEL.PADING.FEATURE_BANK.VIEWS", str(preset.views))
     return run_once(SECOND_STAGE, (*data, "MODEL.WEIGHTS", segmentor, *iterations, *views), output / "padding")
-
-
-def segments_of(labels: npt.NDArray[np.integer]) -> Segments:
-    """One segment a class, in the form that is drawn; small ones and void are left out."""
-    values, counts = np.unique(labels, return_counts=True)
-    least = _SMALLEST_SEGMENT * labels.size
-    drawn = [int(v) for v, count in zip(values, counts, strict=True) if v != IGNORE_LABEL and count >= least]
-    ids = np.where(np.isin(labels, drawn), labels.astype(np.int64) + 1, 0)
-    return ids, [{"id": value + 1, "category_id": value, "isthing": False} for value in drawn]
-
-
-def fitted(picture: npt.NDArray[Any], fill: int) -> npt.NDArray[Any]:
-    """(h, w) or (h, w, 3) reduced to fit ``SHEET_SIZE`` and padded to it; ids are not mixed."""
-    height, width = SHEET_SIZE
-    scale = min(height / picture.shape[0], width / picture.shape[1], 1.0)
-    size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
-    mode = cv2.INTER_AREA if picture.ndim == 3 else cv2.INTER_NEAREST
-    small = cv2.resize(picture if picture.ndim == 3 else picture.astype(np.int32), size, interpolation=mode)
-    canvas = np.full((height, width, *picture.shape[2:]), fill, small.dtype)
-    top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
-    canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return canvas
 
 
 def predict_and_draw(weights: str, path: Path) -> dict[str, float]:
@@ -116,21 +84,23 @@ def predict_and_draw(weights: str, path: Path) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = command_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("output/photos"), metavar="DIR")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="default: that of the photographs at hand")
-    args = parser.parse_args(arguments)
-    logging.getLogger("fvcore").setLevel(logging.WARNING)
-    started = time.perf_counter()
     prefix, root = find_photographs()
-    register_all(root)
-    folder = args.output / (args.preset or prefix)
-    scores = predict_and_draw(train(prefix, PRESETS[args.preset or prefix], folder), folder / "photographs.png")
-    metrics = {"trained_on": prefix, **scores, "seconds": time.perf_counter() - started}
-    write_json(folder / "metrics.json", metrics)
-    print(f"\nseven photographs to look at, not to quote: {folder / 'photographs.png'}")
-    print(json.dumps(metrics))
-    return 0
+
+    def work(preset: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+        register_all(root)
+        picture = folder / "photographs.png"
+        scores = predict_and_draw(train(prefix, PRESETS[preset], folder), picture)
+        return picture, {"trained_on": prefix, **scores}
+
+    return draw_once(
+        __doc__,
+        arguments,
+        output="output/photos",
+        presets=PRESETS,
+        preset=prefix,
+        work=work,
+        caption="seven photographs to look at, not to quote",
+    )
 
 
 if __name__ == "__main__":

@@ -7,11 +7,8 @@ same photographs against their dense labels, which training never reads: what a 
 A finished training is not repeated.
 """
 
-import json
-import logging
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.data import DatasetCatalog
 
+from benchmarks.pictures import draw_once
 from padding.data.class_split import ClassSplit
-from padding.data.files import save_png, write_json, write_text
+from padding.data.files import save_png, write_text
 from padding.data.prepare.scribbles import simulate_files, tasks_of_dataset
 from padding.data.registration import register_listed_images, register_panoptic
 from padding.data.sample import IGNORE_LABEL
@@ -30,7 +28,7 @@ from padding.data.scribbles.tags import ScribbleTags
 from padding.data.sets.coco import coco_zsp_split
 from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from padding.data.sets.voc import voc_palette
-from padding.engine.commands import command_parser, load_config, register_data
+from padding.engine.commands import load_config, register_data
 from padding.errors import run_command
 from padding.evaluation.semantic import SemanticGroundTruth
 from padding.study.table_rows import run_once
@@ -122,24 +120,26 @@ def draw_and_score(weights: str, words: Sequence[str], path: Path) -> dict[str, 
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = command_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("output/scribbles"), metavar="DIR")
-    parser.add_argument("--preset", choices=sorted(ITERATIONS), default="full")
-    args = parser.parse_args(arguments)
-    logging.getLogger("fvcore").setLevel(logging.WARNING)
-    started, folder = time.perf_counter(), args.output / args.preset
+def train_and_draw(preset: str, folder: Path) -> tuple[Path, dict[str, float]]:
+    """The whole run; path of the picture and its numbers in percent."""
     write_folder(folder / "data")
-    words = options(folder / "data", ITERATIONS[args.preset])
+    words = options(folder / "data", ITERATIONS[preset])
     register_data(load_config(CONFIG, words))
     picture = folder / "scribbles.png"
-    scores = draw_and_score(run_once(CONFIG, words, folder / "psi"), words, picture)
-    metrics = {**scores, "seconds": time.perf_counter() - started}
-    write_json(folder / "metrics.json", metrics)
-    print(f"\nstrokes and what grows from them: {picture}")
-    print(json.dumps(metrics))
-    return 0
+    return picture, draw_and_score(run_once(CONFIG, words, folder / "psi"), words, picture)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    return draw_once(
+        __doc__,
+        arguments,
+        output="output/scribbles",
+        presets=ITERATIONS,
+        preset="full",
+        work=train_and_draw,
+        caption="strokes and what grows from them",
+    )
 
 
 if __name__ == "__main__":

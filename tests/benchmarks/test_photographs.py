@@ -4,7 +4,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks import photographs
@@ -37,17 +36,3 @@ def test_more_photographs_are_preferred(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv(variable, str(tmp_path))
         monkeypatch.setenv(other, str(tmp_path / "nowhere"))
         assert photographs.find_photographs() == ("coco128", tmp_path)
-
-
-def test_pictures_keep_their_shape_and_ids() -> None:
-    labels = np.full((640, 320), 255)
-    labels[:320], labels[320:322, :3] = 7, 8
-    ids, segments = photographs.segments_of(labels)
-    assert [segment["category_id"] for segment in segments] == [7]  # the other one is a few pixels
-    assert set(np.unique(ids)) == {0, 8}
-    padded = photographs.fitted(ids, 0)
-    assert padded.shape == photographs.SHEET_SIZE
-    assert set(np.unique(padded)) == {0, 8}
-    assert (padded[:240, 200:440] == 8).all()
-    assert (padded[:, :200] == 0).all()
-    assert (photographs.fitted(np.zeros((480, 320, 3), np.uint8), 255)[:, :160] == 255).all()
