@@ -55,14 +55,16 @@ class HalfMeasures(Generic[Truth]):
         """Harmonic mean on half A at every threshold and gamma.
 
         Returns:
-            ``{"points": [{threshold, gamma, seen, unseen, hm}, ...]}``, percent; threshold None where there is none.
+            ``{"points": [{threshold, gamma, seen, unseen, hm}, ...]}``, percent; no threshold where none is tuned,
+            because files do not keep None and NaN apart.
         """
         points = []
         curves = self.curves_of_a(cfg, model)
         for threshold, curve in zip(self.thresholds, curves, strict=True):
+            tuned = {} if threshold is None else {"threshold": threshold}
             columns = zip(curve.gammas, curve.seen, curve.unseen, curve.harmonic_means, strict=True)
             points += [
-                {"threshold": threshold, "gamma": gamma, "seen": seen, "unseen": unseen, "hm": hm}
+                {**tuned, "gamma": gamma, "seen": seen, "unseen": unseen, "hm": hm}
                 for gamma, seen, unseen, hm in columns
             ]
         return {"points": points}

@@ -145,7 +145,7 @@ class AblationRuns:
         if not path.exists():
             logging.getLogger(__name__).info("Measuring %s of row %s, seed %d", name, row.label, seed)
             write_json(path, measure(cfg, load_model(cfg)))
-        return _with_nan(json.loads(path.read_text()))
+        return with_nan(json.loads(path.read_text()))
 
     def _options(self, row: Row, seed: int) -> list[str]:
         bank = ("MODEL.PADING.FEATURE_BANK.PATH", str(self.output / "feature_bank"))
@@ -183,11 +183,12 @@ def _own_keys() -> frozenset[str]:
     return frozenset(key for key, _ in flattened(load_cfg("", [], (add_padding_config,))))
 
 
-def _with_nan(value: Any) -> Any:
+def with_nan(value: Any) -> Any:
+    """The inverse of ``files.without_nan`` for numbers: NaN for every None."""
     if isinstance(value, dict):
-        return {key: _with_nan(entry) for key, entry in value.items()}
+        return {key: with_nan(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_with_nan(entry) for entry in value]
+        return [with_nan(entry) for entry in value]
     return float("nan") if value is None else value
 
 

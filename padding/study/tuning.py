@@ -66,7 +66,7 @@ def choose(results: Mapping[tuple[str, ...], Mapping[str, Any]]) -> Choice:
     """Setting, threshold and gamma of the best harmonic mean in results of ``on_half_a``; of equal ones the first."""
     known = [(options, point) for options, result in results.items() for point in result["points"]]
     options, best = max(known, key=lambda entry: entry[1]["hm"] if entry[1]["hm"] == entry[1]["hm"] else -1.0)
-    return Choice(options, best["threshold"], best["gamma"], best["hm"])
+    return Choice(options, best.get("threshold"), best["gamma"], best["hm"])
 
 
 def tune_and_report(

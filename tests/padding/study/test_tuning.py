@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 
 import padding
 from padding.data.catalog import register_all
+from padding.data.files import write_json
 from padding.data.shapes.classes import ShapesConfig
 from padding.data.shapes.write import write_shapes
 from padding.data.streams import build_eval_loader
@@ -33,6 +34,7 @@ from padding.study.half_measures import (
     half_measures_of,
 )
 from padding.study.seen_bias import QueryPrediction, Sizes, postprocess_with_bias, raw_predictions
+from padding.study.table_rows import with_nan
 from padding.study.task_sweeps import MaskGrid, sweep_masks
 from padding.study.tuning import Choice, choose, main, settings_of, to_markdown
 from tests.panoptic_reference import sweep_panoptic
@@ -191,7 +193,10 @@ def test_labels_of_photographs_are_tuned_too(tmp_path: Path, monkeypatch: pytest
     model: Any = None
     monkeypatch.setattr(measures, "predictions", lambda *_, half: named_segments(truth, half=half))
     points = measures.on_half_a(cfg, model)["points"]
-    assert [(point["threshold"], point["gamma"]) for point in points] == [(None, gamma) for gamma in SEMANTIC_GAMMAS]
+    assert [point["gamma"] for point in points] == list(SEMANTIC_GAMMAS)
+    write_json(tmp_path / "points.json", {"points": points})
+    read = with_nan(json.loads((tmp_path / "points.json").read_text()))
+    assert choose({(): read}).threshold is None, "a number would be taken for an object-mask threshold"
     report = measures.on_half_b(cfg, model)
     assert report["gamma"] == 3.0  # unseen queries lack 2 in their logits; of equal gammas the smallest
     half_b = named_segments(truth, half=1)
