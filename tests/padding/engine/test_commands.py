@@ -44,6 +44,7 @@ WITH_CONFIG = {
     "padding.seen_bias": Command((), "padding", WEIGHTS),
     "padding.plots": Command(("--output", "out"), "padding", WEIGHTS),
     "padding.add_classes": Command((*TRAINED, "--names", "zebra", "--output", "new.pth"), "padding"),
+    "padding.app": Command(("--train-only",), pairs=WEIGHTS),
     "padding.pack": Command(("--output", "new.safetensors"), pairs=WEIGHTS),
     "padding.export": Command(("--format", "onnx", "--output", "new.onnx"), pairs=WEIGHTS),
     "padding.ablation": Command(("--table", "1"), "padding", WEIGHTS),
