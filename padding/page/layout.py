@@ -22,6 +22,7 @@ _STEP_SECONDS = 0.4  # a step of growth stays to be seen
 _WAITING = 16  # requests in line; more are refused
 _OLDEST_SECONDS = 3600  # of a file in the temporary folder
 _SOURCES = ("upload", "clipboard")
+_BUTTONS = ["download", "fullscreen"]  # of a picture; gradio's third one shares it with the world
 _FONTS = ["system-ui", "sans-serif"]  # of the machine: none is fetched
 _BIAS = 6.0
 
@@ -100,7 +101,14 @@ def _zero_shot_tab(models: Models) -> None:
     with gr.Row():
         with gr.Column():
             chosen = _choice(models)
-            image = gr.Image(label="Image", type="numpy", image_mode="RGB", sources=_SOURCES, elem_id="zero-shot-image")
+            image = gr.Image(
+                label="Image",
+                type="numpy",
+                image_mode="RGB",
+                sources=_SOURCES,
+                elem_id="zero-shot-image",
+                buttons=_BUTTONS,
+            )
             _examples(image)
             bias = gr.Slider(
                 *(-_BIAS, _BIAS, first.seen_bias, 0.1),
@@ -114,7 +122,9 @@ def _zero_shot_tab(models: Models) -> None:
                 add = gr.Button("Add the class", variant="primary", elem_id="add-class")
                 reset = gr.Button("Forget added classes")
         with gr.Column():
-            picture = gr.Image(label="Segments; * marks classes no training image shows", elem_id="zero-shot-picture")
+            picture = gr.Image(
+                label="Segments; * marks classes no training image shows", elem_id="zero-shot-picture", buttons=_BUTTONS
+            )
             said = gr.Markdown(elem_id="zero-shot-said")
             table = gr.Dataframe(headers=["class", "kind", "score", "share"], interactive=False, label="Segments")
 
@@ -167,15 +177,16 @@ def _strokes_tab(models: Models, folder: Path) -> None:
                 sources=_SOURCES,
                 transforms=(),
                 layers=False,
+                buttons=_BUTTONS,
                 brush=_brush(first, 0),
                 elem_id="strokes",
             )
             _examples(editor)
             button = gr.Button("Grow", variant="primary", elem_id="grow")
         with gr.Column():
-            picture = gr.Image(label="Labels", elem_id="grown")
+            picture = gr.Image(label="Labels", elem_id="grown", buttons=_BUTTONS)
             said = gr.Markdown(elem_id="grown-said")
-            steps = gr.Gallery(label="Step by step", columns=4, height=220)
+            steps = gr.Gallery(label="Step by step", columns=4, height=220, buttons=_BUTTONS)
             download = gr.DownloadButton("Download the label map", interactive=False, elem_id="label-map")
 
     @_told_steps
@@ -199,7 +210,7 @@ def _strokes_tab(models: Models, folder: Path) -> None:
         return gr.update(choices=_class_choices(models[model]), value=0), take(model, 0)
 
     button.click(grow_steps, [chosen, editor], [picture, said, steps, download], api_name="grow")
-    classes.change(take, [chosen, classes], editor, api_visibility="private")
+    classes.change(take, [chosen, classes], editor, api_visibility="private", queue=False, show_progress="hidden")
     chosen.change(switch, chosen, [classes, editor], api_visibility="private")
 
 
@@ -221,11 +232,18 @@ def _side_by_side_tab(models: Models) -> None:
     with gr.Row():
         with gr.Column(scale=1):
             chosen = gr.CheckboxGroup(list(models), value=list(models), label="Models")
-            image = gr.Image(label="Image", type="numpy", image_mode="RGB", sources=_SOURCES, elem_id="compared-image")
+            image = gr.Image(
+                label="Image",
+                type="numpy",
+                image_mode="RGB",
+                sources=_SOURCES,
+                elem_id="compared-image",
+                buttons=_BUTTONS,
+            )
             _examples(image)
             button = gr.Button("Compare", variant="primary", elem_id="compare")
         with gr.Column(scale=2):
-            pictures = gr.Gallery(label="Pictures", columns=3, elem_id="compared")
+            pictures = gr.Gallery(label="Pictures", columns=3, elem_id="compared", buttons=_BUTTONS)
 
     @_told
     def compared(names: list[str], value: Any) -> list[tuple[Any, str]]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from padding.data.readers import read_label_map
 from padding.page.examples import generated_image
+from padding.page.strokes import stroke_colors
 from tests.separable_features import ADDED
 
 pytest.importorskip("gradio")
@@ -97,7 +98,8 @@ def test_strokes_grow_and_the_label_map_is_downloaded(page: Any, image_file: Pat
     page.wait_for_timeout(2000)  # until the image is in the canvas
     draw_line(page, height=0.45)
     page.locator("#stroke-class label").nth(4).click()
-    page.wait_for_timeout(2000)  # the brush changes its colour
+    red, green, blue = stroke_colors(17)[4]
+    page.wait_for_selector(f"#strokes button[style*='rgb({red}, {green}, {blue})']")  # the brush has its colour
     draw_line(page, height=0.55)
     page.locator("#grow").click()
     page.wait_for_selector("#grown-said >> text=step 2")
