@@ -59,7 +59,7 @@ few-labels: $(STAMP)
 # Models of the user's in place of the small ones, further options in OPTS.
 MODELS ?=
 app: $(STAMP)
-	@$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --quiet ".[app]"
+	@$(PY) -c "import gradio" 2>/dev/null || $(PY) -m pip install --quiet --editable ".[app]"
 	@$(PY) -m padding.app $(if $(MODELS),--model $(MODELS)) $(OPTS)
 
 # Each stage goes on where it stopped; what is missing is named by the stage that needs it.
