@@ -8,8 +8,9 @@ the data, are made where they are missing.
 
 Table 1: the methods at gamma 0, with gamma tuned on half A and reported on half B, and the area under the curve.
 Table 2: the same models as detectors (boxes, masks) and semantic segmentors. Table 3: the number of primitives.
-Table "bank", which the paper has not: the method trained from the feature bank and from images, as many in each
-iteration, with CPU seconds.
+Two tables the paper has not. "bank": the method trained from the feature bank and from images, as many in each
+iteration, with CPU seconds. "presets": the method of the configuration, as the paper prints it, and as the released
+code computes it, which takes its features from images.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from tabulate import tabulate
 from tqdm import tqdm
 
+from padding.bank.feature_bank import flattened
 from padding.data.catalog import register_all
 from padding.data.files import write_json, write_text
 from padding.data.roots import data_root, find_config, project_dir
@@ -48,7 +50,9 @@ from padding.study.seen_bias import sweep_summary
 from padding.study.table_rows import AblationRuns, Row, mean_and_spread, read_row, run_once, spread_text, sweep_table
 
 ROWS = project_dir() / "configs" / "ablations" / "padding" / "_base_"
-TABLES = ("1", "2", "3", "bank")
+TABLES = ("1", "2", "3", "bank", "presets")
+# What the released code changes between its tasks.
+OFFICIAL = {"sem_seg": "padding_official_semantic", "coco_instance": "padding_official_instance"}
 METHODS_OF_TABLE_1 = {
     "supervised": "supervised",
     "projection": "projection",
@@ -84,12 +88,25 @@ def rows_of_table(table: str, cfg: CfgNode) -> list[Row]:
             Row("from the bank", "from_bank", common),
             Row("from images", "from_images", (*common, "MODEL.PADING.FEATURE_BANK.ENABLED", "False")),
         ]
+    if table == "presets":
+        official = OFFICIAL.get(MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("evaluator_type", ""), "padding_official")
+        return [
+            read_row(ROWS / "padding.yaml", "PADing"),
+            _preset_row("padding_paper", "paper, as printed"),
+            _preset_row(official, "released recipe"),
+        ]
     if table in ("1", "2"):
         return [read_row(ROWS / f"{name}.yaml", label) for name, label in {**METHODS_OF_TABLE_1, **CONTROL}.items()]
     base = read_row(ROWS / "primitives.yaml", "P")
     key, published = "MODEL.PADING.GENERATOR.NUM_PRIMITIVES", cfg.MODEL.PADING.GENERATOR.NUM_PRIMITIVES
     numbers = [max(round(published * fraction), 1) for fraction in FRACTIONS_OF_TABLE_3]
     return [Row(f"{n} primitives", f"{base.name}_{n}", (*base.options, key, str(n))) for n in numbers]
+
+
+def _preset_row(name: str, label: str) -> Row:
+    """Row of a preset in ``configs/_base_``, with what it is based on."""
+    leaves = flattened(CfgNode.load_yaml_with_base(str(ROWS.parents[2] / "_base_" / f"{name}.yaml")))
+    return Row(label, name, tuple(str(word) for pair in leaves for word in pair))
 
 
 def prepare(cfg: CfgNode, config_file: str) -> None:

@@ -221,6 +221,22 @@ def test_bank_and_images_are_compared_alike(
     assert all(float(cells[2]) > 0 for cells in costs)
 
 
+@pytest.mark.parametrize(("task", "suffix"), [("zsp", ""), ("zss", "_semantic"), ("zsi", "_instance")])
+def test_presets_of_every_task(task: str, suffix: str, tmp_path: Path) -> None:
+    """The rows are the configuration with a preset's file behind it."""
+    path = str(CONFIGS / f"shapes_{task}.yaml")
+    rows = rows_of_table("presets", cfg_of(path))
+    assert [row.label for row in rows] == ["PADing", "paper, as printed", "released recipe"]
+    for row, preset in zip(rows[1:], ("padding_paper", f"padding_official{suffix}"), strict=True):
+        file = tmp_path / f"{preset}.yaml"
+        file.write_text(f'_BASE_: ["{path}", "{CONFIGS / "_base_" / preset}.yaml"]\n')
+        assert cfg_of(path, *row.options) == cfg_of(str(file))
+    # A training from images, whatever the table says of the others.
+    assert not cfg_of(
+        path, "MODEL.PADING.FEATURE_BANK.ENABLED", "True", *rows[2].options
+    ).MODEL.PADING.FEATURE_BANK.ENABLED
+
+
 def test_missing_segmentor_of_the_embedded_data_is_trained(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
