@@ -141,6 +141,11 @@ def build_student(cfg: CfgNode, name: str, num_classes: int) -> Student:
     return Student(backbone, head, _renormalize(cfg, name))
 
 
+def has_blocks(backbone: nn.Module) -> bool:
+    """Whether CHECKPOINT_ACTIVATIONS can do something for a network."""
+    return any(isinstance(module, _BLOCKS) for module in backbone.modules())
+
+
 def build_backbone_of(cfg: CfgNode, name: str) -> Backbone:
     """Backbone of student ``name``, "CNN" or "VIT", with random weights.
 

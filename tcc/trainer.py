@@ -17,7 +17,7 @@ from padding.engine.trainer import TRAINER_REGISTRY, Trainer
 from padding.errors import ConfigError, MethodError
 from padding.modeling.weights.loading import load_backbone_weights
 from tcc.meta_arch import TCC
-from tcc.students import Student
+from tcc.students import Student, has_blocks
 
 
 @TRAINER_REGISTRY.register()
@@ -86,6 +86,15 @@ class SemiSupervisedTrainer(Trainer):
             if cutmix.ENABLED and cutmix.PARTNER == "second_stream":
                 sample["partner"] = dict(sample)
         return samples
+
+    def memory_savings(self) -> list[Any]:
+        """Recomputed activations of the students that keep them and have blocks."""
+        module: Any = self.module
+        words: list[Any] = []
+        for name, student in module.students.items():
+            if has_blocks(student.backbone) and not self.cfg.MODEL.TCC[name.upper()].CHECKPOINT_ACTIVATIONS:
+                words += [f"MODEL.TCC.{name.upper()}.CHECKPOINT_ACTIVATIONS", True]
+        return words
 
     def run_step(self) -> None:
         """One optimiser step, then the moving averages."""

@@ -3,7 +3,9 @@
 
 Epochs, learning rates and their schedules, memory of one GPU, disk, and the share of the time that evaluations take,
 for every method. The memory is that of the trainer's own step on tensors without values (``plan_memory``): no GPU, no
-data and no weights are needed. What does not fit in ``--gpu-memory`` is tried again with the keys that save memory.
+data and no weights are needed. What does not fit in ``--gpu-memory`` is tried again with the keys that save memory, one
+after the other: activations computed again in the backward pass where the method can (TCC), images in parts, half
+precision, smaller crops. "would fit" says what each leaves, rehearsed like the step itself.
 
 Times are operations over ``--teraflops``, those that a GPU really does in a second (default: what a V100 did for the
 authors of Mask2Former, 26 hours for the 140 350 iterations of coco_zsp_pretrain.yaml on eight): they say how parts
@@ -68,7 +70,8 @@ def plan(cfg: CfgNode, request: Request) -> dict[str, Any]:
     found: dict[str, Any] = {"length": _length(cfg, trainer, request), "rates": _rates(cfg, trainer)}
     found["memory"] = _memory(step, request)
     if request.gpu_memory and _total(step, request) > request.gpu_memory:
-        found["would fit"] = {words: round(size, 2) for words, size in _fitting(cfg, request).items()}
+        sizes = _fitting(cfg, request, trainer.memory_savings())
+        found["would fit"] = {words: round(size, 2) for words, size in sizes.items()}
     found["disk"] = _disk(cfg, step, trainer, request)
     found["time"] = _time(cfg, step, trainer, request)
     return found
@@ -132,10 +135,10 @@ def _total(step: StepEstimate, request: Request) -> float:
     return (step.peak + exchange + (OVERHEAD if request.device == "cuda" else 0.0)) / GIB
 
 
-def _fitting(cfg: CfgNode, request: Request) -> dict[str, float]:
-    """GiB with keys that save memory, up to the first that fits."""
+def _fitting(cfg: CfgNode, request: Request, of_method: Sequence[Any] = ()) -> dict[str, float]:
+    """GiB with keys that save memory, up to the first that fits; KEY VALUE, ... of the method first."""
     tried: dict[str, float] = {}
-    for words in _savings(cfg, request.num_gpus):
+    for words in _savings(cfg, request.num_gpus, of_method):
         own = cfg.clone()
         own.defrost()
         own.merge_from_list(list(words))
@@ -147,14 +150,15 @@ def _fitting(cfg: CfgNode, request: Request) -> dict[str, float]:
     return tried
 
 
-def _savings(cfg: CfgNode, num_gpus: int) -> list[tuple[Any, ...]]:
+def _savings(cfg: CfgNode, num_gpus: int, of_method: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     """KEY VALUE pairs, those that leave the result alone first."""
-    found: list[tuple[Any, ...]] = []
+    kept = tuple(of_method)
+    found: list[tuple[Any, ...]] = [kept] if kept else []
     kinds = [number for number in (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH_UNLABELED) if number]
     for factor in (2, 4, 8, 16):
         parts = cfg.SOLVER.ACCUMULATE_STEPS * factor
         if all(number % (parts * num_gpus) == 0 for number in kinds):
-            found.append(("SOLVER.ACCUMULATE_STEPS", parts))
+            found.append((*kept, "SOLVER.ACCUMULATE_STEPS", parts))
     whole = found[-1] if found else ()
     if not cfg.SOLVER.AMP.ENABLED:
         found.append((*whole, "SOLVER.AMP.ENABLED", True))

@@ -13,10 +13,12 @@ from detectron2.config import CfgNode
 from benchmarks import plan_memory as benchmark
 from padding.engine import plan
 from padding.engine.commands import load_config
+from padding.engine.complexity import build_on_meta
 from padding.engine.dry_run import can_run_dry
 from padding.engine.optimizer import build_lr_scheduler
 from padding.engine.plan_memory import StepEstimate, for_one_process, rehearse
 from padding.engine.trainer import Trainer
+from tcc.trainer import SemiSupervisedTrainer
 from tests.plan_cases import CASES, tiny_cfg
 from tests.tiny_padding import register_tiny_data
 
@@ -157,6 +159,31 @@ def test_what_does_not_fit_is_tried_with_keys_that_save(
     words = [words[0] for words in plan._savings(tiny_cfg("segmentor", data, "SOLVER.IMS_PER_BATCH", 1), 1)]
     assert "SOLVER.ACCUMULATE_STEPS" not in words
     assert "SOLVER.AMP.ENABLED" in words
+
+
+def test_recomputed_activations_come_first(data: Path) -> None:
+    both = ["MODEL.TCC.CNN.CHECKPOINT_ACTIVATIONS", True, "MODEL.TCC.VIT.CHECKPOINT_ACTIVATIONS", True]
+
+    def of(*opts: object) -> list[object]:
+        cfg = tiny_cfg("tcc", data, *opts)
+        return SemiSupervisedTrainer.memory_savings(SimpleNamespace(cfg=cfg, module=build_on_meta(cfg)))
+
+    assert of() == both
+    assert of(*both[:2]) == both[2:]
+    words = plan._savings(tiny_cfg("tcc", data), 1, both)
+    assert words[0] == tuple(both)
+    assert words[1] == (*both, "SOLVER.ACCUMULATE_STEPS", 2)
+    assert words[-1][:4] == tuple(both)
+
+
+@pytest.mark.slow
+def test_recomputed_activations_are_not_there(data: Path) -> None:
+    """What is foreseen with the key is less, and still what the step takes."""
+    trainer, plain = rehearse(for_one_process(tiny_cfg("tcc", data), 1, device="cpu"), (32, 48))
+    cfg = tiny_cfg("tcc", data, *trainer.memory_savings())
+    found = benchmark.compare(cfg, (32, 48))
+    assert found["foreseen"] < 0.95 * plain.peak / 2**20
+    assert 0.85 < found["ratio"] < 1.15, found
 
 
 def test_command(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
