@@ -69,7 +69,7 @@ class Rehearsal:
         trainer.model, trainer.device = model, next(model.parameters()).device
         trainer.optimizers = trainer.build_optimizers(cfg, model)
         trainer.schedulers = trainer.build_schedulers(cfg)
-        trainer.scalers = {name: torch.amp.GradScaler("cuda", enabled=False) for name in trainer.optimizers}
+        trainer.scalers = {name: trainer._build_scaler() for name in trainer.optimizers}
         trainer._step_losses, trainer._data_seconds = {}, 0.0
         trainer.stream = None
         trainer._batches = itertools.repeat(trainer.stand_in_batch(image_size))

@@ -2,6 +2,7 @@
 """The check of a GPU: it says that there is none, and on the CPU it runs itself, half precision included."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ def test_types_agree_with_float32(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["float32"]["difference"] == 0.0
     assert 0.0 < found["float16"]["difference"] < 0.05
     assert 0.0 < found["bfloat16"]["difference"] < 0.1
+    assert found["prediction"] == {"difference": 0.0, "passed": True}
 
 
 @pytest.mark.slow
@@ -44,11 +46,17 @@ def test_a_difference_or_an_error_fails(monkeypatch: pytest.MonkeyPatch, capsys:
     def losses(cfg: object, device: str, dtype: torch.dtype, state: object) -> tuple[dict[str, float], dict[str, Any]]:
         return {"loss": 1.0 if state is None else 1.5}, {"weight": torch.zeros(1)}
 
+    def scores(cfg: object, device: str, state: object) -> dict[str, torch.Tensor]:
+        return {"sem_seg": torch.full((2, 1), next(levels))}
+
+    levels = iter((1.0, 0.9))
     monkeypatch.setattr(gpu_check, "losses_of_step", losses)
+    monkeypatch.setattr(gpu_check, "scores_of_image", scores)
     assert gpu_check.main(["--device", "cpu", "--skip-published", "--methods", PSI]) == 1
     found = last_line(capsys)
     assert found["status"] == "failed"
     assert not found["methods"][PSI]["float32"]["passed"]
+    assert found["methods"][PSI]["prediction"] == {"difference": 0.1, "passed": False}
 
     def broken(*_: object) -> dict[str, Any]:
         raise RuntimeError("out of memory")
@@ -64,6 +72,17 @@ def test_published_batches_are_shared_as_far_as_they_can_be() -> None:
         processes = gpu_check.processes_of(cfg)
         assert 1 <= processes <= 8
         for_one_process(cfg, processes)
+
+
+def test_a_size_that_the_gpu_cannot_hold_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = SimpleNamespace(peak=8 * 2**30)
+    small = SimpleNamespace(total_memory=8.5 * 2**30)
+    monkeypatch.setattr(gpu_check, "rehearse", lambda *_: (None, step))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: small)
+    found = gpu_check.measure_published("voc_psi", "cuda", 1)
+    assert found["foreseen GiB"] == 8.0
+    assert found["skipped"] == "this GPU has 8.5 GiB"
+    assert not gpu_check._failed(found)
 
 
 def test_scaler_skips_a_step_that_overflows_and_unscales_the_others() -> None:
