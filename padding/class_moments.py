@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from padding.bank.feature_bank import FeatureBatch
+from padding.modeling.batching import to_device
 
 
 class ClassMoments:
@@ -77,4 +78,6 @@ class ClassMoments:
 
     def _move_to(self, device: torch.device) -> None:
         if self.counts.device != device:
-            self.counts, self.sums, self.squares = (x.to(device) for x in (self.counts, self.sums, self.squares))
+            self.counts, self.sums, self.squares = (
+                to_device(x, device) for x in (self.counts, self.sums, self.squares)
+            )

@@ -30,7 +30,7 @@ from padding.data.class_split import ClassSplit
 from padding.data.sample import Prediction
 from padding.errors import ConfigError, check_choice
 from padding.losses import mmd, weighted_cross_entropy
-from padding.modeling.batching import prepare_targets, require_keys, sample_name
+from padding.modeling.batching import prepare_targets, require_keys, sample_name, to_device
 from padding.modeling.inference import apply_seen_bias, keep_classes
 from padding.modeling.label_space import evaluation_split
 from padding.modeling.maskformer import MaskFormer
@@ -285,7 +285,7 @@ class PADing(MaskFormer):
         )
         embeddings = outputs["pred_embeddings"].float()
         # (B, Q) labels: the matched segment's class in the test label space, else no-object, K.
-        class_ids = torch.tensor(self.class_ids, device=self.device)
+        class_ids = to_device(torch.tensor(self.class_ids), self.device)
         labels = torch.full(embeddings.shape[:2], self.num_test_classes, device=self.device)
         for row, target, (query_idx, target_idx) in zip(labels, targets, matches, strict=True):
             row[query_idx] = class_ids[target["labels"][target_idx]]
@@ -360,7 +360,7 @@ class PADing(MaskFormer):
     def _left_out(self) -> Tensor:
         """Ids of the classes that are no part of the label space in mode ``zsl``."""
         kept = set(self.label_space.unseen_ids if self.active_ids is None else self.active_ids)
-        return torch.tensor([i for i in range(self.num_test_classes) if i not in kept], device=self.device)
+        return to_device(torch.tensor([i for i in range(self.num_test_classes) if i not in kept]), self.device)
 
     def _generator_losses(self, batch: FeatureBatch, generation: Generation) -> dict[str, Tensor]:
         """MMD, classification consistency, and the structure losses."""
@@ -423,7 +423,7 @@ class PADing(MaskFormer):
         total = len(self.unseen_ids)
         wanted = min(self.options.classes_per_iter or total, total)
         # Different classes, NUM_PER_CLASS features of each.
-        chosen = torch.randperm(total)[:wanted].to(self.device)
+        chosen = to_device(torch.randperm(total)[:wanted], self.device)
         return self.unseen_ids[chosen].repeat_interleave(self.options.num_per_class)
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from padding.modeling.batching import to_device
 from psi.pattern_graph import Window
 
 # Logits computed at once (16 MB in float32). Beyond it rows go in pieces, each computed again in the backward pass.
@@ -264,7 +265,8 @@ def _is_near(window: Window, down: Tensor, right: Tensor) -> Tensor:
     size, around = 2 * window.reach + 3, window.reach + 1
     table = torch.zeros(size, size, dtype=torch.bool)
     table[tuple((torch.tensor(window.offsets) + around).T)] = True
-    return table.to(down.device)[down.clamp(-around, around) + around, right.clamp(-around, around) + around]
+    near = to_device(table, down.device)
+    return near[down.clamp(-around, around) + around, right.clamp(-around, around) + around]
 
 
 def _channels_last(query: Tensor, levels: Sequence[Level]) -> tuple[Tensor, list[Level]]:

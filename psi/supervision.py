@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from padding.data.sample import IGNORE_LABEL
+from padding.modeling.batching import to_device
 
 EMPTY_SLOT = -1
 """Class of a slot in an image that shows fewer classes than another one of the batch."""
@@ -108,7 +109,7 @@ class PixelSupervision:
 
     def to(self, device: torch.device) -> "PixelSupervision":
         """The same on a device."""
-        moved = {key: value.to(device) for key, value in vars(self).items() if value is not None}
+        moved = {key: to_device(value, device) for key, value in vars(self).items() if value is not None}
         return replace(self, **moved)
 
     @classmethod

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from padding.errors import ConfigError, check_choice
+from padding.modeling.batching import to_device
 
 Partner = Literal["roll", "second_stream", "self"]
 
@@ -119,7 +120,7 @@ class CutMix:
             # A draw for every image, mixed or not: PROB does not change the boxes of the others.
             mask = box_mask(size, num_boxes=self.num_boxes, area=self.area)
             masks.append(mask if chance < self.prob else torch.zeros_like(mask))
-        return Mixing(torch.stack(masks).to(device), self.partner)
+        return Mixing(to_device(torch.stack(masks), device), self.partner)
 
 
 def build_cutmix(cfg: CfgNode) -> CutMix | None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device that does not exist: trainers run on it without values, and mixing it with the CPU is an error.
 
-A stand-in for a GPU where there is none. Its type is one of torch's whose backward pass needs no driver; it knows no
-autocast, whose dtypes are tested on the CPU (``test_half_precision.py``).
+A stand-in for a GPU where there is none. Its type is one of torch's whose backward pass needs no driver, but it knows
+no autocast. That of CUDA, with its own lists of operations, acts on tensors without values too, in forward passes
+alone; values at half precision are computed on the CPU (``benchmarks.gpu_check``).
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from padding.engine.dry_run import LiveMemory, Waits, dry, to_fake
 from padding.engine.plan_memory import for_one_process
 from padding.engine.registry import TRAINER_REGISTRY
 
-DEVICE = "lazy"
+DEVICE, CUDA = "lazy", "cuda"
 
 
 def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,8 +35,20 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, DEVICE, SimpleNamespace(), raising=False)
 
 
+def prepare_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tensors without values be on CUDA, under its autocast, where there is no driver."""
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_init", lambda: None)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+
+
 def on_device(
-    cfg: CfgNode, run: Callable[[Any], object], *, image_size: tuple[int, int] = (32, 48), times: int = 1
+    cfg: CfgNode,
+    run: Callable[[Any], object],
+    *,
+    image_size: tuple[int, int] = (32, 48),
+    times: int = 1,
+    device: str = DEVICE,
 ) -> dict[str, int]:
     """Run something with a trainer whose model is on the device.
 
@@ -44,16 +57,17 @@ def on_device(
         run: called with the trainer.
         image_size: of the photographs.
         times: calls; the last one is counted.
+        device: its type.
 
     Returns:
         Operation -> how often the last call waited for values of the device.
     """
     own = for_one_process(cfg, 1)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    waits, trainer_class = Waits(mode, DEVICE, share=0.1), TRAINER_REGISTRY.get(own.TRAINER)
+    waits, trainer_class = Waits(mode, device, share=0.1), TRAINER_REGISTRY.get(own.TRAINER)
     with trainer_class.stand_in_files(own) as complete:
         model = build_on_meta(complete)
-        to_fake(model, mode, DEVICE)
+        to_fake(model, mode, device)
         trainer = trainer_class.for_rehearsal(complete, model, image_size)
         with dry(waits, LiveMemory()):
             for _ in range(times):

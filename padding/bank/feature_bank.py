@@ -29,6 +29,7 @@ from padding.data.readers import read_json
 from padding.data.streams import epoch_order
 from padding.engine.random_state import preserved_random_state
 from padding.errors import ConfigError, DataError, check_choice
+from padding.modeling.batching import to_device
 
 FORMAT_VERSION = 2  # 2: shards carry a checksum
 MANIFEST = "manifest.json"
@@ -48,7 +49,7 @@ class FeatureBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "FeatureBatch":
         """The same on another device."""
-        return FeatureBatch(*(tensor.to(device) for tensor in self))
+        return FeatureBatch(*(to_device(tensor, device) for tensor in self))
 
 
 def concatenate(batches: Iterable[FeatureBatch]) -> FeatureBatch:

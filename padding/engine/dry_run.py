@@ -24,6 +24,7 @@ from padding.errors import MethodError
 
 _aten = torch.ops.aten
 _MASKED = (_aten.index.Tensor, _aten.masked_select.default, _aten.nonzero.default)
+_PUT = (_aten.index_put.default, _aten.index_put_.default)
 _UNIQUE = (_aten._unique2.default, _aten.unique_dim.default, _aten.unique_consecutive.default)
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
 
@@ -105,11 +106,20 @@ class Waits(TorchDispatchMode):
             return self._on_real_tensors(func, args, kwargs)
         if func is _aten._local_scalar_dense.default:
             self._count("item", args[0])
-            return self._scalar(args[0])
-        if func in _COPIES and self._leaves_device(func, args, kwargs):
-            self._count("copy to the CPU", args[-1] if func is _aten.copy_.default else args[0])
+            return self.number_of(args[0])
+        if func in _COPIES and (way := self._way(func, args, kwargs)):
+            self.counts[way] += 1
         if func in _MASKED and (answer := self._masked(func, args)) is not None:
             return answer
+        if func in _PUT and args[2].numel() > 1:  # a single value is filled in without looking for the places
+            for index in args[1]:
+                if index is not None and index.dtype == torch.bool:
+                    self._count("boolean index", index)
+        if func is _aten.bincount.default:  # as many numbers as the largest value asks for
+            self._count("bincount", args[0])
+            length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
+            with self._mode:
+                return torch.zeros(max(length, 1), dtype=torch.int64, device=args[0].device)
         if func in _UNIQUE:
             self._count("unique", args[0])
             rows = args[0].reshape(-1) if func is not _aten.unique_dim.default else args[0]
@@ -122,6 +132,8 @@ class Waits(TorchDispatchMode):
         """What makes new tensors on the device makes fake ones, and so does a copy to it."""
         device = kwargs.get("device")
         if device is not None and torch.device(device).type == self._device != "cpu":
+            if func in _COPIES and not kwargs.get("non_blocking"):
+                self.counts["copy from the CPU"] += 1
             with self._mode:
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
@@ -157,16 +169,26 @@ class Waits(TorchDispatchMode):
             return int(np.count_nonzero(mask.numpy()))  # not an operation that the mode would see
         return max(1, round(mask.numel() * self._share))
 
-    def _scalar(self, tensor: Tensor) -> bool | int | float:
+    def number_of(self, tensor: Tensor) -> bool | int | float:
+        """The answer for one value of a tensor."""
         if tensor.dtype == torch.bool:
             return True
         return self._number if tensor.dtype.is_floating_point else int(self._number)
 
-    def _leaves_device(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    def _way(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """Which way a copy goes that is waited for; empty: none."""
         if func is _aten.copy_.default:
-            return args[0].device.type == "cpu" and args[1].device.type == self._device
-        device = kwargs.get("device")
-        return device is not None and torch.device(device).type == "cpu" and args[0].device.type == self._device
+            target, source = args[0].device.type, args[1].device.type
+            waits = not kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+        else:
+            source = args[0].device.type
+            target = torch.device(kwargs.get("device") or source).type
+            waits = not kwargs.get("non_blocking")
+        if self._device == "cpu" or source == target:
+            return ""
+        if target == "cpu":
+            return "copy to the CPU"  # its values are wanted, whatever was asked for
+        return "copy from the CPU" if waits else ""
 
     def _count(self, name: str, tensor: Tensor) -> None:
         if tensor.device.type == self._device and self._device != "cpu":
@@ -177,7 +199,7 @@ class _Answers(TorchFunctionMode):
     """What does not pass through torch's dispatcher.
 
     ``tensor.numpy()`` of a tensor without values is an array of random numbers: equal costs would all be ties. Numbers
-    that become a tensor on a device go there by way of the CPU.
+    that become a tensor on a device, or a list that is an index of one, go there by way of the CPU.
     """
 
     def __torch_function__(
@@ -189,6 +211,8 @@ class _Answers(TorchFunctionMode):
             with torch._C._DisableTorchDispatch():
                 numbers = torch.empty(0, dtype=dtype.dtype).numpy()
             return np.random.default_rng(0).random(tuple(args[0].shape)).astype(numbers.dtype)
+        if func is Tensor.__setitem__ and isinstance(args[1], list) and isinstance(args[0], FakeTensor):
+            args = (args[0], torch.tensor(args[1]).to(args[0].device), *args[2:])
         kwargs = dict(kwargs or {})
         if func is torch.tensor and kwargs.get("device") is not None:
             device = kwargs.pop("device")
@@ -232,8 +256,19 @@ def to_fake(module: nn.Module, mode: FakeTensorMode, device: str) -> None:
 @contextmanager
 def dry(waits: Waits, memory: LiveMemory) -> Iterator[None]:
     """Within the context nothing is computed that fake tensors take part in."""
-    with waits, memory, _Answers():
-        yield
+
+    def tolist(tensor: FakeTensor) -> Any:
+        values = tensor.cpu()
+        return np.full(tuple(values.shape), waits.number_of(values)).tolist()
+
+    # A fake tensor's own asks for value after value; a real one is copied as a whole.
+    replaced = FakeTensor.tolist
+    FakeTensor.tolist = tolist  # type: ignore[method-assign, assignment]
+    try:
+        with waits, memory, _Answers():
+            yield
+    finally:
+        FakeTensor.tolist = replaced  # type: ignore[method-assign]
 
 
 def bytes_of(tensors: Sequence[Tensor]) -> int:

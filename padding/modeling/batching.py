@@ -44,6 +44,11 @@ def register_pixel_statistics(model: nn.Module, mean: Sequence[float], std: Sequ
     model.register_buffer("pixel_std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
 
+def to_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """Bring values to a device; from the CPU to another one without waiting for what that is doing."""
+    return values.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 def normalize_image(image: Tensor, pixel_mean: Tensor, pixel_std: Tensor) -> Tensor:
     """(C, H, W) uint8 or float in [0, 255] -> float on the device of the statistics, 0 for the mean colour."""
     return (image.to(pixel_mean.device, non_blocking=True) - pixel_mean) / pixel_std

@@ -183,7 +183,7 @@ class MaskCriterion(nn.Module):
         """Divisors of cross-entropy, (T,), and of the mask losses, by one exchange between processes."""
         weight_sums = self._class_weight()[labels].flatten(1).sum(dim=1)
         # T sums and the number of masks in one vector: one exchange in place of two.
-        means = mean_over_processes(torch.cat([weight_sums, weight_sums.new_tensor([num_masks])]))
+        means = mean_over_processes(torch.cat([weight_sums, weight_sums.new_full((1,), num_masks)]))
         # At least one mask in all processes together, so that the bound does not depend on how a batch is divided.
         return means[:-1], means[-1].clamp(min=1.0 / world_size())
 

@@ -2,7 +2,8 @@
 """From queries to semantic, panoptic and instance segmentation, as pure functions (MaskFormer, Sec. 3.4).
 
 Each takes the class logits and mask logits of one image. Work over pixels is done by whole-tensor operations; decisions
-over segments are taken on the CPU after a single transfer.
+over queries and segments are taken on the CPU, after one transfer of each, and what follows from them goes back without
+waiting for the device.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from padding.data.best_class import best_class
+from padding.modeling.batching import to_device
 
 _MASK_PROB_THRESHOLD = 0.5
 _AREA_EPS = 1e-6
@@ -39,7 +41,7 @@ def widen_logits(logits: Tensor, class_ids: Sequence[int], num_classes: int) -> 
             "id per class"
         )
     # A column for each class of the larger space, the last for no-object.
-    columns = torch.tensor([*class_ids, num_classes], device=logits.device)
+    columns = to_device(torch.tensor([*class_ids, num_classes]), logits.device)
     wide = logits.new_full((*logits.shape[:-1], num_classes + 1), float("-inf"))
     return wide.index_copy(-1, columns, logits)
 
@@ -55,9 +57,9 @@ def apply_seen_bias(logits: Tensor, seen_ids: Iterable[int], gamma: float) -> Te
     Returns:
         (..., K+1) float.
     """
-    bias = logits.new_zeros(logits.shape[-1])
+    bias = torch.zeros(logits.shape[-1], dtype=logits.dtype)
     bias[list(seen_ids)] = gamma
-    return logits - bias
+    return logits - to_device(bias, logits.device)
 
 
 def keep_classes(logits: Tensor, class_ids: Iterable[int]) -> Tensor:
@@ -72,8 +74,9 @@ def keep_classes(logits: Tensor, class_ids: Iterable[int]) -> Tensor:
     Returns:
         (..., K+1) float: -inf for the other classes, the same probabilities for those kept.
     """
-    others = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    others = torch.ones(logits.shape[-1], dtype=torch.bool)
     others[list(class_ids)] = False
+    others = to_device(others, logits.device)
     kept = logits.masked_fill(others, float("-inf"))
     # log of the sum of their probabilities: kept ones stay what they were after the softmax.
     kept[..., -1] = logits.masked_fill(~others, float("-inf")).logsumexp(dim=-1)
@@ -151,7 +154,7 @@ def panoptic_inference(
     that wins less than ``overlap_threshold`` of its own mask's area is dropped. Stuff of one class is one segment.
 
     Args:
-        class_logits: (Q, K+1) float, no-object last.
+        class_logits: (Q, K+1) float, no-object last; on the CPU or on the device of the masks.
         mask_logits: (Q, h, w) float.
         thing_ids: ids of countable classes.
         object_mask_threshold: see ``panoptic_queries``.
@@ -161,23 +164,22 @@ def panoptic_inference(
         (h, w) int32 segment ids, 0 for void, and the segments in the order of their ids 1, 2, ...:
         ``{"id", "isthing", "category_id", "score"}``; the score of merged stuff is its best query's.
     """
+    class_logits, device = class_logits.cpu(), mask_logits.device
     keep = panoptic_queries(class_logits, object_mask_threshold)
     num_kept = len(keep)
     if num_kept == 0 or mask_logits[0].numel() == 0:
-        return torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=mask_logits.device), []
+        return torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=device), []
     scores, labels = class_logits[keep].float().softmax(dim=-1).max(dim=-1)
-    chosen = mask_logits if num_kept == len(mask_logits) else mask_logits[keep]
+    chosen = mask_logits if num_kept == len(mask_logits) else mask_logits[to_device(keep, device)]
     # (h, w): the query with the largest score x mask probability (MaskFormer, Sec. 3.4), and whether its mask is there.
-    winner, inside, own_areas = _compete(scores, chosen)
-    # (M,) pixels: its mask, what it won, and what of that lies inside its mask, which is shown.
-    won_areas = torch.bincount(winner.flatten(), minlength=num_kept)
-    shown_areas = torch.bincount(winner[inside], minlength=num_kept)
-
-    # float64 holds pixel counts and class ids exactly, so that one tensor crosses to the CPU.
-    table = torch.stack([row.double() for row in (labels, scores, own_areas, won_areas, shown_areas)], dim=1).tolist()
+    winner, inside, own_areas = _compete(to_device(scores, device), chosen)
+    # (M, 2) pixels that a query won outside of its mask, and those inside, which are shown.
+    won = torch.bincount((2 * winner + inside).flatten(), minlength=2 * num_kept).view(num_kept, 2)
+    areas = torch.stack([own_areas, won.sum(dim=1), won[:, 1]], dim=1).tolist()
+    table = [[label, score, *row] for label, score, row in zip(labels.tolist(), scores.tolist(), areas, strict=True)]
     ids, segments = assign_segments(table, thing_ids, overlap_threshold)
     # -> ids (h, w): what was dropped has the id 0, void.
-    id_of_query = torch.tensor(ids, dtype=torch.int32, device=mask_logits.device)
+    id_of_query = to_device(torch.tensor(ids, dtype=torch.int32), device)
     return id_of_query[winner] * inside, segments
 
 
@@ -261,10 +263,11 @@ def top_pairs(class_logits: Tensor, top_k: int, keep_ids: frozenset[int] | None)
     queries, labels = pairs // num_classes, pairs % num_classes
     chosen = scores > 0  # a class the network does not know has probability 0 and is no detection
     if keep_ids is not None:
-        wanted = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
+        wanted = torch.zeros(num_classes, dtype=torch.bool)
         wanted[sorted(keep_ids)] = True
-        chosen &= wanted[labels]
-    return scores[chosen], queries[chosen], labels[chosen]
+        chosen &= to_device(wanted, labels.device)[labels]
+    places = chosen.nonzero().squeeze(1)
+    return scores[places], queries[places], labels[places]
 
 
 def instance_queries(class_logits: Tensor, *, top_k: int) -> Tensor:
@@ -278,7 +281,7 @@ def instance_inference(
     """The best (query, class) pairs as instances; one query may appear under several classes.
 
     Args:
-        class_logits: (Q, K+1) float, no-object last.
+        class_logits: (Q, K+1) float, no-object last; on the CPU or on the device of the masks.
         mask_logits: (Q, h, w) float.
         top_k: number of pairs considered.
         keep_ids: classes kept of those pairs, usually the things; None keeps all.
@@ -287,9 +290,12 @@ def instance_inference(
         Instances with ``pred_masks`` (N, h, w) bool, ``pred_boxes``, ``pred_classes`` (N,) int64 and ``scores`` (N,):
         class probability x mean mask probability inside the mask. Best class probability first.
     """
-    class_scores, queries, labels = top_pairs(class_logits, top_k, keep_ids)
+    class_scores, queries, labels = top_pairs(class_logits.cpu(), top_k, keep_ids)
     # Masks, their scores and boxes belong to a query: computed once however many classes it appears under.
-    used, row = queries.unique(return_inverse=True)
+    of_query = queries.unique(return_inverse=True)
+    used, row, class_scores, labels = (
+        to_device(values, mask_logits.device) for values in (*of_query, class_scores, labels)
+    )
     masks, mask_scores = binary_masks(mask_logits[used])
     height, width = mask_logits.shape[-2:]
     result = Instances((height, width))

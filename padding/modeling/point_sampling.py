@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from padding.modeling.batching import to_device
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 _ROWS_AT_A_TIME = 4  # of points: what is computed of them stays in the cache of a CPU
 
@@ -41,7 +43,7 @@ def draw_points(
         torch.rand(count, num_points, 2, generator=generator, device=generator.device)
         for count, generator in zip(counts, per_image, strict=True)
     ]
-    return torch.cat(drawn).to(device)
+    return to_device(torch.cat(drawn), device)
 
 
 def sample_at(maps: Tensor, points: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from padding.data.sample import Prediction
-from padding.modeling.batching import resize_logits
+from padding.modeling.batching import resize_logits, to_device
 from padding.modeling.inference import (
     instance_inference,
     instance_queries,
@@ -86,7 +86,9 @@ def predict_image(
         prediction["sem_seg"] = scores.max(dim=0).indices if options.semantic_labels else scores
 
     # Queries are chosen before masks are enlarged; ``panoptic_inference`` and ``instance_inference`` choose the same
-    # among them. Masks that both need are enlarged once.
+    # among them. Masks that both need are enlarged once. Chosen on the CPU: a device is waited for once.
+    if options.panoptic_on or options.instance_on:
+        class_logits = class_logits.cpu()
     of_segments = panoptic_queries(class_logits, options.object_mask_threshold) if options.panoptic_on else None
     of_instances = instance_queries(class_logits, top_k=options.top_k) if options.instance_on else None
     full_masks = _reader_of_masks(mask_logits, (of_segments, of_instances), full, to_full_size)
@@ -116,14 +118,19 @@ def _reader_of_masks(
 
     Args:
         mask_logits: (Q, H', W') float.
-        chosen: queries that will be asked for, (M,) int64 each.
+        chosen: queries that will be asked for, (M,) int64 each, on the CPU.
         full: (Q, h, w) float, the masks of all queries where they are there already.
         to_full_size: (M, H', W') -> (M, h, w).
     """
-    needed = torch.arange(len(mask_logits), device=mask_logits.device)
+    needed = torch.arange(len(mask_logits))
     if full is None:
         needed = torch.cat([needed[:0], *(queries for queries in chosen if queries is not None)]).unique()
-        full = to_full_size(mask_logits[needed])
+        full = to_full_size(mask_logits[to_device(needed, mask_logits.device)])
     enlarged = full
-    # Both are ascending: as many are the same ones.
-    return lambda queries: enlarged if len(queries) == len(needed) else enlarged[torch.searchsorted(needed, queries)]
+
+    def read(queries: Tensor) -> Tensor:
+        if len(queries) == len(needed):  # both are ascending: as many are the same ones
+            return enlarged
+        return enlarged[to_device(torch.searchsorted(needed, queries), enlarged.device)]
+
+    return read

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from padding.errors import ConfigError
-from padding.modeling.batching import normalize_image, original_size
+from padding.modeling.batching import normalize_image, original_size, to_device
 
 Network = Callable[[Tensor], Mapping[str, Tensor]]
 """(B, C, H, W) -> logits (B, K, h, w) of any resolution by name; one channel is the logit of a yes-or-no map."""
@@ -193,7 +193,9 @@ def _segment_view(network: Network, view: Tensor, plan: SegmentationPlan) -> dic
                 total[name] = part.new_zeros(len(part), height, width)
             total[name][:, place[0], place[1]] += part
     # The windows form a grid: the number that covers a pixel is the product of the numbers along the two axes.
-    rows, columns = (_coverage(*sizes).to(view.device) for sizes in zip(starts, (height, width), crop, strict=True))
+    rows, columns = (
+        to_device(_coverage(*sizes), view.device) for sizes in zip(starts, (height, width), crop, strict=True)
+    )
     return {name: part.div_(rows[:, None] * columns) for name, part in total.items()}
 
 
