@@ -31,6 +31,7 @@ class View:
         labels: (h, w) label map, or None.
         classes: class of each label value, if labels are not classes themselves; for the category-area rule.
         transforms: the geometric transforms so far, for further maps of the same image.
+        size: (h, w) after them, before any padding.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class View:
         self.labels = labels
         self.classes = classes
         self.transforms = TransformList([])
+        self.size = image.shape[:2]
 
     @property
     def sem_seg(self) -> LabelMap | None:
@@ -49,6 +51,7 @@ class View:
     def transform(self, transform: Transform) -> None:
         """Apply a transform in place."""
         self.image = transform.apply_image(self.image)
+        self.size = self.image.shape[:2]
         if self.labels is not None:
             self.labels = transform_labels(transform, self.labels)
 

@@ -32,7 +32,7 @@ from padding.data.augmentation import (
     with_rotation,
 )
 from padding.data.class_split import class_split_of
-from padding.data.masks import annotation_mask
+from padding.data.masks import annotation_mask, check_masks, draw_polygons
 from padding.data.photographs import FORMATS, check_value_range, read_photograph
 from padding.data.readers import read_label_map, read_panoptic_ids
 from padding.data.sample import IGNORE_LABEL, VOID_INDEX, strong_view_names
@@ -430,22 +430,34 @@ class PanopticMapper(Mapper):
 class InstanceMapper(Mapper):
     """One mask per annotated object, given as polygons or run-length code; crowds are no targets.
 
-    Objects may overlap, so every mask is augmented for itself.
+    Objects may overlap, so every mask is augmented for itself: polygons as polygons, which are drawn once, after the
+    crop and without the steps of a resized mask, the rest as masks.
     """
 
     def add_targets(self, sample: dict[str, Any], view: View) -> None:
         """Add ``instances``."""
-        path = sample["file_name"]
+        objects = [entry for entry in _required(sample, "annotations") if not entry.get("iscrowd", 0)]
         # Original size, of which the targets in the annotations are.
         original = (sample["height"], sample["width"])
-        objects = [entry for entry in _required(sample, "annotations") if not entry.get("iscrowd", 0)]
-        # (N, H, W), False in the padding: a mask is as large as the augmented image, the sample as the padded one.
+        check_masks(objects, original, path=sample["file_name"])
+        # (N, H, W), False in the padding: what is seen of an object ends where the image does.
         masks = np.zeros((len(objects), *view.image.shape[:2]), bool)
+        height, width = view.size
         for mask, entry in zip(masks, objects, strict=True):
-            visible = view.transforms.apply_segmentation(annotation_mask(entry, original, path=path))
-            mask[: visible.shape[0], : visible.shape[1]] = visible
+            visible = mask[:height, :width]
+            if isinstance(entry["segmentation"], list):
+                draw_polygons(_moved(entry["segmentation"], view.transforms), visible)
+            else:
+                visible[:] = view.transforms.apply_segmentation(annotation_mask(entry, original))
         classes = np.array([entry["category_id"] for entry in objects], np.int64)
         sample["instances"] = targets.masks_to_instances(masks, classes)
+
+
+def _moved(polygons: Sequence[Sequence[float]], transforms: TransformList) -> list[npt.NDArray[np.float64]]:
+    """Polygons (P, 2) after the geometry of an image; a crop moves their points and cuts none off."""
+    points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons])
+    ends = np.cumsum([len(polygon) // 2 for polygon in polygons])
+    return np.split(transforms.apply_coords(points), ends[:-1])
 
 
 def _read_segment_index(sample: Mapping[str, Any], size: tuple[int, int]) -> targets.LabelMap:

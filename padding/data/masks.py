@@ -21,6 +21,7 @@ MAX_PIXELS = (1 << 31) - 1
 """pycocotools counts the pixels of a mask in 32 bits."""
 _MAX_OUTLINE = 1 << 27  # points that pycocotools draws along an outline, five a pixel: 2 GB of memory
 _POINTS_PER_PIXEL = 5
+_GRID = 5.0  # places in a pixel at which pycocotools puts the points of a polygon
 _CHUNK = 1 << 22  # characters of run-length code checked at a time
 
 
@@ -46,11 +47,43 @@ def annotation_mask(
     """
     from pycocotools import mask as coco_mask
 
-    segmentation = annotation.get("segmentation")
-    problem = mask_problems([segmentation], [size]).get(0)
-    if problem:
-        raise DataError(f"{path}: annotation {annotation.get('id', '?')} {problem}; correct its 'segmentation'")
-    return coco_mask.decode(run_length_code(segmentation, size))
+    check_masks([annotation], size, path=path)
+    return coco_mask.decode(run_length_code(annotation["segmentation"], size))
+
+
+def check_masks(annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], *, path: object = "") -> None:
+    """Raise a DataError, as of ``annotation_mask``, at the first of an image's annotations that cannot be drawn."""
+    segmentations = [annotation.get("segmentation") for annotation in annotations]
+    problems = mask_problems(segmentations, [size] * len(segmentations))
+    if problems:
+        index = min(problems)
+        name = annotations[index].get("id", "?")
+        raise DataError(f"{path}: annotation {name} {problems[index]}; correct its 'segmentation'")
+
+
+def draw_polygons(polygons: Sequence[npt.NDArray[np.float64]], canvas: npt.NDArray[np.bool_]) -> None:
+    """Set the pixels of a canvas that lie in any of some polygons: those of COCO's own drawing, in the box alone.
+
+    Args:
+        polygons: at least one of (P, 2) float (x, y) in pixels of the canvas; they may leave it.
+        canvas: (h, w) bool, changed in place.
+    """
+    from pycocotools import mask as coco_mask
+
+    # COCO draws on a grid of fifths of a pixel. Points are put on it first, so that moving them to the corner of the
+    # box, which is drawn in place of the whole canvas, rounds none of them to another place.
+    grid = [np.trunc(_GRID * polygon + 0.5) for polygon in polygons]
+    points = np.concatenate(grid)
+    first = np.maximum(np.floor(points.min(axis=0) / _GRID).astype(int), 0)
+    last = np.minimum(np.ceil(points.max(axis=0) / _GRID).astype(int) + 1, canvas.shape[::-1])
+    width, height = (last - first).tolist()
+    if width <= 0 or height <= 0:
+        return
+    moved = [polygon - _GRID * first for polygon in grid]
+    # COCO adds a half and cuts the fraction off, which moves what is negative to the right: undone here.
+    moved = [np.where(polygon < 0, polygon - 0.7, polygon) / _GRID for polygon in moved]
+    codes = coco_mask.frPyObjects([polygon.ravel() for polygon in moved], height, width)
+    canvas[first[1] : last[1], first[0] : last[0]] |= coco_mask.decode(coco_mask.merge(codes)).view(bool)
 
 
 def run_length_code(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:

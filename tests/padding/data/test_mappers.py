@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from padding.data.catalog import coco_zsp_split, register_panoptic
 from padding.data.config import add_input_config
 from padding.data.loaders.panoptic_json import load_panoptic
 from padding.data.mappers import MAPPER_REGISTRY, InstanceMapper, PanopticMapper, build_mapper
+from padding.data.masks import run_length_code
 from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from tests.tiny_data import TinyPanoptic, write_tiny_panoptic
 
@@ -214,6 +216,34 @@ def test_instance_masks_follow_the_flip(tiny: TinyPanoptic) -> None:
         mask = sample["instances"].gt_masks[0].numpy()
         outcomes.add((np.array_equal(mask, plain), np.array_equal(mask, plain[:, ::-1])))
     assert outcomes == {(True, False), (False, True)}
+
+
+@pytest.mark.parametrize("rotation", [0.0, 25.0])
+def test_polygons_are_drawn_after_the_geometry(tiny: TinyPanoptic, rotation: float) -> None:
+    """Polygons and the same objects as masks differ at the borders alone, by the steps of a resized mask."""
+    polygons, codes = (entries_of(tiny)[0] for _ in range(2))
+    corners = [[10, 4, 60.4, 8.2, 50, 55.7, 12.1, 40], [70, 20, 90, 25, 88, 58, 72, 60]]
+    polygons["annotations"] = [{"category_id": i, "segmentation": [outline]} for i, outline in enumerate(corners)]
+    codes["annotations"] = [
+        {"category_id": i, "segmentation": run_length_code([outline], (64, 96))} for i, outline in enumerate(corners)
+    ]
+    keys = {"MIN_SCALE": 0.5, "MAX_SCALE": 2.0, "RANDOM_FLIP": "horizontal", "ROTATION": rotation}
+    mapper = build_mapper(config("InstanceMapper", **keys), is_train=True)
+    shown = differing = 0
+    for seed in range(8):
+        samples = []
+        for entry in (polygons, codes):
+            np.random.seed(seed)
+            found = mapper(entry)["instances"]
+            samples.append(dict(zip(found.gt_classes.tolist(), found.gt_masks.numpy().astype(np.uint8), strict=True)))
+        drawn, resized = samples
+        for name, mask in drawn.items():
+            kernel = np.ones((7, 7), np.uint8)
+            assert (cv2.erode(resized[name], kernel) <= mask).all()
+            assert (mask <= cv2.dilate(resized[name], kernel)).all()
+            shown, differing = shown + int(mask.sum()), differing + int((mask != resized[name]).sum())
+    assert shown > 1000
+    assert 0 < differing < 0.1 * shown
 
 
 def test_image_without_segments_gives_no_targets(tiny: TinyPanoptic) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from padding.data.masks import annotation_mask, mask_problems, run_length_code, without_short_polygons
+from padding.data.masks import annotation_mask, draw_polygons, mask_problems, run_length_code, without_short_polygons
 from padding.errors import DataError
 
 SIZE = (8, 10)
@@ -124,3 +124,30 @@ def test_short_polygons_are_taken_out_and_odd_ones_stay_to_be_refused() -> None:
     assert without_short_polygons([[0, 0, 1, 1], BOX, [], [1, 2, 3]]) == [BOX, [1, 2, 3]]
     assert without_short_polygons(code(COUNTS)) == code(COUNTS)
     assert without_short_polygons(None) is None
+
+
+def test_polygons_drawn_in_their_box_are_those_of_the_whole_canvas() -> None:
+    rng = np.random.default_rng(0)
+    pixels = 0
+    for attempt in range(100):
+        height, width = rng.integers(5, 80, 2).tolist()
+        polygons = [rng.uniform(-10, 90, 2) + rng.uniform(-30, 30, (rng.integers(3, 12), 2)) for _ in range(2)]
+        if attempt % 2:  # places on the border of a fifth of a pixel
+            polygons = [np.round(polygon, 1) for polygon in polygons]
+        codes = coco_mask.frPyObjects([polygon.ravel() for polygon in polygons], height, width)
+        whole = coco_mask.decode(coco_mask.merge(codes)).astype(bool)
+        canvas = np.zeros((height, width), bool)
+        draw_polygons(polygons, canvas)
+        np.testing.assert_array_equal(canvas, whole)
+        pixels += int(whole.sum())
+    assert pixels > 0
+
+
+def test_a_polygon_beside_the_canvas_draws_nothing_and_none_erases() -> None:
+    canvas = np.zeros(SIZE, bool)
+    canvas[0, 0] = True
+    for shift in (-20, 20):
+        draw_polygons([np.asarray(BOX, float).reshape(-1, 2) + shift], canvas)
+    assert canvas.sum() == 1
+    draw_polygons([np.asarray(BOX, float).reshape(-1, 2)], canvas)
+    np.testing.assert_array_equal(canvas, box_mask().astype(bool) | (np.indices(SIZE).sum(axis=0) == 0))
