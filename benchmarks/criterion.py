@@ -3,6 +3,9 @@
 
 The plain form reads each target by ``grid_sample`` of a float copy, for every match and every loss, as published.
 ``ratio`` is the CPU time of forward passes, ours over plain; ``max_difference`` the largest difference of a loss.
+``products`` compares losses and gradients with masks that are multiplied out for the matched queries alone against
+those of all queries, from the decoder's vectors and features; there ``max_difference`` is that of the gradients,
+relative to the largest.
 
     python -m benchmarks.criterion [--targets 40 100] [--side 1024]
 """
@@ -19,12 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import add_numbers, time_in_turn
+from benchmarks import add_numbers, relative_difference, time_in_turn
 from padding.errors import run_command
 from padding.modeling import criterion, matcher
 from padding.modeling.point_sampling import sample_at
+from padding.modeling.transformer_decoder import MaskProduct, mask_logits
 
 NUM_CLASSES, NUM_QUERIES, NUM_PREDICTIONS, NUM_POINTS = 133, 100, 10, 12544
+WIDTH = 256
 WEIGHTS = {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
 
 
@@ -63,7 +68,37 @@ def compute(reader: type, outputs: dict[str, Any], targets: list[dict[str, Tenso
         return losses(outputs, targets, image_seeds=[0])
 
 
-def measure(count: int, side: int, repeats: int) -> dict[str, float]:
+def gradients(
+    vectors: Sequence[Tensor], features: Tensor, outputs: dict[str, Any], targets: Any, *, as_products: bool
+) -> list[Tensor]:
+    """Gradients of the sum of all losses with respect to the queries' vectors and the features."""
+    predictions = [outputs, *outputs["aux_outputs"]]
+    kept = features.unbind()
+    masks = [MaskProduct(one, kept) if as_products else mask_logits(one, features) for one in vectors]
+    last, *others = ({**old, "pred_masks": new} for old, new in zip(predictions, masks, strict=True))
+    losses = compute(criterion.MaskReader, {**last, "aux_outputs": others}, targets)
+    return list(torch.autograd.grad(sum(losses.values()), [*vectors, features]))
+
+
+@torch.enable_grad()
+def measure_products(outputs: dict[str, Any], targets: Any, side: int, repeats: int) -> dict[str, float]:
+    """Both ways to multiply the masks out."""
+    vectors = [torch.randn(1, NUM_QUERIES, WIDTH, requires_grad=True) for _ in range(NUM_PREDICTIONS)]
+    coarse = torch.randn(1, WIDTH, 16, 16) / WIDTH**0.5
+    features = F.interpolate(coarse, size=(side // 4, side // 4), mode="bilinear").requires_grad_()
+    forms = {
+        name: partial(gradients, vectors, features, outputs, targets, as_products=as_products)
+        for name, as_products in (("ours", True), ("plain", False))
+    }
+    seconds, results = time_in_turn(forms, repeats)
+    return {
+        "ratio": round(seconds["ours"] / seconds["plain"], 3),
+        "max_difference": relative_difference(results["ours"], results["plain"]),
+        "seconds": round(seconds["ours"], 3),
+    }
+
+
+def measure(count: int, side: int, repeats: int) -> dict[str, Any]:
     """Both forms on one draw."""
     outputs, targets = draw(count, side)
     readers = {"ours": criterion.MaskReader, "plain": FloatReader}
@@ -74,6 +109,7 @@ def measure(count: int, side: int, repeats: int) -> dict[str, float]:
         "ratio": round(seconds["ours"] / seconds["plain"], 3),
         "max_difference": max(differences),
         "seconds": round(seconds["ours"], 3),
+        "products": measure_products(outputs, targets, side, repeats),
     }
 
 

@@ -17,6 +17,7 @@ from padding.modeling.class_balance import ClassBalance
 from padding.modeling.matcher import HungarianMatcher, Match
 from padding.modeling.point_sampling import Generators, MaskReader, image_generators, sample_at, uncertain_points
 from padding.modeling.processes import mean_over_processes, world_size
+from padding.modeling.transformer_decoder import MaskProduct
 
 _TERMS = ("loss_ce", "loss_mask", "loss_dice")
 
@@ -134,7 +135,8 @@ class MaskCriterion(nn.Module):
         """Compute the weighted losses of all predictions.
 
         Args:
-            outputs: ``pred_logits`` (B, Q, C+1), ``pred_masks`` (B, Q, H', W'), ``aux_outputs``: list of the same.
+            outputs: ``pred_logits`` (B, Q, C+1), ``pred_masks`` (B, Q, H', W') as tensor or ``MaskProduct``, of which
+                no more than the matched masks have a gradient, ``aux_outputs``: list of the same.
             targets: per image ``labels`` (N,) int64 and ``masks`` (N, H, W) bool; N may be 0, for all images too.
             image_names: what errors call the images.
             image_seeds: ties the random points of an image to its seed, whatever else is in the batch.
@@ -189,7 +191,7 @@ class MaskCriterion(nn.Module):
 
     def _mask_losses(
         self,
-        pred_masks: Tensor,
+        pred_masks: Tensor | MaskProduct,
         targets: Sequence[Mapping[str, Any]],
         match: list[Match],
         num_masks: Tensor,
@@ -198,7 +200,7 @@ class MaskCriterion(nn.Module):
         """Point-sampled losses of the matched masks of one prediction."""
         # (M, H', W') masks of all matched queries of the batch, image by image.
         counts = [len(query_idx) for query_idx, _ in match]
-        matched = torch.cat([masks[query_idx] for masks, (query_idx, _) in zip(pred_masks, match, strict=True)]).float()
+        matched = torch.cat([pred_masks[image, query_idx] for image, (query_idx, _) in enumerate(match)]).float()
         if sum(counts) == 0:
             # The sum of nothing is 0 and still leads back to every parameter, which DistributedDataParallel waits for.
             zero = matched.sum()

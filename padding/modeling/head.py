@@ -50,19 +50,20 @@ class MaskFormerHead(nn.Module):
         pixel_decoder = _build_pixel_decoder(cfg.MODEL.SEM_SEG_HEAD, input_shape, dropout=cfg.MODEL.MASK_FORMER.DROPOUT)
         return {"pixel_decoder": pixel_decoder, "predictor": _build_predictor(cfg, num_levels=pixel_decoder.num_maps)}
 
-    def forward(self, features: Mapping[str, Tensor], *, with_aux: bool) -> dict[str, Any]:
+    def forward(self, features: Mapping[str, Tensor], *, with_aux: bool, as_products: bool = False) -> dict[str, Any]:
         """Predict from backbone maps.
 
         Args:
             features: name -> (B, C, H, W) float.
             with_aux: also return the predictions of the intermediate layers; they cost full-size masks.
+            as_products: masks are multiplied out where they are read, which saves those that are not.
 
         Returns:
             See ``MaskedTransformerDecoder.forward``.
         """
         # The pixel decoder computes in float32 whatever autocast says; the predictor follows the caller.
         mask_features, maps = self.pixel_decoder(features)
-        return self.predictor(maps, mask_features, with_aux=with_aux)
+        return self.predictor(maps, mask_features, with_aux=with_aux, as_products=as_products)
 
 
 def _build_pixel_decoder(node: CfgNode, input_shape: Mapping[str, ShapeSpec], *, dropout: float) -> PixelDecoder:

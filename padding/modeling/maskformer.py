@@ -205,7 +205,7 @@ class MaskFormer(nn.Module):
         require_keys(batched_inputs, self.required_train_keys, type(self).__name__)
         images = self.preprocess(batched_inputs)
         # With deep supervision also the predictions before the first layer and after every other.
-        outputs = self.sem_seg_head(self.backbone(images.tensor), with_aux=self.deep_supervision)
+        outputs = self.sem_seg_head(self.backbone(images.tensor), with_aux=self.deep_supervision, as_products=True)
         targets = prepare_targets(
             batched_inputs,
             tuple(images.tensor.shape[-2:]),

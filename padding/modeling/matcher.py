@@ -85,7 +85,7 @@ class HungarianMatcher(nn.Module):
         """Match every image of the batch.
 
         Args:
-            outputs: ``pred_logits`` (B, Q, C+1) and ``pred_masks`` (B, Q, H', W').
+            outputs: ``pred_logits`` (B, Q, C+1) and ``pred_masks`` (B, Q, H', W'), a tensor or a ``MaskProduct``.
             targets: see ``match_all``.
             image_names: see ``match_all``.
             generator: see ``match_all``.
@@ -142,11 +142,12 @@ class HungarianMatcher(nn.Module):
         logits, masks = outputs["pred_logits"], outputs["pred_masks"]
         # The same P points for all queries and targets of an image: costs are (Q, N) products of (Q, P) and (P, N).
         points = draw_points([1] * len(targets), self.num_points, device=masks.device, generators=generator)
-        with torch.autocast(device_type=masks.device.type, enabled=False):
-            return [
-                self._cost(logits[i].float(), masks[i].float(), target, points[i : i + 1])
-                for i, target in enumerate(targets)
-            ]
+        costs = []
+        for i, target in enumerate(targets):
+            own = masks[i]  # multiplied out here if it is a product, in the precision of the network
+            with torch.autocast(device_type=masks.device.type, enabled=False):
+                costs.append(self._cost(logits[i].float(), own.float(), target, points[i : i + 1]))
+        return costs
 
     def _cost(self, logits: Tensor, masks: Tensor, target: Mapping[str, Any], points: Tensor) -> Tensor:
         """(Q, N) cost of one image from (Q, C+1) class logits, (Q, H', W') mask logits and (1, P, 2) points."""

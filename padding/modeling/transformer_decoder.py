@@ -7,6 +7,7 @@ one has no dropout.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,6 +148,25 @@ def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
     return torch.einsum("bqc,bchw->bqhw", mask_embeddings, mask_features)
 
 
+class MaskProduct:
+    """Mask logits (B, Q, H, W) that are multiplied out where they are read: losses compare a few masks of many.
+
+    Args:
+        embeddings: (B, Q, C) float.
+        features: (C, H, W) float of each of B images.
+    """
+
+    def __init__(self, embeddings: Tensor, features: Sequence[Tensor]) -> None:
+        self.embeddings = embeddings
+        self.features = features
+        self.device = embeddings.device
+
+    def __getitem__(self, place: int | tuple[int, Tensor]) -> Tensor:
+        """All masks (Q, H, W) of an image, or those (M, H, W) of an image and some of its queries (M,)."""
+        image, rows = place if isinstance(place, tuple) else (place, slice(None))
+        return torch.einsum("qc,chw->qhw", self.embeddings[image][rows], self.features[image])
+
+
 def attention_allowed(logits: Tensor) -> Tensor:
     """Where each query may look: inside its mask, or everywhere if its mask is empty.
 
@@ -215,19 +235,23 @@ class MaskedTransformerDecoder(nn.Module):
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MaskEmbedding(hidden_dim, mask_dim)
 
-    def forward(self, maps: Sequence[Tensor], mask_features: Tensor, *, with_aux: bool) -> dict[str, Any]:
+    def forward(
+        self, maps: Sequence[Tensor], mask_features: Tensor, *, with_aux: bool, as_products: bool = False
+    ) -> dict[str, Any]:
         """Predict a class and a mask for each query.
 
         Args:
             maps: L of (B, C, H, W) float, coarse to fine.
             mask_features: (B, mask_dim, H/4, W/4) float.
             with_aux: also predict before the first layer and after every layer but the last.
+            as_products: leave the masks to be multiplied out where they are read, as ``MaskProduct``.
 
         Returns:
             ``pred_logits`` (B, Q, K+1), no-object last; ``pred_masks`` (B, Q, H/4, W/4) logits; ``pred_embeddings``
             (B, Q, D), what the class head saw; ``aux_outputs``, T dicts with the first two, empty without ``with_aux``.
         """
         keys, values = self._flatten_maps(maps)
+        predict = partial(self._predict, mask_features=mask_features.unbind() if as_products else mask_features)
         # Resizing is linear, so it may come before the dot product with the queries: once per level, not per layer.
         small_features = [
             F.interpolate(mask_features.detach(), size=level.shape[-2:], mode="bilinear", align_corners=False)
@@ -252,14 +276,14 @@ class MaskedTransformerDecoder(nn.Module):
             embeddings = self.decoder_norm(queries)
             mask_embeddings = self.mask_embed(embeddings)
             if with_aux:
-                aux_outputs.append(self._predict(embeddings, mask_embeddings, mask_features))
+                aux_outputs.append(predict(embeddings, mask_embeddings))
             # Which pixels a query may read is a decision, through which no gradient passes.
             allowed = attention_allowed(mask_logits(mask_embeddings.detach(), small_features[level]))
             # Cross-attention first (Sec. 3.2.3): queries that have not read the image have nothing to tell each other.
             queries = cross_attention(queries, position, keys[level], values[level], allowed)
             queries = feed_forward(self_attention(queries, position))
         embeddings = self.decoder_norm(queries)
-        outputs = self._predict(embeddings, self.mask_embed(embeddings), mask_features)
+        outputs = predict(embeddings, self.mask_embed(embeddings))
         return {**outputs, "pred_embeddings": embeddings, "aux_outputs": aux_outputs}
 
     def _flatten_maps(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -274,11 +298,12 @@ class MaskedTransformerDecoder(nn.Module):
             values.append(value)
         return keys, values
 
-    def _predict(self, embeddings: Tensor, mask_embeddings: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
-        return {
-            "pred_logits": self.class_embed(embeddings),
-            "pred_masks": mask_logits(mask_embeddings, mask_features),
-        }
+    def _predict(
+        self, embeddings: Tensor, mask_embeddings: Tensor, mask_features: Tensor | Sequence[Tensor]
+    ) -> dict[str, Any]:
+        """Class logits, and masks: multiplied out with features (B, C, H, W), a ``MaskProduct`` with a list of them."""
+        multiply = mask_logits if isinstance(mask_features, Tensor) else MaskProduct
+        return {"pred_logits": self.class_embed(embeddings), "pred_masks": multiply(mask_embeddings, mask_features)}
 
 
 def _projection(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from padding.modeling import criterion as criterion_module
 from padding.modeling.criterion import MaskCriterion, classification_loss, mask_bce_loss, mask_dice_loss
 from padding.modeling.matcher import HungarianMatcher
+from padding.modeling.transformer_decoder import MaskProduct, mask_logits
 
 WEIGHTS = {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
 
@@ -130,6 +131,36 @@ def test_batch_without_targets_is_finite_and_reaches_everything() -> None:
     assert losses["loss_ce"].item() > 0
     for prediction in (outputs, *outputs["aux_outputs"]):
         assert torch.equal(prediction["pred_masks"].grad, torch.zeros(2, 6, 8, 8))
+
+
+@pytest.mark.parametrize("counts", [(3, 0), (0, 0), (9, 2)])
+def test_products_of_matched_queries_give_the_losses_and_gradients_of_all(counts: tuple[int, int]) -> None:
+    """One batch with masks of all queries, and with those that are multiplied out where they are read."""
+    vectors = [torch.randn(2, 6, 5).requires_grad_() for _ in range(2)]
+    features = torch.randn(2, 5, 8, 8).requires_grad_()
+    results = []
+    for as_products in (False, True):
+        maps = features.unbind()
+        masks = [MaskProduct(one, maps) if as_products else mask_logits(one, features) for one in vectors]
+        outputs = make_outputs(num_aux=1)
+        for prediction, own in zip((outputs, *outputs["aux_outputs"]), masks, strict=True):
+            prediction["pred_masks"] = own
+        losses = make_criterion()(outputs, make_targets(*counts), image_seeds=[1, 2])
+        results.append((losses, torch.autograd.grad(sum(losses.values()), [*vectors, features])))
+    torch.testing.assert_close(results[1], results[0])
+    assert (results[0][1][-1].abs().sum() > 0) == (sum(counts) > 0)
+
+
+def test_products_are_computed_in_the_precision_of_the_network() -> None:
+    vectors, features = torch.randn(1, 6, 5, requires_grad=True), torch.randn(1, 5, 8, 8, requires_grad=True)
+    outputs = make_outputs(1, num_aux=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs["pred_masks"] = MaskProduct(vectors.bfloat16(), features.unbind())
+        assert outputs["pred_masks"][0].dtype == torch.bfloat16
+        losses = make_criterion()(outputs, make_targets(3))
+    assert losses["loss_mask"].dtype == torch.float32
+    losses["loss_mask"].backward()
+    assert features.grad.abs().sum() > 0
 
 
 def test_more_targets_than_queries() -> None:

@@ -102,6 +102,18 @@ def test_leaving_out_the_intermediate_predictions_changes_nothing_else(pre_norm:
         torch.testing.assert_close(short[key], full[key])
 
 
+def test_products_are_the_masks_read_by_image_and_query() -> None:
+    decoder, (maps, mask_features) = build(), draw()
+    whole, products = (decoder(maps, mask_features, with_aux=True, as_products=kind) for kind in (False, True))
+    for full, product in zip((whole, *whole["aux_outputs"]), (products, *products["aux_outputs"]), strict=True):
+        torch.testing.assert_close(product["pred_logits"], full["pred_logits"])
+        for image, masks in enumerate(full["pred_masks"]):
+            torch.testing.assert_close(product["pred_masks"][image], masks)
+            chosen = torch.tensor([2, 0])
+            torch.testing.assert_close(product["pred_masks"][image, chosen], masks[chosen])
+            assert product["pred_masks"][image, chosen[:0]].shape == (0, *masks.shape[1:])
+
+
 def test_resizing_commutes_with_the_dot_product() -> None:
     embeddings, features = torch.randn(2, 7, 6), torch.randn(2, 6, 16, 24)
     for size in SIZES:
