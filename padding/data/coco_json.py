@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import logging
 import math
+from array import array
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar, cast
 
 import msgspec
 
-from padding.data.masks import MAX_PIXELS, mask_problems, without_short_polygons
+from padding.data.json_parts import NotPlainError, typed_parts
+from padding.data.masks import MAX_PIXELS, MIN_POLYGON_NUMBERS, mask_problems, without_short_polygons
 from padding.data.readers import displayed_size
 from padding.data.typed_json import read_typed_json
 from padding.errors import DataError, UserError
@@ -166,9 +168,37 @@ def read_image_file(path: str | Path, *, image_root: str | Path | None = None, c
 def read_instance_file(path: str | Path, *, image_root: str | Path | None = None, cure: str = "") -> InstanceFile:
     """Instance annotations, checked, masks included; arguments and errors as of ``read_image_file``.
 
-    Objects that have no mask are left out, which is logged.
+    Objects that have no mask are left out, which is logged. Polygons are arrays of numbers.
     """
-    return read_checked(path, InstanceFile, image_root, cure)
+    content = _in_parts(path)
+    if content is None:
+        return read_checked(path, InstanceFile, image_root, cure)
+    return _checked(content, path, image_root, cure)
+
+
+def _in_parts(path: str | Path) -> InstanceFile | None:
+    """Instances read part by part, so that text and lists of numbers are never there as a whole.
+
+    Nothing of a file that is not well formed: read in one piece, its fault is named.
+    """
+    content = InstanceFile([], [], [])
+    kinds = {"images": ImageEntry, "annotations": InstanceEntry, "categories": Category}
+    try:
+        for key, entries in typed_parts(path, kinds):
+            if key == "annotations":
+                for annotation in entries:
+                    _pack_polygons(annotation)
+            getattr(content, key).extend(entries)
+    except (NotPlainError, OSError):
+        return None
+    return content
+
+
+def _pack_polygons(annotation: InstanceEntry) -> None:
+    """Keep the numbers of polygons as eight bytes each; those that are too short stay to be left out."""
+    if isinstance(annotation.segmentation, list):
+        packed = [array("d", p) if len(p) >= MIN_POLYGON_NUMBERS else p for p in annotation.segmentation]
+        annotation.segmentation = cast("list[list[float]]", packed)
 
 
 def findings_of(path: str | Path, kind: type[File], image_root: str | Path | None = None) -> Findings:
@@ -189,7 +219,11 @@ def findings_of(path: str | Path, kind: type[File], image_root: str | Path | Non
 
 def read_checked(path: str | Path, kind: type[File], image_root: str | Path | None, cure: str) -> File:
     """A whole file of any kind in memory, checked; arguments and errors as of ``read_image_file``."""
-    content = read_typed_json(path, kind, cure=cure)
+    return _checked(read_typed_json(path, kind, cure=cure), path, image_root, cure)
+
+
+def _checked(content: File, path: str | Path, image_root: str | Path | None, cure: str) -> File:
+    """A file that is read, with what ``image_root`` adds, or the error of what is wrong in it."""
     # Before sizes are looked up: which of two images an id means is not known.
     Findings(_image_problems(content.images)).settle(path, cure)
     if image_root is not None:
