@@ -77,7 +77,7 @@ def gradients(
     masks = [MaskProduct(one, kept) if as_products else mask_logits(one, features) for one in vectors]
     last, *others = ({**old, "pred_masks": new} for old, new in zip(predictions, masks, strict=True))
     losses = compute(criterion.MaskReader, {**last, "aux_outputs": others}, targets)
-    return list(torch.autograd.grad(sum(losses.values()), [*vectors, features]))
+    return list(torch.autograd.grad(torch.stack([*losses.values()]).sum(), [*vectors, features]))
 
 
 @torch.enable_grad()

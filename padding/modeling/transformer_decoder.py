@@ -302,8 +302,12 @@ class MaskedTransformerDecoder(nn.Module):
         self, embeddings: Tensor, mask_embeddings: Tensor, mask_features: Tensor | Sequence[Tensor]
     ) -> dict[str, Any]:
         """Class logits, and masks: multiplied out with features (B, C, H, W), a ``MaskProduct`` with a list of them."""
-        multiply = mask_logits if isinstance(mask_features, Tensor) else MaskProduct
-        return {"pred_logits": self.class_embed(embeddings), "pred_masks": multiply(mask_embeddings, mask_features)}
+        masks: Tensor | MaskProduct
+        if isinstance(mask_features, Tensor):
+            masks = mask_logits(mask_embeddings, mask_features)
+        else:
+            masks = MaskProduct(mask_embeddings, mask_features)
+        return {"pred_logits": self.class_embed(embeddings), "pred_masks": masks}
 
 
 def _projection(in_channels: int, out_channels: int) -> nn.Conv2d:
