@@ -14,6 +14,7 @@ WITH_TORCH = (
     "augmentation",
     "class_frequency",
     "config",
+    "instances",
     "mappers",
     "saliency.mapper",
     "saliency.stream",

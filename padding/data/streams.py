@@ -213,6 +213,7 @@ class TrainStream:
             num_workers=self._num_workers,
             collate_fn=list,
             worker_init_fn=_init_worker,
+            pin_memory=torch.cuda.is_available(),  # copies to a GPU do not wait for it, see normalize_image
             # Without its own generator the loader draws a seed from the global one.
             generator=torch.Generator(),
         )

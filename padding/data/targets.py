@@ -183,10 +183,11 @@ def masks_to_instances(
     A mask that the crop emptied would be matched, and would teach its query nothing but noise (Mask2Former issue 215).
     """
     import torch
-    from detectron2.structures import Instances
+
+    from padding.data.instances import PinnableInstances
 
     kept = masks.any(axis=(1, 2)) | keep_empty if len(masks) else np.zeros(0, bool)
-    instances = Instances(tuple(masks.shape[1:]))
+    instances = PinnableInstances(tuple(masks.shape[1:]))
     instances.gt_classes = torch.from_numpy(np.ascontiguousarray(classes[kept], np.int64))
     instances.gt_masks = torch.from_numpy(masks if kept.all() else masks[kept])
     return instances

@@ -187,7 +187,8 @@ def prepare_targets(
         if not keep_empty:
             # A crop may have cut a segment off: it has no pixel that a point could fall on.
             keep = masks.flatten(1).view(torch.uint8).amax(dim=1).bool()  # ten times as fast as any()
-            masks, labels = masks[keep], labels[keep]
+            if not keep.all():  # a copy of all masks, which are usually all kept
+                masks, labels = masks[keep], labels[keep]
         masks = masks.to(device, non_blocking=True)
         targets.append(
             {"labels": labels.to(device, non_blocking=True), "masks": _pad_to(masks, padded_size, value=False)}
