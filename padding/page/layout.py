@@ -210,7 +210,7 @@ def _strokes_tab(models: Models, folder: Path) -> None:
         return gr.update(choices=_class_choices(models[model]), value=0), take(model, 0)
 
     button.click(grow_steps, [chosen, editor], [picture, said, steps, download], api_name="grow")
-    classes.change(take, [chosen, classes], editor, api_visibility="private", queue=False, show_progress="hidden")
+    classes.change(take, [chosen, classes], editor, api_visibility="private", show_progress="hidden")
     chosen.change(switch, chosen, [classes, editor], api_visibility="private")
 
 
