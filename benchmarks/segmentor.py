@@ -114,7 +114,7 @@ def their_forward(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
 
 def our_step(model: MaskFormer, image: Tensor, target: Target) -> None:
     """Losses of all predictions and their gradients."""
-    outputs = model.train().sem_seg_head(model.backbone(image), with_aux=True)
+    outputs = model.train().sem_seg_head(model.backbone(image), with_aux=True, as_products=True)
     sum(model.criterion(outputs, [target]).values()).backward()
     model.zero_grad()
 
