@@ -71,8 +71,10 @@ coco-zsp: $(STAMP)
 	@$(PY) train_net.py --config-file configs/coco_zsp_pretrain.yaml --num-gpus $(NUM_GPUS) --resume MODEL.WEIGHTS $(R50) $(OPTS)
 	@$(PY) train_net.py --config-file configs/coco_zsp.yaml --num-gpus $(NUM_GPUS) --resume $(OPTS)
 
+# Processes that share the tests, a file at a time; more than two take memory rather than time.
+JOBS ?= 2
 test: $(STAMP)
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 test-portable: $(STAMP)
 	@$(PLAIN_ARITHMETIC) $(PY) -m pytest $(NUMERIC)

@@ -329,12 +329,18 @@ CHANGES: list[tuple[tuple[Any, ...], set[str]]] = [
 ]
 
 
+def name_of(parameter: tuple[Any, ...] | set[str]) -> str:
+    """The same in every process: sets have no order."""
+    words = sorted(parameter) if isinstance(parameter, set) else parameter
+    return "-".join(map(str, words)) or "none"
+
+
 @pytest.fixture(scope="module")
 def plain_losses() -> dict[str, float]:
     return {name: loss.item() for name, loss in run(build(), random_samples()).items()}
 
 
-@pytest.mark.parametrize(("opts", "changed"), CHANGES, ids=lambda v: "-".join(map(str, v)) if v else "none")
+@pytest.mark.parametrize(("opts", "changed"), CHANGES, ids=name_of)
 def test_every_switch_trains_all_parameters_and_changes_its_losses(
     opts: tuple[Any, ...], changed: set[str], plain_losses: dict[str, float]
 ) -> None:
