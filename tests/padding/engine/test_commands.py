@@ -81,7 +81,7 @@ SCRIPTS = {
 }
 # Measure networks and functions of fixed configurations; their own tests run them.
 BENCHMARKS = {f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("[!_]*.py")}
-BENCHMARKS -= {"benchmarks.generated_coco"}  # what others measure with
+BENCHMARKS -= {"benchmarks.generated_coco", "benchmarks.pictures"}  # what others measure and draw with
 # tests/padding/engine/test_plan.py runs the plan: it needs neither data nor weights, and a while.
 OTHERS = {"padding.data.label_audit", "padding.data.doctor", "padding.hub", "padding.plan", "padding.engine.plan"}
 
