@@ -19,18 +19,15 @@ import numpy.typing as npt
 from detectron2.data import DatasetCatalog
 
 from benchmarks.photographs import find_photographs
-from benchmarks.pictures import draw_once, fitted, segments_of
+from benchmarks.pictures import draw_once, score_and_draw
 from padding.data.files import save_png, write_text
-from padding.data.photographs import read_photograph
 from padding.data.registration import register_panoptic
 from padding.data.sample import IGNORE_LABEL
 from padding.data.sets.coco import coco_zsp_split
 from padding.data.sets.coco_photographs import photograph_files, samples_dir
 from padding.engine.commands import load_config, register_data
-from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
-from padding.engine.predictor import Predictor, display_metadata
 from padding.errors import run_command
-from padding.evaluation.semantic import SemanticGroundTruth, SemSegEvaluator
+from padding.evaluation.semantic import SemanticGroundTruth
 from padding.study.table_rows import run_once
 
 ALONE, WITH_UNLABELED = (f"configs/ablations/tcc/own_{row}.yaml" for row in ("supervised", "average"))
@@ -118,22 +115,9 @@ def options(folder: Path, iterations: int) -> tuple[str, ...]:
 def score(config: str, weights: str, words: Sequence[str], picture: Path | None = None) -> dict[str, float]:
     """Percent on the validation half; with ``picture`` its photographs that ship are drawn."""
     cfg = load_config(config, [*words, "MODEL.WEIGHTS", weights])
-    (name,) = cfg.DATASETS.TEST
-    predictor, truth, evaluator = Predictor(cfg), SemanticGroundTruth.of_dataset(name), SemSegEvaluator(name)
-    shipped, rows = {path.name for path in (samples_dir() / "images").rglob("*.jpg")}, []
-    for entry in DatasetCatalog.get(name):
-        image = read_photograph(entry["file_name"])
-        prediction = predictor(image)
-        evaluator.process([entry], [prediction])
-        if Path(entry["file_name"]).name in shipped:
-            labels = prediction["sem_seg"].argmax(dim=0).numpy()
-            pictures = [segments_of(part) for part in (truth.read(entry["image_id"]), labels)]
-            rows.append(SheetRow(fitted(image, 255), *((fitted(ids, 0), segments) for ids, segments in pictures)))
-    if picture:
-        titles = ("image", "truth", "prediction")
-        draw_contact_sheet(picture, rows, display_metadata(name), scale=0.75, panels=1, titles=titles)
-    results: dict[str, dict[str, float]] = dict(evaluator.evaluate() or {})
-    return {key: results["sem_seg"][key] for key in ("mIoU", "pACC")}
+    shipped = {path.name for path in (samples_dir() / "images").rglob("*.jpg")}
+    scores = score_and_draw(cfg, picture, only=shipped)
+    return {key: scores[key] for key in ("mIoU", "pACC")}
 
 
 def train_and_draw(preset: str, folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -13,17 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog
-
-from benchmarks.pictures import draw_once, fitted, segments_of
+from benchmarks.pictures import draw_once, score_and_draw
 from padding.data.catalog import register_all
-from padding.data.photographs import read_photograph
 from padding.data.roots import data_root
 from padding.engine.commands import load_config
-from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
-from padding.engine.predictor import Predictor, display_metadata
 from padding.errors import run_command
-from padding.evaluation.semantic import SemanticGroundTruth, SemSegEvaluator
 from padding.study.table_rows import run_once
 
 SEGMENTOR, SECOND_STAGE = "configs/coco128_zss_pretrain.yaml", "configs/coco128_zss.yaml"
@@ -67,19 +61,8 @@ def predict_and_draw(weights: str, path: Path) -> dict[str, float]:
     cfg = load_config(SECOND_STAGE, ["MODEL.WEIGHTS", weights, "DATASETS.TEST", f"('{SHOWN}',)"])
     cfg.defrost()
     cfg.MODEL.PADING.TEST.SEEN_BIAS = SEEN_BIAS
-    predictor, truth, evaluator = Predictor(cfg), SemanticGroundTruth.of_dataset(SHOWN), SemSegEvaluator(SHOWN)
-    rows = []
-    for entry in DatasetCatalog.get(SHOWN):
-        image = read_photograph(entry["file_name"])
-        prediction = predictor(image)
-        evaluator.process([entry], [prediction])
-        labels = prediction["sem_seg"].argmax(dim=0).numpy()
-        pictures = [segments_of(part) for part in (truth.read(entry["image_id"]), labels)]
-        drawn = [(fitted(ids, 0), segments) for ids, segments in pictures]
-        rows.append(SheetRow(fitted(image, 255), *drawn))
-    draw_contact_sheet(path, rows, display_metadata(SHOWN), scale=0.75, panels=1)
-    results: dict[str, dict[str, float]] = dict(evaluator.evaluate() or {})
-    return {key: results["sem_seg"][key] for key in ("mIoU_seen", "mIoU_unseen", "mIoU_hm")}
+    scores = score_and_draw(cfg, path, titles=("image", "truth (* unseen in training)", "prediction"))
+    return {key: scores[key] for key in ("mIoU_seen", "mIoU_unseen", "mIoU_hm")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

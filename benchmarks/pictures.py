@@ -4,17 +4,23 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 from padding.data.files import write_json
+from padding.data.photographs import read_photograph
 from padding.data.sample import IGNORE_LABEL
 from padding.engine.commands import command_parser
+from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
+from padding.engine.predictor import Predictor, display_metadata
+from padding.evaluation.semantic import SemanticGroundTruth, SemSegEvaluator
 
 SHEET_SIZE = (480, 640)  # height and width of a picture of the sheet; others are reduced and padded
 _SMALLEST_SEGMENT = 0.005  # share of the image below which a segment is not drawn
@@ -54,6 +60,38 @@ def draw_once(
     print(f"\n{caption}: {picture}")
     print(json.dumps(metrics))
     return 0
+
+
+def score_and_draw(
+    cfg: CfgNode,
+    picture: Path | None = None,
+    *,
+    only: Collection[str] | None = None,
+    titles: Sequence[str] = ("image", "truth", "prediction"),
+) -> dict[str, float]:
+    """Semantic scores of the test set of a configuration, in percent; its images are drawn into one picture.
+
+    Args:
+        cfg: with MODEL.WEIGHTS and one test set.
+        picture: to be written; None: nothing is drawn.
+        only: names of the files that are drawn; None: all.
+        titles: of the three columns.
+    """
+    (name,) = cfg.DATASETS.TEST
+    predictor, truth, evaluator = Predictor(cfg), SemanticGroundTruth.of_dataset(name), SemSegEvaluator(name)
+    rows = []
+    for entry in DatasetCatalog.get(name):
+        image = read_photograph(entry["file_name"])
+        prediction = predictor(image)
+        evaluator.process([entry], [prediction])
+        if picture and (only is None or Path(entry["file_name"]).name in only):
+            labels = prediction["sem_seg"].argmax(dim=0).numpy()
+            drawn = [segments_of(part) for part in (truth.read(entry["image_id"]), labels)]
+            rows.append(SheetRow(fitted(image, 255), *((fitted(ids, 0), segments) for ids, segments in drawn)))
+    if picture:
+        draw_contact_sheet(picture, rows, display_metadata(name), scale=0.75, panels=1, titles=titles)
+    results: dict[str, dict[str, float]] = dict(evaluator.evaluate() or {})
+    return results["sem_seg"]
 
 
 def segments_of(labels: npt.NDArray[np.integer]) -> Segments:
