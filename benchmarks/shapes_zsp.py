@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm import tqdm
 
 from padding.data.catalog import register_all
 from padding.data.files import write_json, write_text
 from padding.data.photographs import read_photograph
 from padding.data.shapes.classes import ShapesConfig
-from padding.data.shapes.write import write_shapes
+from padding.data.shapes.write import write_shown
 from padding.data.streams import build_eval_loader
 from padding.engine.commands import command_parser, load_config, load_model
 from padding.engine.contact_sheet import SheetRow, draw_contact_sheet
@@ -72,10 +71,7 @@ PRESETS = {
 
 def prepare_data(root: Path, preset: Preset) -> None:
     """Write the embedded data set below ``root`` and register it."""
-    config = ShapesConfig(num_train=preset.num_train, num_val=preset.num_val)
-    total = preset.num_train + preset.num_val
-    with tqdm(total=total, desc="embedded data", unit="image", mininterval=2.0) as bar:
-        write_shapes(root, config, on_progress=bar.update)
+    write_shown(root, ShapesConfig(num_train=preset.num_train, num_val=preset.num_val))
     os.environ["DETECTRON2_DATASETS"] = str(root)
     register_all(root)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from padding.data.catalog import register_all, shapes_split
 from padding.data.class_split import ClassSplit, read_name_list
-from padding.data.readers import read_json
 from padding.data.registration import register_panoptic
 from padding.data.roots import data_root, splits_dir
 from padding.data.sets.scribbles import SCRIBBLE_SETS, scribble_tags
+from padding.data.shapes.classes import ShapesConfig
+from padding.data.shapes.write import write_missing_shapes
 from padding.engine.commands import METHODS, load_model, open_config
 from padding.engine.packing import SUFFIX, pack_model
 from padding.study.table_rows import run_once
@@ -113,25 +114,12 @@ def train_first_models(
     missing = [method for method, path in zip(methods, packed, strict=True) if not path.is_file()]
     if missing:
         register_all()
-        _write_images(images)
+        write_missing_shapes(
+            data_root(), ShapesConfig() if images is None else ShapesConfig(num_train=images, num_val=4)
+        )
     for method in missing:
         _train(RECIPES[method], output, iterations)
     return packed
-
-
-def _write_images(number: int | None) -> None:
-    """Write the embedded data unless they are there, in whatever number."""
-    manifest = data_root() / "shapes" / "manifest.json"
-    if manifest.is_file() and read_json(manifest).get("complete"):
-        return
-    from tqdm import tqdm
-
-    from padding.data.shapes.classes import ShapesConfig
-    from padding.data.shapes.write import write_shapes
-
-    config = ShapesConfig() if number is None else ShapesConfig(num_train=number, num_val=4)
-    with tqdm(total=config.num_train + config.num_val, desc="embedded data", unit="image", mininterval=2.0) as bar:
-        write_shapes(data_root(), config, on_progress=bar.update)
 
 
 def _train(recipe: FirstModel, output: Path, iterations: int | None) -> None:

@@ -87,6 +87,10 @@ def _choice(models: Models) -> gr.Dropdown:
     return gr.Dropdown(list(models), value=next(iter(models)), label="Model")
 
 
+def _image_input(name: str) -> gr.Image:
+    return gr.Image(label="Image", type="numpy", image_mode="RGB", sources=_SOURCES, elem_id=name, buttons=_BUTTONS)
+
+
 def _examples(target: gr.components.Component) -> None:
     """Two buttons that put an image there, another one each time."""
     number = gr.State(0)
@@ -101,14 +105,7 @@ def _zero_shot_tab(models: Models) -> None:
     with gr.Row():
         with gr.Column():
             chosen = _choice(models)
-            image = gr.Image(
-                label="Image",
-                type="numpy",
-                image_mode="RGB",
-                sources=_SOURCES,
-                elem_id="zero-shot-image",
-                buttons=_BUTTONS,
-            )
+            image = _image_input("zero-shot-image")
             _examples(image)
             bias = gr.Slider(
                 *(-_BIAS, _BIAS, first.seen_bias, 0.1),
@@ -232,14 +229,7 @@ def _side_by_side_tab(models: Models) -> None:
     with gr.Row():
         with gr.Column(scale=1):
             chosen = gr.CheckboxGroup(list(models), value=list(models), label="Models")
-            image = gr.Image(
-                label="Image",
-                type="numpy",
-                image_mode="RGB",
-                sources=_SOURCES,
-                elem_id="compared-image",
-                buttons=_BUTTONS,
-            )
+            image = _image_input("compared-image")
             _examples(image)
             button = gr.Button("Compare", variant="primary", elem_id="compare")
         with gr.Column(scale=2):

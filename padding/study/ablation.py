@@ -24,14 +24,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from tabulate import tabulate
-from tqdm import tqdm
 
 from padding.bank.feature_bank import flattened
 from padding.data.catalog import register_all
 from padding.data.files import write_json, write_text
 from padding.data.roots import data_root, find_config, project_dir
 from padding.data.shapes.classes import ShapesConfig
-from padding.data.shapes.write import write_shapes
+from padding.data.shapes.write import write_missing_shapes
 from padding.data.streams import build_eval_loader
 from padding.engine.commands import (
     add_config_arguments,
@@ -116,11 +115,8 @@ def prepare(cfg: CfgNode, config_file: str) -> None:
         ConfigError: if weights of a real data set are missing; names the command.
     """
     embedded = all(name.startswith("shapes_") for name in cfg.DATASETS.TRAIN)
-    if embedded and not (data_root() / "shapes" / "manifest.json").is_file():
-        shapes = ShapesConfig()
-        total = shapes.num_train + shapes.num_val
-        with tqdm(total=total, desc="embedded data", unit="image", mininterval=2.0) as progress:
-            write_shapes(data_root(), shapes, on_progress=progress.update)
+    if embedded:
+        write_missing_shapes(data_root(), ShapesConfig())
     register_all()
     weights = cfg.MODEL.WEIGHTS
     if not weights or "://" in weights or Path(weights).is_file():

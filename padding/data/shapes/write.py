@@ -30,9 +30,11 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from padding.data.class_embeddings import save_class_embeddings
 from padding.data.files import TEMPORARY, write_bytes
+from padding.data.readers import read_json
 from padding.data.shapes.classes import COARSE_NAMES, SPLITS, ShapesConfig, class_table, embed_classes, shapes_split
 from padding.data.shapes.render import RenderedImage, render_image
 from padding.data.worker_pool import worker_pool
@@ -101,6 +103,19 @@ def write_shapes(
     manifest |= {"sha256": hashlib.sha256(sums).hexdigest(), "complete": True}
     write_bytes(folder / "manifest.json", _json_bytes(manifest, indent=2))
     return {**manifest, "rendered": rendered}
+
+
+def write_missing_shapes(root: str | Path, config: ShapesConfig) -> None:
+    """``write_shapes`` with a progress bar, unless a complete data set is there, of whatever number of images."""
+    manifest = Path(root) / FOLDER / "manifest.json"
+    if not (manifest.is_file() and read_json(manifest).get("complete")):
+        write_shown(root, config)
+
+
+def write_shown(root: str | Path, config: ShapesConfig) -> None:
+    """``write_shapes`` in this process, with a progress bar."""
+    with tqdm(total=sum(map(config.count, SPLITS)), desc="embedded data", unit="image", mininterval=2.0) as bar:
+        write_shapes(root, config, on_progress=bar.update)
 
 
 def file_digest(path: Path) -> str:

@@ -20,7 +20,7 @@ from padding.data.shapes import write as shapes_write
 from padding.data.shapes.check import check_shapes
 from padding.data.shapes.classes import ShapesConfig, class_table, embed_classes, shapes_split
 from padding.data.shapes.render import render_image
-from padding.data.shapes.write import IMAGE_FOLDERS, write_shapes
+from padding.data.shapes.write import IMAGE_FOLDERS, write_missing_shapes, write_shapes
 
 CONFIG = ShapesConfig(num_train=7, num_val=5, size=64, radius_px=(8.0, 14.0))
 
@@ -162,6 +162,19 @@ def test_interrupted_run_continues(made: Path, tmp_path: Path, monkeypatch):
     assert check_shapes(tmp_path) == []
     name = "shapes/sha256sums.txt"
     assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_missing_data_are_written_and_complete_ones_are_left_alone(made: Path, copy: Path, monkeypatch):
+    calls: list[int] = []
+    monkeypatch.setattr(shapes_write, "write_shapes", lambda root, config, on_progress: calls.append(config.num_train))
+    write_missing_shapes(copy, with_counts(9, 3))
+    assert calls == []
+    manifest = copy / "shapes" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "complete": False}))
+    write_missing_shapes(copy, with_counts(9, 3))
+    manifest.unlink()
+    write_missing_shapes(copy, CONFIG)
+    assert calls == [9, CONFIG.num_train]
 
 
 def test_changed_counts_cost_only_the_difference(made: Path, copy: Path, tmp_path: Path):
