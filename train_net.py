@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from padding.engine.commands import METHODS, load_config, parse, register_data, training_parser
@@ -91,6 +92,7 @@ def start(args: argparse.Namespace) -> None:
     from detectron2.engine import launch
 
     from padding.engine.distributed import launched_by_torchrun, torchrun_process_group
+    from padding.engine.termination import passed_on_to_children
 
     device = load_config(args.config_file, args.opts or []).MODEL.DEVICE
     if launched_by_torchrun():
@@ -104,16 +106,20 @@ def start(args: argparse.Namespace) -> None:
         )
     several = args.num_gpus * args.num_machines > 1
     try:
-        launch(
-            _in_a_process if several else main,
-            num_gpus_per_machine=args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        with passed_on_to_children() if several else nullcontext():
+            launch(
+                _in_a_process if several else main,
+                num_gpus_per_machine=args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     except torch.multiprocessing.ProcessExitedException as error:  # has said why itself
-        raise SystemExit(error.exit_code) from error
+        code = error.exit_code
+        raise SystemExit(
+            code if code >= 0 else 128 - code
+        ) from error  # below 0: the signal it died of, as a shell says it
 
 
 def _in_a_process(args: argparse.Namespace) -> None:

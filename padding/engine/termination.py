@@ -5,6 +5,7 @@ Whoever sends it waits some 30 seconds before SIGKILL. What takes longer than an
 of a feature bank, is broken off.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -22,6 +23,35 @@ class Terminated(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(STATUS)
+
+
+@contextmanager
+def passed_on_to_children() -> Iterator[None]:
+    """Send SIGTERM on to the processes that this one started with ``multiprocessing``, and go on waiting for them.
+
+    A launcher that dies of it leaves its trainings behind, or has them killed before they wrote a checkpoint. Of use in
+    the main thread, elsewhere it does nothing.
+
+    Raises:
+        Terminated: inside, when the signal comes and there is no such process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        children = multiprocessing.active_children()
+        if not children:
+            raise Terminated
+        for child in children:
+            child.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Termination:

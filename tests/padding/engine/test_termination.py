@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGTERM ends a training with a checkpoint, from which it goes on as if nothing had happened."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from detectron2.engine import HookBase
 
 from padding.engine import termination
 from padding.engine.records import METRICS
-from padding.engine.termination import STATUS, Terminated, Termination
+from padding.engine.termination import STATUS, Terminated, Termination, passed_on_to_children
 from padding.errors import WriteError
 from tests.toy_training import ToyTrainer, losses_by_iteration, toy_cfg, train_toy
 
@@ -171,3 +172,36 @@ def test_workers_end_as_they_would_without_it() -> None:
         with noted.interruptible(False):
             signal_self()
         assert noted.requested
+
+
+def finish_after_sigterm(ready: Any, done: Path) -> None:
+    with Termination() as termination:
+        ready.set()
+        while not termination.requested:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        done.write_text("saved")
+
+
+def test_a_launcher_passes_it_on_and_waits(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    events = [context.Event() for _ in range(2)]
+    children = [
+        context.Process(target=finish_after_sigterm, args=(event, tmp_path / str(rank)))
+        for rank, event in enumerate(events)
+    ]
+    with passed_on_to_children():
+        for child, event in zip(children, events, strict=True):
+            child.start()
+            assert event.wait(30)
+        signal_self()
+        for child in children:
+            child.join(30)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["saved", "saved"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_launcher_without_processes_ends() -> None:
+    with passed_on_to_children(), pytest.raises(Terminated):
+        signal_self()
