@@ -90,7 +90,7 @@ def test_installed_wheel_prepares_trains_and_draws_in_another_folder(environment
         "out/model_final.pth",
     )
     call(environment / "mss-demo", *words, cwd=tmp_path)
-    assert len(list((tmp_path / "pictures").iterdir())) == 1
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Beside the file lies a JSON of the same name: what goes in, what comes out, the 
 
 import io
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,9 +21,10 @@ from padding.errors import ConfigError, UserError
 
 ENDINGS = {"torch-export": ".pt2", "onnx": ".onnx"}
 _OPSET = 18
-# Sides of the example of a dynamic graph, in units of the divisibility: no size that a network has a table of.
+# Sides of the example of a dynamic graph, in strides: no size that a network has a table of.
 _EXAMPLE = (7, 11)
 _OTHER = (3, 2)  # of the images that it is checked with
+_STRIDE = 32  # at least; on maps of one pixel networks compute something else
 
 
 class ExportError(UserError, RuntimeError):
@@ -82,17 +84,15 @@ def export_graph(
         ExportError: the exporter refuses the graph, or a package is missing.
     """
     output, unit = Path(output), graph.size_divisibility
+    other = _images_of_strides(_OTHER, graph, 3, channels)
     if form not in ENDINGS or output.suffix != ENDINGS[form]:
         raise ConfigError(f"{output}: format {form} is written to a file *{ENDINGS.get(form, '.pt2 or *.onnx')}")
     if size is not None and (min(size) < 1 or any(side % unit for side in size)):
         raise ConfigError(f"size {size[0]} x {size[1]}: expected multiples of {unit}")
     program, dynamic, example = _traced(graph, size, batch, channels)
     content = _torch_bytes(program) if form == "torch-export" else _onnx_bytes(program, graph)
-    other = (
-        _images(_OTHER[0] * unit, _OTHER[1] * unit, 3, channels)
-        if dynamic
-        else _images(*_sides(example), len(example), channels)
-    )
+    if not dynamic:
+        other = _images(*_sides(example), len(example), channels)
     run = _run_torch if form == "torch-export" else _run_onnx
     write_bytes(output, content)
     report = ExportReport(
@@ -118,6 +118,11 @@ def _images(height: int, width: int, batch: int, channels: int) -> Tensor:
     return torch.randint(0, 256, (batch, channels, height, width), generator=generator).float()
 
 
+def _images_of_strides(sides: tuple[int, int], graph: Graph, batch: int, channels: int) -> Tensor:
+    stride = math.lcm(graph.size_divisibility, _STRIDE)
+    return _images(sides[0] * stride, sides[1] * stride, batch, channels)
+
+
 def _traced(
     graph: Graph, size: tuple[int, int] | None, batch: int, channels: int
 ) -> tuple[torch.export.ExportedProgram, bool, Tensor]:
@@ -126,11 +131,11 @@ def _traced(
     if size is not None:
         example = _images(*size, batch, channels)
         return _trace(graph, example, None), False, example
-    example = _images(_EXAMPLE[0] * unit, _EXAMPLE[1] * unit, 2, channels)
+    example = _images_of_strides(_EXAMPLE, graph, 2, channels)
     sides = {2 + i: unit * torch.export.Dim(name, min=2, max=1 << 12) for i, name in enumerate(("rows", "columns"))}
     try:
         program = _trace(graph, example, {0: torch.export.Dim("batch", min=1, max=1 << 12), **sides})
-        _try_other_size(program, _images(_OTHER[0] * unit, _OTHER[1] * unit, 3, channels))
+        _try_other_size(program, _images_of_strides(_OTHER, graph, 3, channels))
         return program, True, example
     except ExportError as error:
         message = "Any batch and size is not possible with this network, so both are fixed; choose them: %s"

@@ -153,7 +153,7 @@ def panoptic_maps(
     # Things are named after themselves, stuff after the first kept query of its class: (B, Q, Q), row joins column.
     same = kept[:, :, None] & kept[:, None, :] & (labels[:, :, None] == labels[:, None, :])
     alone = queries[:, None] == queries
-    joined = torch.where(is_thing[labels][:, :, None], alone & kept[:, :, None], same)
+    joined = same & (alone | ~is_thing[labels][:, :, None])  # not `where`, which ONNX Runtime has not for bool
     name = joined.to(torch.int64).argmax(dim=-1)  # (B, Q)
     segment = torch.where(kept, name + 1, torch.zeros_like(name))
     best = torch.where(joined, scores[:, None, :], torch.zeros_like(scores)[:, None, :]).amax(dim=-1)

@@ -171,13 +171,13 @@ class OfOneSize(TwoConvolutions):
     """Cannot be traced with free sizes: how it computes hangs on them."""
 
     def logits(self, view: Tensor) -> dict[str, Tensor]:
-        return {"sem_seg": self.layers(view) * (2.0 if view.shape[-1] == 88 else 1.0)}
+        return {"sem_seg": self.layers(view) * (2.0 if view.shape[-1] == 352 else 1.0)}
 
 
 def test_what_allows_no_other_size_is_fixed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     graph = PixelGraph(OfOneSize(), post_processing=False)
     report = export_graph(graph, tmp_path / "m.pt2", form="torch-export")
-    assert (report.size, report.batch) == ((56, 88), 2)
+    assert (report.size, report.batch) == ((224, 352), 2)
     assert "so both are fixed" in caplog.text
     report = export_graph(graph, tmp_path / "m.pt2", form="torch-export", size=(16, 24), batch=3)
     assert (report.size, report.batch) == ((16, 24), 3)
