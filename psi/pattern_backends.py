@@ -363,7 +363,7 @@ def _views(maps: Tensor, window: Window, size: tuple[int, int]) -> Iterator[Tens
     """
     reach, finer = window.reach, window.finer
     padded = F.pad(maps, (reach, reach, reach, reach)) if reach else maps
-    height, width = ((math.ceil(count / window.coarser) - 1) * finer + 1 for count in size)
+    height, width = ((count - 1) // window.coarser * finer + 1 for count in size)  # of integers: sizes may be symbols
     for dy, dx in window.offsets:
         top, left = reach + dy, reach + dx
         yield padded[:, :, top : top + height : finer, None, left : left + width : finer, None]
