@@ -9,7 +9,8 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return result
 
 
+@contextmanager
+def without_crc32() -> Iterator[None]:
+    """Have ``torch.save`` compute no CRC32; torch before 2.6 always computes them."""
+    if not hasattr(torch.serialization, "get_crc32_options"):
+        yield
+        return
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
 def checkpoint_pairs(folder: Path, megabytes: int) -> dict[str, Pair]:
     """A third of the file the network, the rest its optimiser, in tensors of some megabytes."""
     count = max(megabytes // 3, 1)
@@ -65,13 +80,8 @@ def checkpoint_pairs(folder: Path, megabytes: int) -> dict[str, Pair]:
     content = {"model": model, "trainer": {"optimizers": {"main": {"state": state}}}, "iteration": 9}
 
     def save_bare() -> None:
-        before = torch.serialization.get_crc32_options()
-        torch.serialization.set_crc32_options(False)
-        try:
-            with replacing(folder / "bare.pth") as temporary:
-                torch.save(content, temporary)
-        finally:
-            torch.serialization.set_crc32_options(before)
+        with without_crc32(), replacing(folder / "bare.pth") as temporary:
+            torch.save(content, temporary)
 
     return {
         "save a checkpoint": (save_bare, lambda: write_checkpoint(folder / "ours.pth", content)),

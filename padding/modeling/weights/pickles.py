@@ -102,6 +102,7 @@ _CORES = ("numpy.core", "numpy._core")  # before numpy 2, and since
 _STAND_INS: dict[str, Any] = {
     "numpy.ndarray": _Array,
     "numpy.dtype": _Dtype,
+    "_codecs.encode": _encode_latin1,  # how numpy's scalars bring their bytes; torch allows it by itself since 2.5
     **{f"{core}.multiarray._reconstruct": _reconstruct for core in _CORES},
     **{f"{core}.multiarray.scalar": _scalar for core in _CORES},
     **{f"{core}.numeric._frombuffer": _frombuffer for core in _CORES},
@@ -111,7 +112,6 @@ STAND_INS: list[Any] = [(stand_in, name) for name, stand_in in _STAND_INS.items(
 
 _PLAIN: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
-    "_codecs.encode": _encode_latin1,  # how Python 3 writes bytes for Python 2
     **{f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in (set, frozenset)},
 }
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 from detectron2.data.detection_utils import read_image
+from packaging.version import Version
 from PIL import Image
 
 from padding.data.photographs import in_channels, read_photograph
@@ -67,6 +69,8 @@ def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", ["RGB", "BGR", "L"])
 def test_images_of_8_bits_are_read_as_detectron2_reads_them(mode: str, channels: str, tmp_path: Path) -> None:
     picture = Image.effect_noise((9, 7), 90).convert("RGB").convert(mode)
+    if mode == "YCbCr" and Version(PIL.__version__) < Version("11"):
+        pytest.skip("Pillow 10 writes YCbCr TIFF files that it cannot read")
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # turned to the right

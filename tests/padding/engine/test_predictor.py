@@ -90,7 +90,9 @@ def test_every_kind_of_prediction_is_drawn(predictor: Predictor, image: np.ndarr
         predictor.draw(image, {})
 
 
-def test_empty_predictions_leave_the_image(predictor: Predictor, image: np.ndarray) -> None:
+def test_empty_predictions_leave_the_image(predictor: Predictor) -> None:
+    # A ramp: matplotlib before 3.11 moves some pixels by half of one.
+    image = np.stack([np.add.outer(np.arange(40), np.arange(56))] * 3, axis=-1).astype(np.uint8)
     empty = (torch.zeros(40, 56, dtype=torch.int32), [])
     np.testing.assert_allclose(predictor.draw(image, {"panoptic_seg": empty}), image, atol=1)
     instances = Instances((40, 56))
