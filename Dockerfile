@@ -1,4 +1,4 @@
-# CPU image; for GPUs take a CUDA base image with Python 3.11 or 3.12 and leave the index of torch out.
+# CPU image; for GPUs take a CUDA base image with Python 3.11 to 3.13 and leave the index of torch out.
 FROM python:3.12-slim
 ENV OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
 WORKDIR /opt/segmentation

@@ -12,8 +12,8 @@ fail() {
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' 2>/dev/null; then
       printf '%s' "$candidate"
       return
     fi
@@ -22,7 +22,7 @@ find_python() {
 
 if [ ! -x "$venv/bin/python" ]; then
   python="$(find_python)"
-  [ -n "$python" ] || fail "no Python 3.11 or 3.12 found. Install one (Debian: apt-get install python3 python3-venv) or set PYTHON=/path/to/python3.11."
+  [ -n "$python" ] || fail "no Python 3.11, 3.12 or 3.13 found. Install one (Debian: apt-get install python3 python3-venv) or set PYTHON=/path/to/python3.11."
   echo "creating $venv with $("$python" --version)"
   "$python" -m venv "$venv" || fail "'$python -m venv' failed. On Debian: apt-get install python3-venv. Then remove $venv and try again."
 fi

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from packaging.version import Version
 from torch import Tensor, nn
 
 import padding.export
@@ -244,6 +245,8 @@ def test_every_method_is_exported(make: str, form: str, tmp_path: Path, capsys: 
     if form == "onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
+    if make in ("maskformer", "padding") and Version(torch.__version__) < Version("2.6"):
+        pytest.skip("torch.export of torch 2.4 refuses the pixel decoder")
     model = packed(make, tmp_path)
     output = tmp_path / ("m.onnx" if form == "onnx" else "m.pt2")
     words = ["--format", form, "--model", str(model), "--output", str(output)]
