@@ -113,6 +113,16 @@ def test_strokes_grow_and_the_label_map_is_downloaded(page: Any, image_file: Pat
     assert {0, 4} <= set(np.unique(labels)) <= {0, 4, 255}
 
 
+def test_all_models_are_shown_beside_each_other(page: Any, image_file: Path) -> None:
+    page.get_by_role("tab", name="Side by side").click()
+    page.locator("#compared-image input[type=file]").set_input_files(image_file)
+    page.wait_for_selector("#compared-image img")
+    page.locator("#compare").click()
+    for caption in ("zero_shot: PADing", "scribbles: PSI", "saliency: SalSeg", "saliency: saliency"):
+        page.wait_for_selector(f"#compared >> text={caption}")
+    assert page.locator("#compared .grid-container img").count() == 5  # with the image itself
+
+
 def answer(address: str, path: str, **headers: str) -> int:
     """Status of a plain request."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=PATIENCE_MS / 1000)
