@@ -8,6 +8,7 @@ them in less memory. What would give wrong numbers in silence is a
 - annotation ids may repeat or lack: nothing goes by them, scores number the objects anew;
 - objects without ``segmentation``, or without a polygon of three points, are left out;
 - ``area`` is never believed, pixels are counted; a ``bbox`` that is none is replaced by that of the mask;
+- a class without objects that stands above all others (``placeholder``) is left out;
 - backslashes in the names of images are slashes, and folders in front of a name are left out where they do not exist.
 """
 
@@ -26,6 +27,7 @@ import msgspec
 
 from padding.data.json_parts import NotPlainError, typed_parts
 from padding.data.masks import MAX_PIXELS, MIN_POLYGON_NUMBERS, mask_problems, without_short_polygons
+from padding.data.placeholder import without_placeholder
 from padding.data.readers import displayed_size
 from padding.data.typed_json import read_typed_json
 from padding.errors import DataError, UserError
@@ -54,6 +56,7 @@ class Category(msgspec.Struct, gc=False):
 
     id: int
     name: str
+    supercategory: Any = None
 
 
 class ImageEntry(msgspec.Struct, gc=False):
@@ -239,6 +242,9 @@ def content_findings(content: ImageFile | PanopticFile | InstanceFile) -> Findin
     found = Findings(_image_problems(content.images))
     if isinstance(content, ImageFile):
         return found
+    if isinstance(content, InstanceFile):
+        used = {annotation.category_id for annotation in content.annotations}
+        content.categories = without_placeholder(content.categories, used)
     found.problems += _repeated("category id", content.categories, lambda c: c.id, lambda c: repr(c.name))
     found.problems += _repeated("category name", content.categories, lambda c: c.name, lambda c: f"id {c.id}")
     if isinstance(content, PanopticFile):

@@ -20,6 +20,7 @@ from padding.data.loaders.instances_json import load_instances
 from padding.data.loaders.listed_images import read_id_list
 from padding.data.loaders.panoptic_json import load_panoptic
 from padding.data.own_data import KEY, OWN_NAMES, OWN_UNSEEN, OwnData, check_unseen
+from padding.data.placeholder import placeholder_of, without_placeholder
 from padding.data.registration import register_data_set
 from padding.data.sample import DatasetDict
 from padding.data.sets.voc import voc_palette
@@ -35,6 +36,19 @@ class LabelCategory(msgspec.Struct, gc=False):
     id: int
     name: str
     isthing: bool | int | None = None
+    supercategory: Any = None
+
+
+class LabelledObject(msgspec.Struct, gc=False):
+    """Class of an object; None where it is said for each segment of an image."""
+
+    category_id: int | None = None
+
+
+class ObjectFile(msgspec.Struct):
+    """The classes of the objects of an annotation file."""
+
+    annotations: list[LabelledObject]
 
 
 class CategoryFile(msgspec.Struct):
@@ -120,7 +134,7 @@ def own_split(own: OwnData, train: Sequence[LabelCategory], val: Sequence[LabelC
 
 
 def read_categories(path: str) -> list[LabelCategory]:
-    """Classes of an annotation file, in its order.
+    """Classes of an annotation file, in its order, without Roboflow's placeholder.
 
     Raises:
         MissingFileError: there is no such file.
@@ -129,6 +143,9 @@ def read_categories(path: str) -> list[LabelCategory]:
     categories = read_typed_json(path, CategoryFile, cure=_CURE).categories
     if not categories:
         raise DataError(f"{path}: 'categories' is empty; export the classes too")
+    if placeholder_of(categories) is not None:
+        objects = read_typed_json(path, ObjectFile, cure=_CURE).annotations
+        categories = without_placeholder(categories, {labelled.category_id for labelled in objects})
     for what in ("name", "id"):
         value, count = Counter(getattr(category, what) for category in categories).most_common(1)[0]
         if count > 1:

@@ -15,6 +15,7 @@ from PIL import Image
 from padding.data.catalog import register_all
 from padding.data.class_split import class_split_of
 from padding.data.folders import register_own_data
+from padding.data.own_annotations import read_categories
 from padding.data.own_data import OWN_UNSEEN
 from padding.engine import add_core_config
 from padding.evaluation.instance import InstanceEvaluator
@@ -128,6 +129,35 @@ def test_exports_of_annotation_tools_train_and_score_as_they_are(tool: str, tmp_
         assert [a["category_id"] for a in entry["annotations"]] == [0]
     results = scores_of_the_truth("own_val")
     assert results["segm"]["AP"] == pytest.approx(100)
+
+
+PETS = {0: {"name": "pets"}, 1: {"supercategory": "pets"}, 2: {"supercategory": "pets"}}
+ROBOFLOW = [
+    {"id": 0, "name": "cat", "supercategory": "none"},
+    {"id": 1, "name": "cat", "supercategory": "cat"},
+    {"id": 2, "name": "dog", "supercategory": "cat"},
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "objects", "expected"),
+    [
+        ({}, [1, 2], ["cat", "dog"]),  # the project's name is a class's too
+        (PETS, [], ["cat", "dog"]),
+        ({0: {"name": "pets"}}, [1], ["pets", "cat", "dog"]),  # not above all others
+        (PETS, [0, 1], ["pets", "cat", "dog"]),
+    ],
+)
+def test_the_placeholder_of_roboflow_is_no_class(
+    changed: dict[int, dict[str, str]], objects: list[int], expected: list[str], tmp_path: Path
+) -> None:
+    categories = [{**category, **changed.get(i, {})} for i, category in enumerate(ROBOFLOW)]
+    files = write(tmp_path, coco({0: "a.jpg"}, categories, [thing(0, name, id=i) for i, name in enumerate(objects)]))
+    assert [category.name for category in read_categories(str(files["ANNOTATIONS"]))] == expected
+    photograph(tmp_path, "a.jpg")
+    register_own_data(config(**files))
+    (entry,) = DatasetCatalog.get("own_train")
+    assert [a["category_id"] for a in entry["annotations"]] == [expected.index(categories[i]["name"]) for i in objects]
 
 
 def scores_of_the_truth(dataset: str) -> Any:
