@@ -410,6 +410,11 @@ def _check_objects(content: InstanceFile, found: Findings) -> None:
         "correct its 'segmentation'"
         for index, problem in sorted(problems.items())
     ]
+    if without and not kept:
+        found.problems.append(
+            f"none of its {without} objects has a mask: boxes alone teach no segmentation; export polygons or masks, "
+            "each as the object's 'segmentation'"
+        )
     found.remarks += _object_remarks(content.annotations, without, wrong_boxes)
     content.annotations = kept
 

@@ -187,6 +187,12 @@ def test_objects_without_a_mask_and_boxes_that_are_none(tmp_path: Path, caplog: 
     assert "3 objects have a 'bbox' that is no box" in caplog.text
 
 
+def test_a_file_of_boxes_alone_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, instances(), lambda c: [entry.update(segmentation=[]) for entry in c["annotations"]])
+    with pytest.raises(DataError, match="none of its 3 objects has a mask: boxes alone teach no segmentation"):
+        read_instance_file(path)
+
+
 def test_findings_hold_every_problem_and_raise_none(tmp_path: Path) -> None:
     content = instances()
     content["annotations"][0]["segmentation"] = [BOX[:7]]
