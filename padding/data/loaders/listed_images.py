@@ -74,7 +74,9 @@ def load_listed_images(
         files = {i: _place(image_name, i) for i in read_id_list(image_ids)}
         require_files(image_root, [str(image_root / name) for name in files.values()], cure)
     else:
-        files = images_by_id(image_root, cure, subfolders=subfolders)
+        # Roboflow puts a.jpg and its label a_mask.png into one folder.
+        labels = label_name if image_root.resolve() == label_root.resolve() else ""
+        files = images_by_id(image_root, cure, subfolders=subfolders, labels=labels)
         if image_ids is not None:
             files = _only(files, read_id_list(image_ids), folder=image_root, listed_in=image_ids)
         elif excluded_ids is not None:
@@ -94,17 +96,35 @@ def _place(pattern: str, image_id: str) -> str:
     return pattern.format(id=image_id, city=image_id.split("_")[0])
 
 
-def images_by_id(folder: Path, cure: str, *, subfolders: bool = False) -> dict[str, str]:
-    """File name of every image of a folder (and of those below) by its id, in order of the names."""
+def _id_of(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()
+
+
+def images_by_id(folder: Path, cure: str, *, subfolders: bool = False, labels: str = "") -> dict[str, str]:
+    """File name of every image of a folder (and of those below) by its id, in order of the names.
+
+    Args:
+        folder: of the images.
+        cure: sentence for error messages.
+        subfolders: the folders below count too.
+        labels: ``label_name`` of labels that lie beside the images; such files of other images are none themselves.
+
+    Raises:
+        MissingFileError: there is no such folder.
+        DataError: it has no image, or two of one id.
+    """
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder of images. {cure}".rstrip())
     found = folder.rglob("[!.]*") if subfolders else folder.glob("[!.]*")
     names = sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in IMAGE_ENDINGS)
-    files = {Path(name).with_suffix("").as_posix(): name for name in names}
+    if labels:
+        of_others = {label for name in names if (label := _place(labels, _id_of(name))) != name}
+        names = [name for name in names if name not in of_others]
+    files = {_id_of(name): name for name in names}
     if not names:
         raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)}). {cure}".rstrip())
     if len(files) < len(names):
-        by_id = {name: files[Path(name).with_suffix("").as_posix()] for name in names}
+        by_id = {name: files[_id_of(name)] for name in names}
         twice = next(name for name in names if by_id[name] != name)
         raise DataError(f"{folder}: {twice} and {by_id[twice]} have one id; give every image one file")
     return files

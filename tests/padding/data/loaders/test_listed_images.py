@@ -94,3 +94,22 @@ def test_missing_and_empty_folders_and_two_files_of_one_id(folder: Path) -> None
     (folder / "images" / "a.png").touch()
     with pytest.raises(ValueError, match=r"a\.JPEG and a\.png have one id; give every image one file"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("label_name", "names"),
+    [
+        ("{id}_mask.png", ["a.jpg", "a_mask.png", "b.png", "b_mask.png"]),
+        ("{id}.png", ["a.jpg", "a.png", "b.jpeg", "b.png"]),
+        ("{id}.png", ["a.jpg", "a.png", "b.jpg"]),  # the second without a label
+    ],
+)
+def test_labels_beside_the_images_are_no_images(label_name: str, names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    entries = load_listed_images(image_root=tmp_path, label_root=tmp_path / ".", label_name=label_name)
+    assert [entry["image_id"] for entry in entries] == ["a", "b"]
+    assert [Path(entry["file_name"]).name for entry in entries] == [names[0], names[2]]
+    assert [Path(entry["sem_seg_file_name"]).name for entry in entries] == [
+        label_name.format(id=name) for name in ("a", "b")
+    ]
