@@ -11,7 +11,8 @@ A shipped list must have the count and hash of its protocol and no id twice; the
 add up to the stated pool. Your own lists are compared with the images of a folder. --draw writes new lists, drawn with
 numpy.random.RandomState(seed).choice from the sorted ids; with one seed a small set is part of every larger one.
 --labels writes lists in which the images with a label file are labeled. --exclude leaves out the images kept for
-evaluation. Lists are never overwritten. Exit status: 0 all is well, 1 problems found, 2 input that cannot be used.
+evaluation. --subfolders and --suffix mean what DATASETS.FOLDERS.SUBFOLDERS and LABEL_SUFFIX mean. Lists are never
+overwritten. Exit status: 0 all is well, 1 problems found, 2 input that cannot be used.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = preparation_parser(__doc__)
     parser.add_argument("names", nargs="*", help="shipped splits, or what their names begin with (default: all)")
     parser.add_argument("--folder", type=Path, help="folder of your own labeled.txt and unlabeled.txt")
-    parser.add_argument("--images", type=Path, help="folder of all their images, sub-folders included")
+    parser.add_argument("--images", type=Path, help="folder of all their images")
+    parser.add_argument("--subfolders", action="store_true", help="images and labels lie in the folders below as well")
     parser.add_argument("--exclude", type=Path, metavar="FILE", help="ids of images that belong into neither list")
     writes = parser.add_mutually_exclusive_group()
     writes.add_argument("--draw", type=int, metavar="N", help="write lists with N labeled images into --folder")
-    writes.add_argument("--labels", type=Path, metavar="DIR", help="write lists: those with DIR/ID.png are labeled")
+    writes.add_argument("--labels", type=Path, metavar="DIR", help="write lists: those with a file in DIR are labeled")
+    parser.add_argument(
+        "--suffix", default=".png", help="of the files in --labels, behind the id (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of --draw (default: %(default)s)")
     args = parser.parse_args(arguments)
     if args.names and args.folder:
@@ -65,7 +70,8 @@ def pool_of(args: argparse.Namespace) -> tuple[str, ...] | None:
     from padding.data.loaders.listed_images import read_id_list
     from padding.data.prepare.split_lists import image_ids_in
 
-    ids = image_ids_in(args.images)
+    beside = args.labels is not None and args.labels.resolve() == args.images.resolve()
+    ids = image_ids_in(args.images, subfolders=args.subfolders, label_suffix=args.suffix if beside else "")
     if args.exclude is None:
         return ids
     excluded = set(read_id_list(args.exclude))
@@ -112,7 +118,7 @@ def prepare(args: argparse.Namespace) -> int:
     if args.draw is not None:
         split_lists.write_split(args.folder, *split_lists.draw_labeled(ids or (), args.draw, seed=args.seed))
     elif args.labels is not None:
-        split_lists.write_split(args.folder, *split_lists.labeled_by_files(ids or (), args.labels))
+        split_lists.write_split(args.folder, *split_lists.labeled_by_files(ids or (), args.labels, suffix=args.suffix))
     return show([split_lists.check_split(args.folder, image_ids=ids)])
 
 

@@ -162,11 +162,12 @@ def save_png(array: npt.NDArray[np.uint8], path: str | Path, *, palette: Sequenc
     Args:
         array: (h, w) or (h, w, 3) uint8.
         path: the PNG.
-        palette: RGB of the values 0, 1, ... of an (h, w) array, shown by image viewers.
+        palette: RGB of the values 0, 1, ... of an (h, w) array, shown by image viewers; values beyond it are black.
     """
     image = Image.fromarray(array)
     if len(palette):
-        image.putpalette([int(channel) for color in palette for channel in color])
+        # Of a shorter palette Pillow would write fewer bits a pixel, which the value 255 does not fit in.
+        image.putpalette([int(channel) for color in palette for channel in color] + [0] * 3 * (256 - len(palette)))
     with replacing(path, flush=False) as temporary:
         image.save(temporary, format="PNG")
 

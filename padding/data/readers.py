@@ -19,6 +19,7 @@ from PIL import Image, ImageFile
 from padding.data.damage import LIMIT_KEY, check_image_size, check_png
 from padding.errors import DataError, MissingFileError, UserError
 
+_COLORS_CURE = "datasets/prepare_color_labels.py turns colours into class ids"
 _CURE = "obtain or generate it again"
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, zlib.error)
 _STRETCHED = {"L;2": 85, "L;4": 17}
@@ -93,7 +94,7 @@ def read_label_map(file: str | Path | BinaryIO, *, name: object = "", cure: str 
         if image.mode not in ("P", "L", "1", "I;16", "I"):
             raise DataError(
                 f"{name or file}: a label map holds one number per pixel, but this is an image of mode {image.mode}; "
-                "convert its colours to class ids first"
+                f"{_COLORS_CURE if image.mode in ('RGB', 'RGBA') else 'save class ids of 8 or 16 bits'}"
             )
         stretched = _STRETCHED.get(raw_mode(image), 1)
         labels = np.asarray(image)

@@ -81,6 +81,21 @@ def test_images_with_a_label_file_are_labeled_and_excluded_ones_in_neither_list(
     assert "1 ids are no image of" in capsys.readouterr().err
 
 
+def test_ids_have_the_folders_that_the_loader_gives_them(tmp_path):
+    """Lists held the names alone, which DATASETS.FOLDERS.SUBFOLDERS does not find."""
+    for name in ("lion/1.jpg", "wolf/1.jpg", "wolf/2.jpg", "wolf/2_mask.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).touch()
+    words = ["--images", str(tmp_path / "images"), "--subfolders"]
+    assert main(["--folder", str(tmp_path / "drawn"), *words, "--draw", "1"]) == 0
+    drawn = read_semi_split(str(tmp_path / "drawn"))
+    assert sorted((*drawn.labeled, *drawn.unlabeled)) == ["lion/1", "wolf/1", "wolf/2", "wolf/2_mask"]
+    labels = ["--labels", str(tmp_path / "images"), "--suffix", "_mask.png"]
+    assert main(["--folder", str(tmp_path / "beside"), *words, *labels]) == 0
+    beside = read_semi_split(str(tmp_path / "beside"))
+    assert (beside.labeled, beside.unlabeled) == (("wolf/2",), ("lion/1", "wolf/1"))
+
+
 def test_input_that_cannot_be_used(images, tmp_path, capsys):
     words = ["--folder", str(tmp_path / "lists"), "--images", str(images)]
     assert main([*words, "--draw", "20"]) == 2

@@ -6,14 +6,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from padding.data.files import write_text
-from padding.data.loaders.listed_images import read_id_list
-from padding.data.photographs import IMAGE_ENDINGS
+from padding.data.loaders.listed_images import images_by_id, read_id_list
 from padding.data.readers import read_text
 from padding.data.roots import splits_dir
 from padding.data.semi_splits import LISTS, read_semi_split
@@ -133,23 +131,20 @@ def _difference(ids: set[str], what: str) -> list[str]:
     return [f"{len(ids)} ids {what}, first {', '.join(sorted(ids)[:3])}"] if ids else []
 
 
-def image_ids_in(folder: str | Path) -> tuple[str, ...]:
-    """Sorted ids of all images of a folder and its sub-folders: file names without ending.
+def image_ids_in(folder: str | Path, *, subfolders: bool = False, label_suffix: str = "") -> tuple[str, ...]:
+    """Sorted ids of all images of a folder, as DATASETS.FOLDERS has them: names without ending, folders in front.
+
+    Args:
+        folder: of the images.
+        subfolders: the folders below count too, as with DATASETS.FOLDERS.SUBFOLDERS.
+        label_suffix: of labels that lie beside the images and are none themselves; "": there are none.
 
     Raises:
-        MissingFileError: there is no such folder.
-        DataError: it holds no image, or two with one id.
+        MissingFileError, DataError: see ``images_by_id``.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise MissingFileError(f"{folder}: no such folder of images")
-    ids = sorted(p.stem for p in folder.rglob("[!.]*") if p.suffix.lower() in IMAGE_ENDINGS)
-    if not ids:
-        raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_ENDINGS)})")
-    twice = next((one for one, other in pairwise(ids) if one == other), None)
-    if twice is not None:
-        raise DataError(f"{folder}: several images are called {twice}; give every image a name of its own")
-    return tuple(ids)
+    cure = "" if subfolders else "Folders below it count with --subfolders"
+    labels = f"{{id}}{label_suffix}" if label_suffix else ""
+    return tuple(sorted(images_by_id(Path(folder), cure, subfolders=subfolders, labels=labels)))
 
 
 def draw_labeled(image_ids: Iterable[str], count: int, *, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -176,8 +171,15 @@ def draw_labeled(image_ids: Iterable[str], count: int, *, seed: int) -> tuple[tu
     return tuple(sorted(drawn)), tuple(one for one in pool if one not in drawn)
 
 
-def labeled_by_files(image_ids: Iterable[str], label_folder: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Labeled are the images with a PNG of their name in a folder, unlabeled the others.
+def labeled_by_files(
+    image_ids: Iterable[str], label_folder: str | Path, *, suffix: str = ".png"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Labeled are the images with a label file of their name in a folder, unlabeled the others.
+
+    Args:
+        image_ids: ids of all images.
+        label_folder: of the label files.
+        suffix: what their names have behind the id, as DATASETS.FOLDERS.LABEL_SUFFIX.
 
     Returns:
         Labeled and unlabeled ids, both sorted.
@@ -190,14 +192,13 @@ def labeled_by_files(image_ids: Iterable[str], label_folder: str | Path) -> tupl
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder of labels")
     pool = sorted(set(image_ids))
-    with_file = {path.stem for path in folder.glob("[!.]*.png")}
-    labeled = tuple(one for one in pool if one in with_file)
+    labeled = tuple(one for one in pool if (folder / f"{one}{suffix}").is_file())
     if not 1 <= len(labeled) < len(pool):
         raise DataError(
-            f"{folder} holds labels (ID.png) of {len(labeled)} of the {len(pool)} images; lists of labeled and "
+            f"{folder} holds labels (ID{suffix}) of {len(labeled)} of the {len(pool)} images; lists of labeled and "
             "unlabeled images need some of both"
         )
-    return labeled, tuple(one for one in pool if one not in with_file)
+    return labeled, tuple(sorted(set(pool) - set(labeled)))
 
 
 def write_split(folder: str | Path, labeled: Sequence[str], unlabeled: Sequence[str]) -> None:

@@ -151,6 +151,14 @@ def test_png_with_palette(tmp_path: Path) -> None:
         assert image.convert("RGB").getpixel((1, 0)) == (255, 128, 0)
 
 
+def test_values_beyond_the_palette_are_kept(tmp_path: Path) -> None:
+    """Pillow writes two bits a pixel for a palette of three colours: 255 became 3."""
+    labels = np.array([[0, 2], [200, 255]], np.uint8)
+    save_png(labels, tmp_path / "a.png", palette=[(0, 0, 0), (255, 128, 0), (0, 0, 255)])
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), labels)
+
+
 @pytest.mark.parametrize("ending", ["png", "jpg"])
 def test_picture_in_the_format_of_its_suffix(tmp_path: Path, ending: str) -> None:
     picture = np.zeros((8, 8, 3), np.uint8)

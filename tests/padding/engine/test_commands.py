@@ -69,6 +69,7 @@ SCRIPTS = {
     "prepare_coco128": (),
     "prepare_cityscapes": (),
     "prepare_class_embeddings": ("word2vec", "--vectors", "nowhere.bin", "--output", "w.npz"),
+    "prepare_color_labels": ("--labels", "no/labels", "--colors", "nowhere.txt", "--output", "no/ids"),
     "prepare_coco_zsi": (),
     "prepare_coco_zsp": (),
     "prepare_coco_zss": (),

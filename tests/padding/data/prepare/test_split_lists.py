@@ -111,26 +111,34 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_images_of_a_folder(images: Path) -> None:
-    assert image_ids_in(images) == ("a", "b", "c", "d", "e")
-    (images / "more" / "a.jpg").touch()
-    with pytest.raises(ValueError, match="several images are called a;"):
+    assert image_ids_in(images) == ("a", "b", "d", "e")
+    assert image_ids_in(images, subfolders=True) == ("a", "b", "d", "e", "more/c")
+    (images / "a.jpg").touch()
+    with pytest.raises(ValueError, match="have one id"):
         image_ids_in(images)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         image_ids_in(images / "nothing")
     (images / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(ValueError, match=r"holds no image .*--subfolders"):
         image_ids_in(images / "empty")
 
 
+def test_labels_beside_the_images_are_none(images: Path) -> None:
+    (images / "a_mask.png").touch()
+    assert image_ids_in(images, label_suffix="_mask.png") == ("a", "b", "d", "e")
+    assert "a_mask" in image_ids_in(images)
+
+
 def test_own_lists_are_compared_with_the_images(images: Path, tmp_path: Path) -> None:
-    write_split(tmp_path / "good", ("a",), ("b", "c", "d", "e"))
-    report = check_split(tmp_path / "good", image_ids=image_ids_in(images))
+    write_split(tmp_path / "good", ("a",), ("b", "d", "e", "more/c"))
+    ids = image_ids_in(images, subfolders=True)
+    report = check_split(tmp_path / "good", image_ids=ids)
     assert (report.labeled, report.unlabeled, report.problems) == (1, 4, ())
     write_split(tmp_path / "bad", ("a", "x"), ("b", "y", "d"))
-    report = check_split(tmp_path / "bad", image_ids=image_ids_in(images))
+    report = check_split(tmp_path / "bad", image_ids=ids)
     assert report.problems == (
         "2 ids are listed, but there is no such image, first x, y",
-        "2 ids are in neither list, first c, e",
+        "2 ids are in neither list, first e, more/c",
     )
     assert check_split(tmp_path / "bad").problems == ()
 
@@ -181,6 +189,10 @@ def test_images_with_label_files(tmp_path: Path) -> None:
     assert labeled_by_files(("c", "b", "a"), tmp_path) == (("b",), ("a", "c"))
     with pytest.raises(ValueError, match=r"holds labels \(ID\.png\) of 0 of the 2 images"):
         labeled_by_files(("c", "a"), tmp_path)
+    assert labeled_by_files(("c", "b"), tmp_path, suffix=".jpg") == (("c",), ("b",))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b_mask.png").touch()
+    assert labeled_by_files(("more/b", "b"), tmp_path, suffix="_mask.png") == (("more/b",), ("b",))
     with pytest.raises(ValueError, match="of 2 of the 2 images"):
         labeled_by_files(("b", "x"), tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder of labels"):
