@@ -45,9 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     writes = parser.add_mutually_exclusive_group()
     writes.add_argument("--draw", type=int, metavar="N", help="write lists with N labeled images into --folder")
     writes.add_argument("--labels", type=Path, metavar="DIR", help="write lists: those with a file in DIR are labeled")
-    parser.add_argument(
-        "--suffix", default=".png", help="of the files in --labels, behind the id (default: %(default)s)"
-    )
+    parser.add_argument("--suffix", default="", help="of the label files, behind the id (default: .png)")
     parser.add_argument("--seed", type=int, default=0, help="of --draw (default: %(default)s)")
     args = parser.parse_args(arguments)
     if args.names and args.folder:
@@ -71,7 +69,7 @@ def pool_of(args: argparse.Namespace) -> tuple[str, ...] | None:
     from padding.data.prepare.split_lists import image_ids_in
 
     beside = args.labels is not None and args.labels.resolve() == args.images.resolve()
-    ids = image_ids_in(args.images, subfolders=args.subfolders, label_suffix=args.suffix if beside else "")
+    ids = image_ids_in(args.images, subfolders=args.subfolders, label_suffix=args.suffix or (".png" if beside else ""))
     if args.exclude is None:
         return ids
     excluded = set(read_id_list(args.exclude))
@@ -118,7 +116,9 @@ def prepare(args: argparse.Namespace) -> int:
     if args.draw is not None:
         split_lists.write_split(args.folder, *split_lists.draw_labeled(ids or (), args.draw, seed=args.seed))
     elif args.labels is not None:
-        split_lists.write_split(args.folder, *split_lists.labeled_by_files(ids or (), args.labels, suffix=args.suffix))
+        split_lists.write_split(
+            args.folder, *split_lists.labeled_by_files(ids or (), args.labels, suffix=args.suffix or ".png")
+        )
     return show([split_lists.check_split(args.folder, image_ids=ids)])
 
 

@@ -23,6 +23,7 @@ from padding.data.roots import splits_dir
 from padding.errors import DataError, MissingFileError
 
 _GREY = (128, 128, 128)
+_ROBOFLOW_HEADER = re.compile(r"pixel value\s*,\s*class", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -197,11 +198,12 @@ def class_split_of(dataset_name: str) -> ClassSplit:
 def read_name_list(path: str | Path) -> tuple[str, ...]:
     """Names from a text file, one per line; lines starting with ``#`` and empty lines are skipped.
 
-    A line with tabs is a row of a table, such as ``coco_stuff_171.tsv``; its last column is the name.
+    A line with tabs is a row of a table, such as ``coco_stuff_171.tsv``; its last column is the name. Roboflow's
+    ``_classes.csv``, with the header "Pixel Value, Class", is read as well.
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: the file names nothing, or a name twice.
+        DataError: the file names nothing, or a name twice; the values of a ``_classes.csv`` are not 0, 1, ...
     """
     path = Path(path)
     if not path.is_file():
@@ -209,10 +211,24 @@ def read_name_list(path: str | Path) -> tuple[str, ...]:
             f"{path}: no such list of class names; the lists shipped with the project lie in {splits_dir()}"
         )
     lines = (line.strip() for line in read_text(path).splitlines())
-    names = tuple(line.rpartition("\t")[2] for line in lines if line and not line.startswith("#"))
+    rows = [line for line in lines if line and not line.startswith("#")]
+    if rows and _ROBOFLOW_HEADER.fullmatch(rows[0]):
+        names = _names_by_value(rows[1:], path)
+    else:
+        names = tuple(line.rpartition("\t")[2] for line in rows)
     if not names:
         raise DataError(f"{path}: holds no name; write one class name per line")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"{path}: names {repeated} more than once; remove the repeated lines")
     return names
+
+
+def _names_by_value(rows: Sequence[str], path: Path) -> tuple[str, ...]:
+    cells = [row.partition(",") for row in rows]
+    if [value.strip() for value, _, _ in cells] != [str(i) for i in range(len(rows))]:
+        raise DataError(
+            f"{path}: the pixel values are not 0 to {len(rows) - 1} in this order; write a file of the names "
+            "alone, and their values in DATASETS.FOLDERS.LABEL_VALUES"
+        )
+    return tuple(name.strip() for _, _, name in cells)

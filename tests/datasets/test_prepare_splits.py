@@ -90,7 +90,11 @@ def test_ids_have_the_folders_that_the_loader_gives_them(tmp_path):
     assert main(["--folder", str(tmp_path / "drawn"), *words, "--draw", "1"]) == 0
     drawn = read_semi_split(str(tmp_path / "drawn"))
     assert sorted((*drawn.labeled, *drawn.unlabeled)) == ["lion/1", "wolf/1", "wolf/2", "wolf/2_mask"]
-    labels = ["--labels", str(tmp_path / "images"), "--suffix", "_mask.png"]
+    suffix = ["--suffix", "_mask.png"]
+    assert main(["--folder", str(tmp_path / "images_alone"), *words, *suffix, "--draw", "1"]) == 0
+    drawn = read_semi_split(str(tmp_path / "images_alone"))
+    assert sorted((*drawn.labeled, *drawn.unlabeled)) == ["lion/1", "wolf/1", "wolf/2"]
+    labels = ["--labels", str(tmp_path / "images"), *suffix]
     assert main(["--folder", str(tmp_path / "beside"), *words, *labels]) == 0
     beside = read_semi_split(str(tmp_path / "beside"))
     assert (beside.labeled, beside.unlabeled) == (("wolf/2",), ("lion/1", "wolf/1"))

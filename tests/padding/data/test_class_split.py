@@ -125,6 +125,16 @@ def test_read_name_list_errors_name_the_file(tmp_path: Path, text: str, message:
         read_name_list(path)
 
 
+def test_read_name_list_reads_the_table_of_an_annotation_tool(tmp_path: Path) -> None:
+    """Its header was a class, so that every label had the name of the one before."""
+    path = tmp_path / "_classes.csv"
+    path.write_text("Pixel Value, Class\n0, background\n1, swimming pool\n2, car")
+    assert read_name_list(path) == ("background", "swimming pool", "car")
+    path.write_text("Pixel Value, Class\n0, background\n255, car\n")
+    with pytest.raises(DataError, match=r"_classes\.csv: the pixel values are not 0 to 1 .*LABEL_VALUES"):
+        read_name_list(path)
+
+
 def test_read_name_list_missing_file() -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.txt"):
         read_name_list("absent.txt")
