@@ -18,7 +18,8 @@ A model that predicts saliency (SalSeg with ``MODEL.SALSEG.TEST.SALIENCY True``)
 ``--input`` takes images, folders, glob patterns and videos, several at once, a camera (``--input 0``, until Ctrl-C or
 ``--max-frames``) or the address of a stream.
 
-``--save`` writes predictions for other programs: COCO's panoptic JSON with PNGs, COCO results, index images, saliency;
+``--save`` writes predictions for other programs: COCO's panoptic JSON with PNGs, COCO results, index images, saliency,
+of every frame of a video too;
 ``--no-pictures`` leaves the overlays out. For many images: ``--batch``, ``--num-workers``, ``--resume`` after a stop;
 ``torchrun --nproc-per-node N demo.py ...`` shares them between processes.
 """
@@ -31,9 +32,8 @@ import glob
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from padding.engine.commands import add_config_arguments, command_parser, load_config, parse, positive, register_data
-from padding.engine.video import UnreadableError, is_live, video_frames, writing_video
+from padding.engine.video import UnreadableError, frame_name, is_live, video_frames, writing_video
 from padding.errors import UserError, check_choice, run_command
 
 if TYPE_CHECKING:
@@ -151,7 +151,6 @@ class Demo:
         self._predictor = predictor
         self._output = output
         self._options = options = DemoOptions() if options is None else options
-        self._label_maps = output / "label_maps" if options.label_maps else None
         self._writer: PredictionWriter | None = None
         self.left_out: dict[Path | str, str] = {}
         output.mkdir(parents=True, exist_ok=True)
@@ -162,34 +161,29 @@ class Demo:
         An input that cannot be read is left out, see ``left_out``.
 
         Raises:
-            DemoError: if label maps or predictions are wanted of a video, or what an earlier run left is of another
-                model.
+            DemoError: if what an earlier run left is of another model.
         """
         targets = self._targets(inputs)
-        self._begin(inputs)
+        self._begin()
         number, count = self._options.share
         mine = [one for one in list(targets)[number::count] if not self._is_complete(targets[one])]
         try:
             written = self._draw_images([one for one in mine if isinstance(one, Path) and not _is_video(one)], targets)
             for source in (one for one in mine if _is_video(one)):
-                written += self._attempt(source, partial(self._draw_video, source, targets[source]))
+                written += self._attempt(source, targets[source])
         finally:
             if self._writer is not None:
                 self._writer.flush()
         if self._writer is not None:
-            self._writer.join(target.stem for target in targets.values())
+            self._writer.join(_name_of(target) for target in targets.values())
         drawn = set(written)
         return [target for target in targets.values() if target in drawn] if self._options.pictures else []
 
-    def _begin(self, inputs: Sequence[Path | str]) -> None:
+    def _begin(self) -> None:
         options = self._options
-        videos = [Path(one).name for one in inputs if _is_video(one)]
-        for wanted, flag in ((options.label_maps, "--label-maps"), (options.save is not None, "--save")):
-            if wanted and videos:
-                raise DemoError(f"{flag} is for images; leave out {', '.join(videos)}")
         self._compare_with_earlier_run()
-        if self._label_maps is not None:
-            self._begin_label_maps(self._label_maps)
+        if options.label_maps:
+            self._begin_label_maps()
         if options.save is not None:
             from padding.engine.saved_predictions import KINDS, PredictionWriter, refuse_existing
 
@@ -214,13 +208,12 @@ class Demo:
         elif self._options.share[0] == 0:
             write_json(path, now)
 
-    def _begin_label_maps(self, folder: Path) -> None:
+    def _begin_label_maps(self) -> None:
         from padding.data.files import write_text
         from padding.engine.label_map import UNLABELED
 
-        folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{index} {name}\n" for index, name in enumerate(self._predictor.class_names)]
-        write_text(folder / "classes.txt", "".join([*lines, f"{UNLABELED} unlabeled\n"]))
+        write_text(self._label_map("").with_name("classes.txt"), "".join([*lines, f"{UNLABELED} unlabeled\n"]))
 
     def _overlay(self, image: npt.NDArray[np.uint8], prediction: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
         """Draw the segments and, of a model that predicts it, saliency beside them."""
@@ -251,19 +244,22 @@ class Demo:
         if not self._options.resume:
             return False
         found = not self._options.pictures or target.is_file()
-        if self._label_maps is not None:
-            found = found and (self._label_maps / target.name).is_file()
-        return found and (self._writer is None or target.stem in self._writer.done)
+        if self._options.label_maps:
+            # A video's picture is there when its last frame is.
+            found = found and (self._options.pictures if _is_video(target) else self._label_map(target.stem).is_file())
+        return found and (self._writer is None or _name_of(target) in self._writer.done)
 
-    def _attempt(self, source: Path | str, work: Callable[[], Path]) -> list[Path]:
+    def _attempt(self, source: Path | str, target: Path) -> list[Path]:
         try:
-            return [work()]
+            return [self._draw_video(source, target)]
         except UnreadableError as error:
-            self._leave_out(source, str(error))
+            self._leave_out(source, target, str(error))
             return []
 
-    def _leave_out(self, source: Path | str, why: str) -> None:
+    def _leave_out(self, source: Path | str, target: Path, why: str) -> None:
         self.left_out[source] = why
+        if self._writer is not None:
+            self._writer.leave_out(_name_of(target))
         tqdm.write(f"left out: {why}", file=sys.stderr)
 
     def _draw_images(self, sources: Sequence[Path], targets: Mapping[Path | str, Path]) -> list[Path]:
@@ -290,37 +286,57 @@ class Demo:
             if not isinstance(image, str):
                 yield index, image
                 continue
-            self._leave_out(sources[index], image)
-            if self._writer is not None:
-                self._writer.leave_out(targets[sources[index]].stem)
+            self._leave_out(sources[index], targets[sources[index]], image)
 
     def _write(self, image: npt.NDArray[np.uint8], prediction: Mapping[str, Any], source: Path, target: Path) -> Path:
         from padding.data.files import save_picture
-        from padding.engine.label_map import class_colors, label_map_of, write_label_map
 
         if self._options.pictures:
             save_picture(self._overlay(image, prediction), target)
-        if self._label_maps is not None:
+        # COCO's images are named after their ids; others by their name.
+        image_id = int(source.stem) if source.stem.isdecimal() else target.stem
+        self._save(target.stem, image_id, image.shape[:2], prediction)
+        return target
+
+    def _label_map(self, name: str) -> Path:
+        return self._output / "label_maps" / f"{name}.png"
+
+    def _save(self, name: str, image_id: int | str, size: tuple[int, int], prediction: Mapping[str, Any]) -> None:
+        """Write what other programs read of an image or a frame."""
+        from padding.engine.label_map import class_colors, label_map_of, write_label_map
+
+        if self._options.label_maps:
             try:
                 labels = label_map_of(prediction)
             except ValueError as error:
                 raise DemoError(f"--label-maps: {error}") from error
-            write_label_map(self._label_maps / target.name, labels, class_colors(self._predictor.metadata))
+            write_label_map(self._label_map(name), labels, class_colors(self._predictor.metadata))
         if self._writer is not None:
-            # COCO's images are named after their ids; others by their name.
-            image_id = int(source.stem) if source.stem.isdecimal() else target.stem
-            self._writer.write(target.stem, image_id, image.shape[:2], prediction)
-        return target
+            self._writer.write(name, image_id, size, prediction)
 
     def _draw_video(self, source: Path | str, target: Path) -> Path:
         rate, count, frames = video_frames(source)
         limit, name = self._options.max_frames, target.stem
         shown = tqdm(islice(frames, limit), desc=name, total=min(count, limit or count) or None, unit="frame")
-        with writing_video(target, rate, source=str(source)) as sink, contextlib.closing(frames):  # type: ignore[type-var]
-            # A camera's frames are shown as they come, one by one.
-            for group in batched(shown, 1 if isinstance(source, str) else self._options.batch):
-                for frame, prediction in zip(group, self._predictor.predict(group), strict=True):
-                    sink.add(self._overlay(frame, prediction))
+        done = 0
+        sinks = writing_video(target, rate, source=str(source)) if self._options.pictures else contextlib.nullcontext()
+        try:
+            with sinks as sink, contextlib.closing(frames):  # type: ignore[type-var]
+                # A camera's frames are shown as they come, one by one.
+                for group in batched(shown, 1 if isinstance(source, str) else self._options.batch):
+                    for frame, prediction in zip(group, self._predictor.predict(group), strict=True):
+                        one = frame_name(name, done)
+                        self._save(one, one, frame.shape[:2], prediction)
+                        if sink is not None:
+                            sink.add(self._overlay(frame, prediction))
+                        done += 1
+        except KeyboardInterrupt:
+            if not (done and isinstance(source, str)):  # that is how a camera ends
+                raise
+        if not done:
+            raise UnreadableError(f"{source} holds no readable frame")
+        if self._writer is not None:
+            self._writer.end_video(_name_of(target), name, done)
         return target
 
 
@@ -329,6 +345,11 @@ def batched(frames: Iterable[npt.NDArray[np.uint8]], size: int) -> Iterator[list
     remaining = iter(frames)
     while group := list(islice(remaining, size)):
         yield group
+
+
+def _name_of(target: Path) -> str:
+    """Name under which is noted what is done of an input; a video may be called like an image."""
+    return target.name if _is_video(target) else target.stem
 
 
 def _is_video(source: Path | str) -> bool:

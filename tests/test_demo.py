@@ -203,12 +203,9 @@ def test_label_maps_are_index_images_with_the_names_beside_them(
     assert not (tmp_path / "plain" / "label_maps").exists()
 
 
-def test_label_maps_of_videos_and_other_models_are_errors(
+def test_label_maps_of_models_without_labels_are_an_error(
     model: tuple[str, str], pictures: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "clip.mp4").touch()
-    with pytest.raises(demo.DemoError, match=r"--label-maps is for images; leave out clip\.mp4"):
-        run(model, tmp_path / "out", "--input", str(tmp_path / "clip.mp4"), "--label-maps")
     words = ["--config-file", model[0], "--output", str(tmp_path / "out"), "--input", str(pictures), "--label-maps"]
     panoptic = ["--opts", "MODEL.WEIGHTS", model[1], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", "False"]
     with pytest.raises(demo.DemoError, match=r"--label-maps: .*predicts \['panoptic_seg'\]"):
@@ -249,6 +246,10 @@ def test_a_camera_is_drawn_until_it_is_enough_or_ctrl_c(
     (written,) = run(model, tmp_path / "out", "--input", "0", "--batch", "3")
     assert (num_frames(written), seen) == (3, [1, 1, 1, 1])
     assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".mp4"] == ["camera_0.mp4"]
+    seen.clear()
+    assert run(model, tmp_path / "saved", "--input", "0", "--save", "--no-pictures") == []
+    content = json.loads((tmp_path / "saved" / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == [f"camera_0/{i:06d}" for i in range(3)]
     with pytest.raises(demo.UnreadableError, match="camera 7 cannot be opened"):
         demo.video_frames("7")
 
@@ -340,6 +341,42 @@ def test_a_stopped_run_goes_on_where_it_stopped(
     assert len(seen) == 6
 
 
+@pytest.mark.parametrize("flags", [(), ("--no-pictures",)])
+def test_frames_of_a_video_are_saved_as_images_are(
+    model: tuple[str, str], tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """Beside an image of the same name, which is none of the video's frames."""
+    source = tmp_path / "source"
+    source.mkdir()
+    clip(source / "a.avi")
+    frames = list(demo.video_frames(source / "a.avi")[2])
+    Image.fromarray(frames[1]).save(source / "a.png")
+    out = tmp_path / "out"
+    words = ["--input", str(source), "--save", "--label-maps", "--batch", "2", *flags]
+    run(model, out, *words)
+    assert (out / "a.mp4").is_file() == (not flags)
+    content = json.loads((out / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == ["a/000000", "a/000001", "a/000002", "a"]
+    assert [one["file_name"] for one in content["annotations"]] == [f"{i['id']}.png" for i in content["images"]]
+    for kind in ("panoptic", "sem_seg"):
+        assert (out / kind / "a" / "000001.png").read_bytes() == (out / kind / "a.png").read_bytes()
+    np.testing.assert_array_equal(
+        read_label_map(out / "label_maps" / "a" / "000001.png"), read_label_map(out / "sem_seg" / "a" / "000001.png")
+    )
+    before = (out / "panoptic.json").read_bytes()
+    assert run(model, out, *words, "--resume") == []
+    assert (out / "panoptic.json").read_bytes() == before
+
+
+def test_a_video_that_cannot_be_read_is_left_out_of_what_is_saved(model: tuple[str, str], tmp_path: Path) -> None:
+    source = many_pictures(tmp_path / "many", 2)
+    (source / "clip.mp4").write_bytes(b"no video")
+    with pytest.raises(demo.DemoError, match="1 of 3 inputs were left out"):
+        run(model, tmp_path / "out", "--input", str(source), "--save", "--no-pictures")
+    content = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == [0, 1]
+
+
 def test_what_cannot_be_read_is_left_out_of_what_is_saved(model: tuple[str, str], tmp_path: Path) -> None:
     source = many_pictures(tmp_path / "many", 3)
     (source / "000000000001.png").write_bytes(b"no picture")
@@ -362,14 +399,11 @@ def test_options_without_sense_are_refused(words: list[str], message: str, capsy
     assert message in capsys.readouterr().err
 
 
-def test_unknown_kinds_and_videos_are_not_saved(model: tuple[str, str], pictures: Path, tmp_path: Path) -> None:
+def test_unknown_kinds_are_not_saved(model: tuple[str, str], pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--save is 'masks'; expected one of panoptic, instances, sem_seg, saliency"):
         run(model, tmp_path / "out", "--input", str(pictures), "--save", "masks")
     with pytest.raises(ValueError, match=r"nothing to save: the model predicts \['panoptic_seg', 'sem_seg'\]"):
         run(model, tmp_path / "out", "--input", str(pictures), "--save", "saliency")
-    (tmp_path / "clip.mp4").touch()
-    with pytest.raises(demo.DemoError, match=r"--save is for images; leave out clip\.mp4"):
-        run(model, tmp_path / "other", "--input", str(tmp_path / "clip.mp4"), "--save")
 
 
 def test_what_predictions_depend_on_is_compared_and_nothing_else(model: tuple[str, str]) -> None:

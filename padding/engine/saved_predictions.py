@@ -7,6 +7,8 @@
     <folder>/saliency/<name>.png                   grey, 0 to 255
     <folder>/parts/                                what is done, image by image: a run that stopped goes on from there
 
+Frames of a video have a folder with its name, below those of each kind: ``<video>/000000`` is the first.
+
 Category ids are those of the data set's files. Several processes write into one folder; whoever finishes last joins the
 parts.
 """
@@ -14,7 +16,7 @@ parts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from padding.data.files import replacing, save_panoptic_png, save_png, write_jso
 from padding.data.readers import read_json
 from padding.data.saliency.maps import saliency_to_bytes
 from padding.engine.label_map import UNLABELED, label_map_of, write_label_map
+from padding.engine.video import frame_name
 from padding.errors import ConfigError, ExistingFileError
 from padding.evaluation.instance import mask_entries
 
@@ -109,9 +112,19 @@ class PredictionWriter:
         """Note that an image cannot be read; the others are joined without it, and a later run tries again."""
         self._records.append({"name": name, "kinds": []})
 
+    def end_video(self, name: str, frames: str, num_frames: int) -> None:
+        """Note that a video is complete.
+
+        Args:
+            name: of the video, no image's; ``join`` takes it for the frames.
+            frames: folder of the frames, which are written by the names of ``frame_name``.
+            num_frames: how many there are.
+        """
+        self._records.append({"name": name, "kinds": [], "frames": frames, "num_frames": num_frames})
+
     def _note(self, records: Iterable[Mapping[str, Any]]) -> None:
         for record in records:
-            (self.done if record["kinds"] else self.left_out).add(record["name"])
+            (self.done if record["kinds"] or "num_frames" in record else self.left_out).add(record["name"])
 
     def flush(self) -> None:
         """Note that all images so far are complete."""
@@ -157,7 +170,7 @@ class PredictionWriter:
         """Write the JSON files once every image is complete; of several processes the last one does it.
 
         Args:
-            names: of all images.
+            names: of all images and videos.
 
         Returns:
             Whether they were complete.
@@ -170,8 +183,8 @@ class PredictionWriter:
             return False
         records: dict[str, Mapping[str, Any]] = {}
         for path in sorted((self.folder / PARTS).glob("*.json")):
-            records.update({record["name"]: record for record in read_json(path)["images"] if record["kinds"]})
-        ordered = [records[name] for name in wanted if name in records]
+            records.update({record["name"]: record for record in read_json(path)["images"]})
+        ordered = [records[one] for name in wanted for one in _images_of(records[name]) if records[one]["kinds"]]
         found = {kind for record in ordered for kind in record["kinds"]}
         if "panoptic" in found:
             self._join_panoptic(ordered)
@@ -202,6 +215,12 @@ class PredictionWriter:
             ],
         }
         write_json(self.folder / "panoptic.json", content, indent=None)
+
+
+def _images_of(record: Mapping[str, Any]) -> Iterator[str]:
+    if "num_frames" not in record:
+        yield record["name"]
+    yield from (frame_name(record["frames"], i) for i in range(record.get("num_frames", 0)))
 
 
 def _write_list(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:

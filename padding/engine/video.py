@@ -60,6 +60,11 @@ def video_frames(source: str | Path) -> tuple[float, int, Iterator[Frame]]:
     return rate, max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), frames()
 
 
+def frame_name(video: str, number: int) -> str:
+    """Name of what is written of a frame, without ending: a file in a folder of the video, numbered from 0 on."""
+    return f"{video}/{number:06d}"
+
+
 class VideoSink:
     """Takes the frames of one video; the first says the size."""
 
