@@ -16,6 +16,7 @@ from padding.data.folders import own_label_map
 from padding.data.loaders.listed_images import load_listed_images
 from padding.data.own_data import folder_classes
 from padding.data.photographs import read_photograph
+from padding.data.prepare.color_labels import read_color_labels, read_color_table
 from padding.engine import add_core_config
 from padding.engine.setup import _check_values, _merge_file
 from tests.fuzz.harness import Target
@@ -178,6 +179,36 @@ def read_tiff(folder: Path) -> None:
     assert image.ndim == 3, "no channels"
 
 
+COLORS = {"ground": (0, 0, 0), "water way": (128, 64, 128), "füchse": (255, 0, 9)}
+COLOR_LINES = (
+    *("sky,1,2,3", "1 2 3 sky", "sky #010203", "sky:1,2,3::", "# sky:1,2,3", "sky", "1,2,3", "1,2,3,4", "sky,1,2,300"),
+    *("name,r,g,b", "ground,1,2,3", "sky,0,0,0", ",,,", "sky,-1,2,3", "sky,1.5,2,3", "\t", '"sky",1,2,3'),
+)
+
+
+def write_colors(folder: Path) -> None:
+    lines = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in COLORS.items()]
+    (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "\n".join(lines) + "\n")
+    Image.fromarray(np.array(list(COLORS.values()), np.uint8)[labels()]).save(folder / "a.png")
+
+
+def damage_colors(folder: Path, rng: random.Random) -> str:
+    if rng.random() < 0.7:
+        return mutate_text(folder / "labelmap.txt", COLOR_LINES, rng)
+    changed, kind = mutate_bytes((folder / "a.png").read_bytes(), rng)
+    (folder / "a.png").write_bytes(changed)
+    return f"colors {kind}"
+
+
+def read_colors(folder: Path) -> None:
+    """Every pixel has the id of the class whose color it shows, and the void name is no class."""
+    table = read_color_table(folder / "labelmap.txt")
+    found = read_color_labels(folder / "a.png", table=table)
+    shown = np.asarray(Image.open(folder / "a.png").convert("RGB"))
+    assert len(set(table.names)) == len(table.names) == len(set(table.colors)), "a name or color twice"
+    assert (np.array(table.colors)[found] == shown).all(), "the color of another class"
+
+
 TARGETS = (
     Target("configuration", write_config, lambda folder, rng: mutate_text(folder / "c.yaml", LINES, rng), read_config),
     Target(
@@ -187,5 +218,6 @@ TARGETS = (
         read_list,
     ),
     Target("folders", write_folders, damage_folders, read_folders),
+    Target("colors", write_colors, damage_colors, read_colors),
     Target("tiff", write_tiff, damage_tiff, read_tiff),
 )
