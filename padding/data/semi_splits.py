@@ -43,10 +43,13 @@ def read_semi_split(name: str) -> SemiSplit:
     """
     folder = next((path for path in (splits_dir() / name, Path(name)) if (path / LISTS[0]).is_file()), None)
     if folder is None:
-        near = [known for known in shipped_splits() if known.split("/")[0] == name.split("/")[0]] or shipped_splits()
+        shipped = shipped_splits()
+        near = [known for known in shipped if known.split("/")[0] == name.split("/")[0]]
+        first = dict.fromkeys(f"{known.split('/')[0]}/..." for known in shipped)
         raise MissingFileError(
             f"DATASETS.SPLIT is '{name}', but neither datasets/splits nor the file system has such a folder with "
-            f"{' and '.join(LISTS)}; shipped are {', '.join(near)}"
+            f"{' and '.join(LISTS)}; shipped are {', '.join(near or first)}; lists of your own are written by 'python "
+            f"datasets/prepare_splits.py --folder {name} --images DIR --draw N'"
         )
     labeled, unlabeled = (read_id_list(folder / file) for file in LISTS)
     both = sorted(set(labeled) & set(unlabeled))

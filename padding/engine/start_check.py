@@ -66,7 +66,11 @@ def check_run(cfg: CfgNode) -> None:
     for finding in findings:
         if finding.level == "warning":
             logger.warning("%s: %s", finding.place, finding.text)
-    errors = [f"{finding.place}: {finding.text}" for finding in findings if finding.level == "error"]
+    places: dict[str, list[str]] = {}  # the labeled and the unlabeled images of a set have some faults in common
+    for finding in findings:
+        if finding.level == "error":
+            places.setdefault(finding.text, []).append(finding.place)
+    errors = [f"{' and '.join(where)}: {text}" for text, where in places.items()]
     errors = next((found for found in comm.all_gather(errors) if found), [])
     if errors:
         more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
