@@ -23,6 +23,7 @@ from padding.data.roots import splits_dir
 from padding.errors import DataError, MissingFileError
 
 _GREY = (128, 128, 128)
+_LABELME_VOID = "__ignore__"
 _ROBOFLOW_HEADER = re.compile(r"pixel value\s*,\s*class", re.IGNORECASE)
 
 
@@ -198,8 +199,9 @@ def class_split_of(dataset_name: str) -> ClassSplit:
 def read_name_list(path: str | Path) -> tuple[str, ...]:
     """Names from a text file, one per line; lines starting with ``#`` and empty lines are skipped.
 
-    A line with tabs is a row of a table, such as ``coco_stuff_171.tsv``; its last column is the name. Roboflow's
-    ``_classes.csv``, with the header "Pixel Value, Class", is read as well.
+    A line with tabs is a row of a table, such as ``coco_stuff_171.tsv``; its last column is the name. Lists of
+    annotation tools are read as they are: Roboflow's ``_classes.csv``, with the header "Pixel Value, Class", and
+    labelme's, whose first line ``__ignore__`` stands for void and has no label.
 
     Raises:
         MissingFileError: there is no such file.
@@ -215,6 +217,8 @@ def read_name_list(path: str | Path) -> tuple[str, ...]:
     if rows and _ROBOFLOW_HEADER.fullmatch(rows[0]):
         names = _names_by_value(rows[1:], path)
     else:
+        if rows and rows[0] == _LABELME_VOID:
+            del rows[0]
         names = tuple(line.rpartition("\t")[2] for line in rows)
     if not names:
         raise DataError(f"{path}: holds no name; write one class name per line")

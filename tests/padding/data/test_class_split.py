@@ -130,6 +130,8 @@ def test_read_name_list_reads_the_table_of_an_annotation_tool(tmp_path: Path) ->
     path = tmp_path / "_classes.csv"
     path.write_text("Pixel Value, Class\n0, background\n1, swimming pool\n2, car")
     assert read_name_list(path) == ("background", "swimming pool", "car")
+    path.write_text("__ignore__\n_background_\ncar\n")
+    assert read_name_list(path) == ("_background_", "car"), "labelme's: void had the label of the background"
     path.write_text("Pixel Value, Class\n0, background\n255, car\n")
     with pytest.raises(DataError, match=r"_classes\.csv: the pixel values are not 0 to 1 .*LABEL_VALUES"):
         read_name_list(path)
