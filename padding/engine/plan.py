@@ -29,7 +29,7 @@ from padding.engine.stand_in import resized, training_size
 from padding.engine.trainer import Trainer, training_entries
 from padding.errors import MissingFileError, UserError, run_command
 
-GIB, MIB = 2**30, 2**20
+GIB = 2**30
 # Of one process on a GPU, beside its tensors: context, cuDNN's workspaces, fragments of the allocator.
 OVERHEAD = 1.0 * GIB
 # Seconds of one CPU core for an image of 480 x 640 in the evaluators of Detectron2's data types.
