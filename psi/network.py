@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.modeling import Backbone, build_backbone
+from detectron2.modeling import Backbone
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from padding.errors import ConfigError, check_choice
 from padding.modeling.deeplab import ASPP, DeepLabDecoder, DeepLabOptions
+from padding.modeling.memory_order import build_ordered_backbone
 from psi.aggregation import Aggregation, AggregationOptions, build_aggregation
 
 HIGH_LEVELS = ("aspp", "res5")
@@ -115,7 +116,7 @@ def build_network(cfg: CfgNode, num_classes: int) -> SegmentationNetwork:
         ValueError: if the backbone lacks a level of MODEL.PSI.IN_FEATURES, or a key has an unknown value.
     """
     node = cfg.MODEL.PSI
-    backbone = build_backbone(cfg)
+    backbone = build_ordered_backbone(cfg)
     shapes = _input_shapes(backbone, node.IN_FEATURES, cfg.MODEL.BACKBONE.NAME)
     head = SegmentationHead(
         shapes,

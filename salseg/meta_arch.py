@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from padding.data.sample import IGNORE_LABEL
@@ -29,6 +29,7 @@ from padding.modeling.batching import (
 from padding.modeling.deeplab import DeepLabDecoder
 from padding.modeling.diagnostics import note_observations
 from padding.modeling.label_space import learned_split
+from padding.modeling.memory_order import build_ordered_backbone
 from padding.modeling.tta import SegmentationPlan, segment_sample
 from salseg.batch_norm import SaliencyStatistics
 from salseg.heads import (
@@ -137,7 +138,7 @@ class SalSeg(nn.Module):
         node = cfg.MODEL.SALSEG
         tasks = tasks_of(node.WEIGHTING)
         split = learned_split(cfg)
-        backbone = build_backbone(cfg)
+        backbone = build_ordered_backbone(cfg)
         names = feature_names(node, backbone)
         low_channels, last_channels = (backbone.output_shape()[name].channels for name in names)
         pyramid = build_pyramid(node, last_channels)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from detectron2.modeling import META_ARCH_REGISTRY, build_sem_seg_head
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ from padding.modeling.criterion import MaskCriterion
 from padding.modeling.inference import keep_classes, widen_logits
 from padding.modeling.label_space import evaluation_split, num_learned_classes, training_split
 from padding.modeling.matcher import HungarianMatcher
+from padding.modeling.memory_order import build_ordered_backbone
 from padding.modeling.postprocessing import InferenceOptions, predict_image
 
 
@@ -103,7 +104,7 @@ class MaskFormer(nn.Module):
         """
         learned, asked = training_split(cfg), evaluation_split(cfg)
         num_learned_classes(cfg)  # before anything large is built
-        backbone = build_backbone(cfg)
+        backbone = build_ordered_backbone(cfg)
         options = cfg.MODEL.MASK_FORMER
         divisibility = options.SIZE_DIVISIBILITY
         return {

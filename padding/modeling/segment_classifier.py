@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from padding.modeling.batching import batch_images, prepare_targets, register_pixel_statistics, require_keys
 from padding.modeling.label_space import training_split
+from padding.modeling.memory_order import build_ordered_backbone
 
 
 def pool_segments(features: Tensor, masks: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class SegmentClassifier(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Constructor arguments from a config; the classes are those of the first training set."""
-        backbone = build_backbone(cfg)
+        backbone = build_ordered_backbone(cfg)
         shapes = backbone.output_shape()
         return {
             "backbone": backbone,

@@ -160,7 +160,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         out_features=node.OUT_FEATURES,
         norm=node.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        channels_last=node.CHANNELS_LAST,
+        channels_last=node.CHANNELS_LAST or cfg.MODEL.BACKBONE.CHANNELS_LAST,
     )
 
 
